@@ -1,0 +1,154 @@
+"""The certificate itself: what is claimed for each point, and everything needed to check it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ellips.types import Soundness, Space, weakest
+
+if TYPE_CHECKING:
+    from ellips.lipschitz import LipschitzBound
+
+Method = Literal["exact", "pairwise", "theorem"]
+METHODS: tuple[Method, ...] = get_args(Method)
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Radii within which predictions cannot change, with what proves them.
+
+    All tensors have shape ``(N,)``. For a certificate in latent space, ``(rival, multiplier)`` prove the radius: see
+    :func:`ellips.certificates.check`.
+
+    Attributes:
+        prediction: Predicted class, int64; −1 where the classifier abstains.
+        radius: ℓ2 radius, float64, rounded towards zero; ``inf`` where no change of any size alters the prediction.
+        rival: The class whose boundary is nearest, int64.
+        margin: score of the prediction minus score of the rival, float64.
+        multiplier: Dual multiplier t at which the radius is proven, float64; ``inf`` with an infinite radius.
+        method: ``"exact"``, ``"pairwise"`` or ``"theorem"``.
+        soundness: What the radius may claim.
+        space: ``"latent"`` or ``"input"``: where the radius is measured.
+        latent_radius: In input space, the radius before division by the Lipschitz constant.
+        lipschitz: In input space, the Lipschitz constant.
+        ball_radius: In input space, the radius of the ball on which that constant holds (``inf``: everywhere).
+        source: How the Lipschitz constant was obtained.
+
+    Raises:
+        ValueError: If the tensors' shapes disagree or a radius is negative or NaN.
+    """
+
+    prediction: Tensor
+    radius: Tensor
+    rival: Tensor
+    margin: Tensor
+    multiplier: Tensor
+    method: str
+    soundness: Soundness = "exact"
+    space: Space = "latent"
+    latent_radius: Tensor | None = None
+    lipschitz: Tensor | None = None
+    ball_radius: Tensor | None = None
+    source: str | None = None
+
+    def __post_init__(self) -> None:
+        weakest(self.soundness)
+        for name, value in self.tensors().items():
+            if value.shape != self.prediction.shape or value.ndim != 1:
+                raise ValueError(
+                    f"Expected `{name}` to have shape (N,) = {tuple(self.prediction.shape)} but got "
+                    f"{tuple(value.shape)}."
+                )
+        if not bool((self.radius >= 0).all()):
+            raise ValueError("Expected every `radius` to be at least 0 but got negative or NaN values.")
+
+    def __len__(self) -> int:
+        return len(self.prediction)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the per-point tensors by name."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+    def to_input(self, bound: LipschitzBound) -> Certificate:
+        """Carry a latent certificate to the images: radius ``min(R / L, r)`` ([E26] Theorem 5.1, part 1).
+
+        Args:
+            bound: Lipschitz constant L of the map from image to latent, the radius r of the ball around each image on
+                which it holds, and what it may claim.
+
+        Returns:
+            The certificate in input space; its soundness is the weaker of the two.
+
+        Raises:
+            ValueError: If this certificate is in input space already, or the bound is of another length, negative or
+                NaN.
+        """
+        if self.space != "latent":
+            raise ValueError("Expected a certificate in latent space but got one in input space already.")
+        constant, ball = (x.to(self.radius) for x in (bound.constant, bound.ball_radius))
+        for name, value in (("constant", constant), ("ball_radius", ball)):
+            if value.shape != self.radius.shape or not bool((value >= 0).all()):
+                raise ValueError(
+                    f"Expected the Lipschitz bound's `{name}` to be {len(self)} non-negative numbers but got shape "
+                    f"{tuple(value.shape)}, minimum {float(value.min()) if value.numel() else 'none'}."
+                )
+        # L = 0: the latent never moves. inf/inf would be NaN where an unbounded radius meets an unknown constant.
+        ratio = torch.where(constant == 0, torch.inf, self.radius / constant)
+        ratio = torch.where(constant.isinf(), torch.zeros_like(ratio), ratio)
+        ratio = torch.where(self.radius == 0, torch.zeros_like(ratio), ratio)
+        return replace(
+            self,
+            radius=torch.minimum(round_down(ratio), ball),
+            soundness=weakest(self.soundness, bound.soundness),
+            space="input",
+            latent_radius=self.radius,
+            lipschitz=constant,
+            ball_radius=ball,
+            source=bound.source,
+        )
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> Certificate:
+        """Return a copy with ``fn`` applied to every per-point tensor, e.g. to select rows."""
+        return replace(self, **{name: fn(value) for name, value in self.tensors().items()})
+
+    def __getitem__(self, rows: slice | Tensor) -> Certificate:
+        """Return the certificates of some points."""
+        return self.map(lambda tensor: tensor[rows])
+
+    def to(self, device: torch.device | str) -> Certificate:
+        """Return a copy on another device."""
+        return self.map(lambda tensor: tensor.to(device))
+
+    def cpu(self) -> Certificate:
+        """Return a copy in the processor's memory."""
+        return self.to("cpu")
+
+    def detach(self) -> Certificate:
+        """Return a copy without gradients."""
+        return self.map(Tensor.detach)
+
+    @staticmethod
+    def cat(parts: Sequence[Certificate]) -> Certificate:
+        """Join certificates of the same kind, in order.
+
+        Raises:
+            ValueError: If there are none, or they differ in method, soundness, space or source.
+        """
+        if not parts:
+            raise ValueError("Expected at least one certificate but got none.")
+        kinds = {(p.method, p.soundness, p.space, p.source) for p in parts}
+        if len(kinds) > 1:
+            raise ValueError(f"Expected certificates of one kind (method, soundness, space, source) but got {kinds}.")
+        names = parts[0].tensors()
+        return replace(parts[0], **{name: torch.cat([getattr(p, name) for p in parts]) for name in names})
+
+
+def round_down(x: Tensor, ulps: int = 2) -> Tensor:
+    """Return non-negative floats lowered by a few units in the last place: what one rounded operation may have added."""
+    return x * (1 - ulps * torch.finfo(x.dtype).eps)

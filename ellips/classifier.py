@@ -1,0 +1,399 @@
+"""Ellips: quadratic discriminant analysis as a torch module with certificates.
+
+The classifier of "Certified Robustness from Approximate Gaussian Mixture Structures in Pretrained Latent Spaces"
+(arXiv 2605.25352, [E26] below), section 4, equation 4.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from ellips.covariance import class_covariances, precision_factor
+from ellips.errors import NotFittedError
+from ellips.moments import ClassMoments, Moments
+from ellips.precision import keep_dtype
+from ellips.validation import check_latents
+
+if TYPE_CHECKING:
+    from ellips.certificates import Certificate, Method
+
+CovarianceType = Literal["full", "diagonal"]
+
+_LOG_2PI = math.log(2 * math.pi)
+# Whitened latents of one block of points: beyond this many elements they leave the processor's caches.
+_BLOCK_ELEMENTS = 2**21
+
+
+class Ellips(nn.Module):
+    """K Gaussians with priors; the class of the highest posterior wins.
+
+    The score of class k at z is, with precision P_k = A_kᵀA_k ([E26] eq. 4),
+
+        score_k(z) = −‖A_k (z − μ_k)‖² + 2 log det A_k + 2 log π_k .
+
+    The precision factors A_k (lower triangular, A_k = L_k⁻¹ for Σ_k = L_kL_kᵀ) are what is stored: they *define* the
+    classifier, so neither its scores nor its certificates contain the error of an inversion. The state is float64
+    whatever the module is cast to, and lives in buffers, so checkpoints carry it.
+
+    Args:
+        num_classes: K, at least 2.
+        dim: Width d of the latents.
+        covariance_type: ``"full"`` or ``"diagonal"``.
+        pooling: In [0, 1]: how far each class covariance is moved to the common one (1: tied covariances).
+        shrinkage: In [0, 1]: how far it is then moved to a multiple of the identity (1: spherical covariances).
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> ellips = Ellips(num_classes=2, dim=3, shrinkage=0.1)
+        >>> z, labels = torch.randn(100, 3), torch.arange(100) % 2
+        >>> scores = ellips.fit(z, labels)(z)
+        >>> certificate = ellips.certify(z)
+    """
+
+    means: Tensor
+    precision_factors: Tensor
+    log_priors: Tensor
+    fitted: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        dim: int,
+        *,
+        covariance_type: CovarianceType = "full",
+        pooling: float = 0.0,
+        shrinkage: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if num_classes < 2:
+            raise ValueError(f"Expected `num_classes` to be at least 2 but got {num_classes}.")
+        if dim < 1:
+            raise ValueError(f"Expected `dim` to be at least 1 but got {dim}.")
+        if covariance_type not in get_args(CovarianceType):
+            raise ValueError(
+                f"Expected `covariance_type` to be one of {get_args(CovarianceType)} but got {covariance_type!r}."
+            )
+        for name, value in (("pooling", pooling), ("shrinkage", shrinkage)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"Expected `{name}` to be in [0, 1] but got {value}.")
+        self.num_classes = num_classes
+        self.dim = dim
+        self.covariance_type: CovarianceType = covariance_type
+        self.pooling = pooling
+        self.shrinkage = shrinkage
+        shape = (num_classes, dim) if covariance_type == "diagonal" else (num_classes, dim, dim)
+        self.register_buffer("means", torch.zeros(num_classes, dim, dtype=torch.float64))
+        self.register_buffer("precision_factors", torch.zeros(shape, dtype=torch.float64))
+        self.register_buffer("log_priors", torch.zeros(num_classes, dtype=torch.float64))
+        self.register_buffer("fitted", torch.tensor(False))
+        # Derived quantities of the current mixture (see `derived`); never part of the state.
+        self._derived: dict[str, Any] = {}
+        self._derived_key: tuple[Any, ...] = ()
+
+    # ------------------------------------------------------------------ making one
+
+    @classmethod
+    def from_parameters(cls, means: Tensor, covariances: Tensor, priors: Tensor) -> Ellips:
+        """Build a fitted classifier from the mixture's parameters.
+
+        Args:
+            means: Shape ``(K, d)``.
+            covariances: Shape ``(K, d, d)``, symmetric positive definite, or ``(K, d)`` for diagonal ones (variances).
+            priors: Shape ``(K,)``, positive, summing to one.
+
+        Raises:
+            ValueError: If shapes disagree, a value is not finite, the priors are no distribution or a covariance is
+                not positive definite; the message names the class.
+        """
+        means, covariances, priors = (torch.as_tensor(x).detach().double() for x in (means, covariances, priors))
+        if means.ndim != 2:
+            raise ValueError(f"Expected `means` to have shape (K, d) but got {tuple(means.shape)}.")
+        classes, dim = means.shape
+        diagonal = covariances.ndim == 2
+        expected = (classes, dim) if diagonal else (classes, dim, dim)
+        if tuple(covariances.shape) != expected:
+            raise ValueError(
+                f"Expected `covariances` to have shape ({classes}, {dim}, {dim}) or ({classes}, {dim}) to go with the "
+                f"means but got {tuple(covariances.shape)}."
+            )
+        if not bool(torch.isfinite(means).all()):
+            raise ValueError("Expected `means` to be finite but got NaN or infinite values.")
+        ellips = cls(classes, dim, covariance_type="diagonal" if diagonal else "full").to(means.device)
+        ellips._set(means, precision_factor(covariances), priors)
+        return ellips
+
+    def fit(self, z: Tensor, labels: Tensor) -> Ellips:
+        """Fit the Gaussians to labelled latents.
+
+        Args:
+            z: Shape ``(N, d)``.
+            labels: Shape ``(N,)``, integers in ``[0, K)``.
+
+        Returns:
+            Itself, fitted.
+
+        Raises:
+            ValueError: As :meth:`fit_moments`, and for latents or labels of the wrong kind.
+        """
+        moments = ClassMoments(self.num_classes, self.dim, covariance_type=self.covariance_type).to(z.device)
+        moments.update(z, labels)
+        return self.fit_moments(*moments.compute())
+
+    def fit_moments(self, count: Tensor, mean: Tensor, scatter: Tensor) -> Ellips:
+        """Fit the Gaussians to per-class moments, with this classifier's regularisation.
+
+        Priors are the class shares. See :func:`ellips.covariance.class_covariances` for the covariances.
+
+        Args:
+            count: Shape ``(K,)``, samples per class.
+            mean: Shape ``(K, d)``.
+            scatter: Shape ``(K, d, d)`` (or ``(K, d)``, its diagonal): sums of centred outer products.
+
+        Returns:
+            Itself, fitted.
+
+        Raises:
+            ValueError: If a class has no samples or its covariance is singular; the message names the class and the
+                parameter to raise.
+        """
+        moments = Moments(count, mean.double(), scatter.double())
+        covariances = class_covariances(moments, self.covariance_type, self.pooling, self.shrinkage)
+        self._set(mean.double(), precision_factor(covariances), count.double() / count.sum())
+        return self
+
+    def _set(self, means: Tensor, factors: Tensor, priors: Tensor) -> None:
+        """Store a mixture; everything was checked but the priors."""
+        if priors.shape != (self.num_classes,):
+            raise ValueError(f"Expected `priors` to have shape ({self.num_classes},) but got {tuple(priors.shape)}.")
+        if not bool((priors > 0).all()) or abs(float(priors.sum()) - 1) > 1e-6:
+            raise ValueError(f"Expected `priors` to be positive and to sum to 1 but got {priors.tolist()}.")
+        if means.shape != self.means.shape or factors.shape != self.precision_factors.shape:
+            raise ValueError(
+                f"Expected means of shape {tuple(self.means.shape)} and factors of shape "
+                f"{tuple(self.precision_factors.shape)} but got {tuple(means.shape)} and {tuple(factors.shape)}."
+            )
+        with torch.no_grad():
+            self.means.copy_(means)
+            self.precision_factors.copy_(factors)
+            self.log_priors.copy_((priors / priors.sum()).log())
+            self.fitted.fill_(True)
+
+    def trainable_(self) -> Ellips:
+        """Turn means, precision factors and log-priors into parameters, to be trained end to end.
+
+        Names in the state dict stay as they are. Only the factors' lower triangle is read, any nonzero diagonal gives
+        a positive definite precision, and the log-priors are normalised where they are used, so that no step of an
+        optimiser can leave the family. Call it before the optimiser is built, usually on a fitted classifier.
+        """
+        for name in ("means", "precision_factors", "log_priors"):
+            value = getattr(self, name)
+            if not isinstance(value, nn.Parameter):
+                del self._buffers[name]
+                self.register_parameter(name, nn.Parameter(value.clone()))
+        return self
+
+    # ------------------------------------------------------------------ the mixture
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether there is a mixture to classify with."""
+        return bool(self.fitted)
+
+    @property
+    def factors(self) -> Tensor:
+        """Precision factors A_k, shape ``(K, d, d)`` lower triangular or ``(K, d)``; P_k = A_kᵀA_k."""
+        return self.precision_factors if self.covariance_type == "diagonal" else self.precision_factors.tril()
+
+    @property
+    def precisions(self) -> Tensor:
+        """Precision matrices P_k, shape ``(K, d, d)``."""
+        factors = self.factors
+        return torch.diag_embed(factors.square()) if factors.ndim == 2 else factors.mT @ factors
+
+    @property
+    def covariances(self) -> Tensor:
+        """Covariance matrices Σ_k, shape ``(K, d, d)``."""
+        factors = self.factors
+        if factors.ndim == 2:
+            return torch.diag_embed(factors.square().reciprocal())
+        eye = torch.eye(self.dim, dtype=factors.dtype, device=factors.device)
+        roots = torch.linalg.solve_triangular(factors, eye.expand_as(factors), upper=False)
+        return roots @ roots.mT
+
+    @property
+    def log_dets(self) -> Tensor:
+        """log det Σ_k, shape ``(K,)``."""
+        factors = self.precision_factors
+        diagonal = factors if factors.ndim == 2 else factors.diagonal(dim1=-2, dim2=-1)
+        return -2 * diagonal.abs().log().sum(-1)
+
+    @property
+    def priors(self) -> Tensor:
+        """Class priors π_k, shape ``(K,)``."""
+        return self.log_priors.log_softmax(0).exp()
+
+    @property
+    def offsets(self) -> Tensor:
+        """The constant part of each score, −log det Σ_k + 2 log π_k, shape ``(K,)``."""
+        return 2 * self.log_priors.log_softmax(0) - self.log_dets
+
+    def digest(self) -> str:
+        """SHA-256 of the mixture: equal for two classifiers if and only if they compute the same."""
+        self._require_fitted()
+        sha = hashlib.sha256(f"ellips-1 {self.covariance_type} {self.num_classes} {self.dim}\n".encode())
+        for tensor in (self.means, self.factors, self.log_priors):
+            sha.update(tensor.detach().cpu().contiguous().numpy().astype("<f8").tobytes())
+        return sha.hexdigest()
+
+    # ------------------------------------------------------------------ using it
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Return the scores of [E26] eq. 4.
+
+        Args:
+            z: Latents, shape ``(N, d)``.
+
+        Returns:
+            Scores, shape ``(N, K)``, float64. They are twice the log-posterior up to a term that all classes share.
+
+        Raises:
+            ValueError: If ``z`` has another width or is not finite.
+            NotFittedError: If no mixture was fitted.
+        """
+        z = self.check(z)
+        rows = max(1, _BLOCK_ELEMENTS // (self.num_classes * self.dim))
+        center, shifted = self._centred()
+        offsets = self.offsets
+        with torch.autocast(z.device.type, enabled=False):
+            parts = [offsets - self._whiten(x - center, shifted).square().sum(-1) for x in z.split(rows)]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def _centred(self) -> tuple[Tensor, Tensor]:
+        """The mean of the means c, and A_k(μ_k − c): data far from the origin would otherwise cost digits."""
+        center = self.means.mean(0)
+        offset = self.means - center
+        factors = self.factors
+        return center, factors * offset if factors.ndim == 2 else (factors @ offset.unsqueeze(-1)).squeeze(-1)
+
+    def _whiten(self, x: Tensor, shifted: Tensor) -> Tensor:
+        """A_k(z − μ_k) for x = z − c, shape ``(N, K, d)``."""
+        factors = self.factors
+        if factors.ndim == 2:
+            return x.unsqueeze(1) * factors - shifted
+        flat = torch.addmm(shifted.reshape(1, -1), x, factors.reshape(-1, self.dim).mT, beta=-1)
+        return flat.view(-1, self.num_classes, self.dim)
+
+    def predict(self, z: Tensor) -> Tensor:
+        """Return the class of the highest score, shape ``(N,)``; of equal scores the lowest class index."""
+        return self(z).argmax(1)
+
+    def class_log_prob(self, z: Tensor) -> Tensor:
+        """Return log N(z; μ_k, Σ_k), shape ``(N, K)``."""
+        return 0.5 * (self(z) - 2 * self.log_priors.log_softmax(0) - self.dim * _LOG_2PI)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Return the log-density of the mixture, log Σ_k π_k N(z; μ_k, Σ_k), shape ``(N,)``."""
+        return (0.5 * (self(z) - self.dim * _LOG_2PI)).logsumexp(1)
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Draw latents and their classes from the mixture.
+
+        Args:
+            n: How many.
+            generator: Source of randomness, on the classifier's device.
+
+        Returns:
+            Latents, shape ``(n, d)``, float64, and class indices, shape ``(n,)``.
+
+        Raises:
+            NotFittedError: If no mixture was fitted.
+        """
+        self._require_fitted()
+        device = self.means.device
+        labels = torch.multinomial(self.priors, n, replacement=True, generator=generator)
+        noise = torch.randn(n, self.dim, generator=generator, dtype=torch.float64, device=device)
+        z = torch.empty_like(noise)
+        for k in range(self.num_classes):
+            rows = (labels == k).nonzero().squeeze(1)
+            factor = self.factors[k]
+            part = noise[rows]
+            if factor.ndim == 1:
+                z[rows] = self.means[k] + part / factor
+            elif len(rows):
+                z[rows] = self.means[k] + torch.linalg.solve_triangular(factor, part.mT, upper=False).mT
+        return z, labels
+
+    def certify(self, z: Tensor, method: Method = "exact", *, chunk_size: int | None = None) -> Certificate:
+        """Certify the predictions at z against every ℓ2 change of the latent up to a radius.
+
+        Args:
+            z: Latents, shape ``(N, d)``.
+            method: ``"exact"`` (the distance to the decision boundary), ``"pairwise"`` (closed form per rival) or
+                ``"theorem"`` ([E26] Theorem 4.1, eq. 5); see :mod:`ellips.certificates`.
+            chunk_size: Points handled at a time; by default as many as keep the working memory below about 1 GB.
+
+        Returns:
+            A certificate per point. With gradients enabled, the radii of ``exact`` and ``pairwise`` carry gradients to
+            ``z`` and to a trainable mixture.
+
+        Raises:
+            ValueError: If ``z`` has another width or is not finite, or the method is unknown.
+            NotFittedError: If no mixture was fitted.
+        """
+        from ellips.certificates import certify  # the certificates are built on this module
+
+        return certify(self, z, method, chunk_size=chunk_size)
+
+    def check(self, z: Tensor) -> Tensor:
+        """Return latents as this classifier computes with them: float64, on its device's kind, refused if unfit.
+
+        Raises:
+            ValueError: If ``z`` has another width or is not finite.
+            NotFittedError: If no mixture was fitted.
+        """
+        self._require_fitted()
+        check_latents(z, self.dim)
+        return z.double()
+
+    def _require_fitted(self) -> None:
+        if not self.is_fitted:
+            raise NotFittedError(
+                "Expected a fitted mixture but this Ellips has none; call `fit(z, labels)` or `fit_moments(...)`, "
+                "build it with `Ellips.from_parameters(...)`, or load a state dict that holds one."
+            )
+
+    # ------------------------------------------------------------------ state
+
+    def derived(self, name: str, compute: Callable[[], Any]) -> Any:  # noqa: ANN401 - as the caller computes it
+        """Return ``compute()``, remembered under ``name`` until the mixture changes or moves to another device."""
+        tensors = (self.means, self.precision_factors, self.log_priors)
+        key = tuple((t.data_ptr(), t._version, t.device) for t in tensors)
+        if key != self._derived_key:
+            self._derived, self._derived_key = {}, key
+        if name not in self._derived:
+            self._derived[name] = compute()
+        return self._derived[name]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the derived quantities out of copies and pickles."""
+        return {**self.__dict__, "_derived": {}, "_derived_key": ()}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Ellips:
+        """Move to another device but stay in float64: a certificate in half precision would not be one."""
+        super()._apply(keep_dtype(fn), recurse)
+        return self
+
+    def extra_repr(self) -> str:
+        """Describe the classifier in ``repr``."""
+        return (
+            f"num_classes={self.num_classes}, dim={self.dim}, covariance_type={self.covariance_type!r}, "
+            f"pooling={self.pooling}, shrinkage={self.shrinkage}, fitted={self.is_fitted}"
+        )
