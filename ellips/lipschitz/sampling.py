@@ -1,0 +1,47 @@
+"""Randomness that belongs to an image: the same whatever batch, order, process or device it is handled in."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+
+def image_generator(image: Tensor, seed: int) -> torch.Generator:
+    """Return a CPU generator seeded by the image's pixels and ``seed``.
+
+    A run that is resumed, or split over processes, so draws the same numbers for each image as an undisturbed one.
+
+    Args:
+        image: One image, any shape.
+        seed: The user's seed.
+    """
+    content = image.detach().to("cpu", torch.float64).contiguous().numpy().tobytes()
+    digest = hashlib.sha256(f"{seed}:{tuple(image.shape)}:".encode() + content).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+
+
+def random_directions(images: Tensor, seed: int) -> Tensor:
+    """Draw one Gaussian direction per image, of the images' shape, dtype and device."""
+    drawn = [torch.randn(image.shape, generator=image_generator(image, seed), dtype=torch.float64) for image in images]
+    return torch.stack(drawn).to(images) if drawn else torch.empty_like(images)
+
+
+def sample_ball(count: int, shape: torch.Size, radius: float, generator: torch.Generator) -> Tensor:
+    """Draw points uniformly (by volume) from the L2 ball around the origin.
+
+    In high dimension almost all of them lie close to the sphere: the median norm is ``radius * 0.5 ** (1 / D)``.
+
+    Args:
+        count: Number of points.
+        shape: Shape of one point, with D elements in all.
+        radius: Radius of the ball.
+        generator: A CPU generator.
+
+    Returns:
+        Shape ``(count, *shape)``, float64, on the CPU.
+    """
+    direction = torch.randn((count, shape.numel()), generator=generator, dtype=torch.float64)
+    length = radius * torch.rand((count, 1), generator=generator, dtype=torch.float64) ** (1 / shape.numel())
+    return (direction * (length / torch.linalg.vector_norm(direction, dim=1, keepdim=True))).reshape(count, *shape)
