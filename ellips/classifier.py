@@ -233,7 +233,8 @@ class Ellips(nn.Module):
         """log det Σ_k, shape ``(K,)``."""
         factors = self.precision_factors
         diagonal = factors if factors.ndim == 2 else factors.diagonal(dim1=-2, dim2=-1)
-        return -2 * diagonal.abs().log().sum(-1)
+        log_dets: Tensor = -2 * diagonal.abs().log().sum(-1)
+        return log_dets
 
     @property
     def priors(self) -> Tensor:
@@ -293,15 +294,18 @@ class Ellips(nn.Module):
 
     def predict(self, z: Tensor) -> Tensor:
         """Return the class of the highest score, shape ``(N,)``; of equal scores the lowest class index."""
-        return self(z).argmax(1)
+        scores: Tensor = self(z)
+        return scores.argmax(1)
 
     def class_log_prob(self, z: Tensor) -> Tensor:
         """Return log N(z; μ_k, Σ_k), shape ``(N, K)``."""
-        return 0.5 * (self(z) - 2 * self.log_priors.log_softmax(0) - self.dim * _LOG_2PI)
+        scores: Tensor = self(z)
+        return 0.5 * (scores - 2 * self.log_priors.log_softmax(0) - self.dim * _LOG_2PI)
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Return the log-density of the mixture, log Σ_k π_k N(z; μ_k, Σ_k), shape ``(N,)``."""
-        return (0.5 * (self(z) - self.dim * _LOG_2PI)).logsumexp(1)
+        scores: Tensor = self(z)
+        return (0.5 * (scores - self.dim * _LOG_2PI)).logsumexp(1)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Draw latents and their classes from the mixture.

@@ -101,7 +101,8 @@ def precision_factor(covariances: Tensor) -> Tensor:
     lower, info = torch.linalg.cholesky_ex(covariances)
     _refuse(info != 0, "positive definite", "a failing Cholesky factorisation", _CURE)
     eye = torch.eye(covariances.shape[1], dtype=covariances.dtype, device=covariances.device)
-    return torch.linalg.solve_triangular(lower, eye.expand_as(lower), upper=False).tril()
+    factor: Tensor = torch.linalg.solve_triangular(lower, eye.expand_as(lower), upper=False).tril()
+    return factor
 
 
 def _refuse_singular(low: Tensor, top: Tensor, dim: int) -> None:

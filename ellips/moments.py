@@ -22,7 +22,7 @@ class Moments(NamedTuple):
         scatter: Shape ``(K, d, d)``, Σ (z−mean)(z−mean)ᵀ; shape ``(K, d)``, its diagonal, for diagonal covariances.
     """
 
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
     mean: Tensor
     scatter: Tensor
 

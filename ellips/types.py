@@ -31,7 +31,7 @@ class ImageBatch(NamedTuple):
 
     image: Tensor
     label: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
 
 
 class FeatureBatch(NamedTuple):
@@ -46,7 +46,7 @@ class FeatureBatch(NamedTuple):
 
     feature: Tensor
     label: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
     image: Tensor | None = None
 
 
@@ -64,7 +64,7 @@ class HeadOutput(NamedTuple):
     latent: Tensor
     scores: Tensor
     label: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
     image: Tensor | None = None
 
 

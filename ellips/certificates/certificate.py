@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -115,7 +115,8 @@ class Certificate:
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Certificate:
         """Return a copy with ``fn`` applied to every per-point tensor, e.g. to select rows."""
-        return replace(self, **{name: fn(value) for name, value in self.tensors().items()})
+        changed: dict[str, Any] = {name: fn(value) for name, value in self.tensors().items()}
+        return replace(self, **changed)
 
     def __getitem__(self, rows: slice | Tensor) -> Certificate:
         """Return the certificates of some points."""
@@ -145,8 +146,10 @@ class Certificate:
         kinds = {(p.method, p.soundness, p.space, p.source) for p in parts}
         if len(kinds) > 1:
             raise ValueError(f"Expected certificates of one kind (method, soundness, space, source) but got {kinds}.")
-        names = parts[0].tensors()
-        return replace(parts[0], **{name: torch.cat([getattr(p, name) for p in parts]) for name in names})
+        joined: dict[str, Any] = {
+            name: torch.cat([part.tensors()[name] for part in parts]) for name in parts[0].tensors()
+        }
+        return replace(parts[0], **joined)
 
 
 def round_down(x: Tensor, ulps: int = 2) -> Tensor:
