@@ -1,0 +1,211 @@
+"""EllipsHead: a trained projector and the Gaussian classifier on its latents, the part that plugs into other models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ellips.classifier import CovarianceType, Ellips
+from ellips.moments import ClassMoments
+from ellips.projector import LatentNorm, Projector
+from ellips.validation import check_labels, check_latents
+
+
+class EllipsHead(nn.Module):
+    """Features of a frozen encoder in, scores with certificates out.
+
+    The projector is an ordinary module to train with any loss (:mod:`ellips.losses` has the paper's); the Gaussians
+    are fitted to its eval-mode latents, from tensors (:meth:`fit`) or batch by batch (:meth:`reset`, :meth:`update`,
+    :meth:`finalize`). They live in buffers, so ``state_dict`` carries them. In eval mode latents are computed with
+    autocast off, so that the mixture and the certificates belong to the same map whatever the training precision was.
+
+    Args:
+        in_features: Width of the features.
+        num_classes: K.
+        latent_dim: Width d of the latents, or None to classify the features themselves (no projector).
+        hidden_dim: Width of the projector's hidden layers; 0 makes the projector one linear map.
+        latent_norm: ``"none"``, ``"ball"`` (1-Lipschitz) or ``"sphere"`` (not); see
+            :func:`ellips.projector.normalize_latents` for what each means for a certificate.
+        covariance_type: ``"full"`` or ``"diagonal"``.
+        pooling: See :class:`ellips.Ellips`.
+        shrinkage: See :class:`ellips.Ellips`.
+        sync_batchnorm: Whether BatchNorm uses the global batch's statistics when several processes train.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> head = EllipsHead(in_features=96, num_classes=10, latent_dim=16, hidden_dim=64, shrinkage=0.1)
+        >>> features, labels = torch.randn(400, 96), torch.arange(400) % 10
+        >>> scores = head.fit(features, labels)(features)
+        >>> certificate = head.ellips.certify(head.latents(features))
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        latent_dim: int | None = 128,
+        hidden_dim: int = 4096,
+        *,
+        latent_norm: LatentNorm = "none",
+        covariance_type: CovarianceType = "full",
+        pooling: float = 0.0,
+        shrinkage: float = 0.0,
+        sync_batchnorm: bool = True,
+    ) -> None:
+        super().__init__()
+        self.config: dict[str, Any] = {
+            "in_features": in_features,
+            "num_classes": num_classes,
+            "latent_dim": latent_dim,
+            "hidden_dim": hidden_dim,
+            "latent_norm": latent_norm,
+            "covariance_type": covariance_type,
+            "pooling": pooling,
+            "shrinkage": shrinkage,
+            "sync_batchnorm": sync_batchnorm,
+        }
+        self.in_features = in_features
+        self.num_classes = num_classes
+        self.latent_dim = in_features if latent_dim is None else latent_dim
+        self.projector: nn.Module = nn.Identity()
+        if latent_dim is not None:
+            self.projector = Projector(
+                in_features, latent_dim, hidden_dim, latent_norm=latent_norm, sync_batchnorm=sync_batchnorm
+            )
+        elif latent_norm != "none":
+            raise ValueError(f"Expected latent_norm='none' without a projector but got {latent_norm!r}.")
+        self.ellips = Ellips(
+            num_classes, self.latent_dim, covariance_type=covariance_type, pooling=pooling, shrinkage=shrinkage
+        )
+        self.moments = ClassMoments(num_classes, self.latent_dim, covariance_type)
+
+    @classmethod
+    def from_checkpoint(cls, path: str | PathLike[str]) -> EllipsHead:
+        """Load the head out of a checkpoint that GenEllips' trainer wrote, without Lightning; in eval mode.
+
+        Args:
+            path: The ``.ckpt`` file. It is read as data only; no code in it is run.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file holds no head.
+        """
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(checkpoint, dict) or "head" not in checkpoint:
+            raise ValueError(
+                f"Expected a checkpoint of GenEllips with an entry 'head' but {path} has none; was it made by train.py?"
+            )
+        head = cls(**checkpoint["head"])
+        prefix = "head."
+        state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+        if "ellips.means" in state and checkpoint.get("trainable_mixture", False):
+            head.ellips.trainable_()
+        head.load_state_dict(state)
+        return head.eval()
+
+    def latents(self, features: Tensor) -> Tensor:
+        """Return latents, differentiable in the features.
+
+        Args:
+            features: Shape ``(N, in_features)``, floating point.
+
+        Returns:
+            Shape ``(N, latent_dim)``, float32 (float64 if projector and features are float64).
+
+        Raises:
+            ValueError: If the features have another width or are not finite.
+        """
+        check_latents(features, self.in_features, "features")
+        if self.training:
+            latents: Tensor = self.projector(features)
+            return latents
+        with torch.autocast(features.device.type, enabled=False):
+            weight = next(self.projector.parameters(), features)
+            latents = self.projector(features.to(weight.dtype))
+            return latents
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return scores, shape ``(N, K)``, float64.
+
+        Args:
+            features: Shape ``(N, in_features)``.
+
+        Raises:
+            ValueError: If the features have another width or are not finite.
+            NotFittedError: If the Gaussians were not fitted.
+        """
+        scores: Tensor = self.ellips(self.latents(features))
+        return scores
+
+    def reset(self) -> None:
+        """Forget what :meth:`update` collected; the mixture stays until :meth:`finalize`."""
+        self.moments.reset()
+
+    def update(self, features: Tensor, labels: Tensor) -> None:
+        """Add a batch to the moments of the latents, in eval mode and without gradients.
+
+        Args:
+            features: Shape ``(N, in_features)``.
+            labels: Shape ``(N,)``, integers in ``[0, K)``.
+
+        Raises:
+            ValueError: If the features have another width or are not finite, or labels do not fit; nothing is added.
+        """
+        check_latents(features, self.in_features, "features")
+        check_labels(labels, self.num_classes, features.shape[0])
+        with eval_mode(self), torch.no_grad():
+            self.moments.update(self.latents(features), labels)
+
+    def finalize(self) -> EllipsHead:
+        """Fit the Gaussians to everything collected since the last :meth:`reset`, over all processes.
+
+        The moments stay readable in :attr:`moments`, so that another regularisation can be tried without a new pass.
+
+        Returns:
+            Itself, fitted.
+
+        Raises:
+            ValueError: If a class has no samples or its covariance is singular; the message names the class and cure.
+        """
+        self.ellips.fit_moments(*self.moments.compute())
+        return self
+
+    def fit(self, features: Tensor, labels: Tensor, batch_size: int = 4096) -> EllipsHead:
+        """Fit the Gaussians to labelled features in one go.
+
+        Args:
+            features: Shape ``(N, in_features)``, on any device.
+            labels: Shape ``(N,)``, integers in ``[0, K)``.
+            batch_size: Rows that go through the projector at once; bounds memory, changes nothing else.
+
+        Returns:
+            Itself, fitted.
+
+        Raises:
+            ValueError: As :meth:`update` and :meth:`finalize`.
+        """
+        check_labels(labels, self.num_classes, features.shape[0])
+        device = self.ellips.means.device
+        self.reset()
+        for part, target in zip(torch.split(features, batch_size), torch.split(labels, batch_size), strict=True):
+            self.update(part.to(device), target.to(device))
+        return self.finalize()
+
+
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Put a module into eval mode and every part of it back into the mode it had."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True

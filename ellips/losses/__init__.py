@@ -1,0 +1,15 @@
+"""What the projector is trained on: losses on the latents of one global batch, composable by weight."""
+
+from ellips.losses.base import LatentLoss, Objective
+from ellips.losses.coding_rate import CodingRateReduction, class_coding_rate, coding_rate
+from ellips.losses.isotropy import Isotropy, isotropy
+
+__all__ = [
+    "CodingRateReduction",
+    "Isotropy",
+    "LatentLoss",
+    "Objective",
+    "class_coding_rate",
+    "coding_rate",
+    "isotropy",
+]

@@ -1,0 +1,136 @@
+"""The shape that every loss on latents has, and the weighted sum of several."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from ellips.classifier import Ellips
+
+
+class LatentLoss(nn.Module, ABC):
+    """A loss on the latents of one global batch, to be minimised.
+
+    It runs in float32, or in float64 if the latents are float64, whatever autocast is in force: log-determinants and
+    differences of nearly equal numbers do not survive 16 bits. Losses hold neither parameters nor buffers, so they
+    add nothing to a checkpoint.
+
+    Args:
+        weight: What an :class:`Objective` multiplies the value with.
+        start_step: First optimiser step at which an :class:`Objective` counts the loss; before it, the loss is off.
+
+    Raises:
+        ValueError: If ``weight`` or ``start_step`` is negative.
+    """
+
+    def __init__(self, weight: float = 1.0, start_step: int = 0) -> None:
+        super().__init__()
+        if weight < 0:
+            raise ValueError(f"Expected `weight` to be at least 0 but got {weight}.")
+        if start_step < 0:
+            raise ValueError(f"Expected `start_step` to be at least 0 but got {start_step}.")
+        self.weight = float(weight)
+        self.start_step = int(start_step)
+
+    @property
+    def uses_mixture(self) -> bool:
+        """Whether :meth:`compute` reads the Gaussian mixture."""
+        return False
+
+    def forward(self, latents: Tensor, labels: Tensor, mixture: Ellips | None = None, step: int = 0) -> Tensor:
+        """Return the unweighted loss.
+
+        Args:
+            latents: Shape ``(n, d)``.
+            labels: Shape ``(n,)``, integer class indices, none negative.
+            mixture: The Gaussian classifier on these latents, for the losses that need one.
+            step: Optimiser steps made so far, for the losses that change over time.
+
+        Returns:
+            Scalar, float32 (float64 for float64 latents).
+
+        Raises:
+            ValueError: If the shapes are not as stated, or the loss needs a mixture and none was given.
+        """
+        if latents.ndim != 2 or labels.shape != latents.shape[:1]:
+            raise ValueError(
+                "Expected `latents` of shape (n, d) and `labels` of shape (n,) but got "
+                f"{tuple(latents.shape)} and {tuple(labels.shape)}."
+            )
+        if latents.shape[0] == 0:
+            raise ValueError("Expected at least one sample in the batch but got none.")
+        if self.uses_mixture and mixture is None:
+            raise ValueError(f"Expected a `mixture` for {type(self).__name__} but got None; pass a fitted Ellips.")
+        with torch.autocast(latents.device.type, enabled=False):
+            wide = latents if latents.dtype == torch.float64 else latents.float()
+            return self.compute(wide, labels.long(), mixture, step)
+
+    @abstractmethod
+    def compute(self, latents: Tensor, labels: Tensor, mixture: Ellips | None, step: int) -> Tensor:
+        """Return the unweighted loss of checked latents in float32 or float64, with autocast off."""
+
+    def extra_repr(self) -> str:
+        """Return what ``print`` shows: weight and start."""
+        return f"weight={self.weight}, start_step={self.start_step}"
+
+
+class Objective(nn.Module):
+    """A weighted sum of losses.
+
+    Args:
+        losses: The terms; each brings its own weight and the step from which it counts.
+
+    Raises:
+        ValueError: If there are no losses.
+    """
+
+    def __init__(self, losses: Iterable[LatentLoss]) -> None:
+        super().__init__()
+        self.losses = nn.ModuleList(losses)
+        if len(self.losses) == 0:
+            raise ValueError("Expected at least one loss in the objective but got none.")
+
+    @property
+    def uses_mixture(self) -> bool:
+        """Whether a term reads the Gaussian mixture."""
+        return any(loss.uses_mixture for loss in self._terms())
+
+    def _terms(self) -> list[LatentLoss]:
+        return [loss for loss in self.losses if isinstance(loss, LatentLoss)]
+
+    def forward(
+        self, latents: Tensor, labels: Tensor, mixture: Ellips | None = None, step: int = 0
+    ) -> dict[str, Tensor]:
+        """Return the sum as ``"loss"`` and every active term, unweighted, under its class name.
+
+        Args:
+            latents: Shape ``(n, d)``, of the whole global batch.
+            labels: Shape ``(n,)``.
+            mixture: The Gaussian classifier, for the losses that need one.
+            step: Optimiser steps made so far; a term whose ``start_step`` is later is left out.
+
+        Raises:
+            ValueError: If no term is active at ``step``, so that nothing could be trained.
+        """
+        terms: dict[str, Tensor] = {}
+        total: Tensor | None = None
+        for loss in self._terms():
+            if step < loss.start_step:
+                continue
+            value = loss(latents, labels, mixture, step)
+            terms[_free_name(type(loss).__name__, terms)] = value.detach()
+            weighted = loss.weight * value
+            total = weighted if total is None else total + weighted
+        if total is None:
+            raise ValueError(f"Expected a loss that is active at step {step} but all start later; lower `start_step`.")
+        return {"loss": total, **terms}
+
+
+def _free_name(name: str, taken: dict[str, Tensor]) -> str:
+    """Return ``name``, numbered if an earlier term of the same class has it."""
+    if name not in taken:
+        return name
+    return next(f"{name}_{i}" for i in range(2, len(taken) + 2) if f"{name}_{i}" not in taken)

@@ -1,0 +1,231 @@
+"""GenEllips: trains the projector on a frozen encoder's features and fits the Gaussians exactly."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+
+from ellips.distributed import gather_with_gradient
+from ellips.errors import EncoderMismatchError
+from ellips.head import EllipsHead
+from ellips.losses import CodingRateReduction, Isotropy, LatentLoss, Objective
+from ellips.types import FeatureBatch, HeadOutput
+
+from .optimization import Optimization
+
+
+class GenEllips(L.LightningModule):
+    """GEN ELLIPS ([E26] section 5): features of a frozen encoder, a trained projector, one Gaussian per class.
+
+    The datamodule owns the encoder and delivers :class:`ellips.types.FeatureBatch`; this module is small, and so are
+    its checkpoints. The loss is that of the global batch: latents of all processes are gathered with gradients. Before
+    each validation, and at the end of every epoch whose validation did not, the Gaussians are fitted exactly, in eval
+    mode, in one streaming pass over ``datamodule.fit_dataloader()``.
+
+    Logged: ``train/loss`` and every term as ``train/<name>``; ``val/accuracy`` and ``test/accuracy``.
+
+    Args:
+        in_features: Width of the features (linked from the datamodule in ``train.py``).
+        num_classes: K (linked from the datamodule in ``train.py``).
+        latent_dim: Width d of the latents; None classifies the features themselves.
+        hidden_dim: Width of the projector's hidden layers; 0 makes it one linear map.
+        latent_norm: ``"none"``, ``"ball"`` or ``"sphere"``; see :func:`ellips.projector.normalize_latents`.
+        covariance_type: ``"full"`` or ``"diagonal"``.
+        pooling: See :class:`ellips.Ellips`.
+        shrinkage: See :class:`ellips.Ellips`.
+        sync_batchnorm: Whether BatchNorm uses the global batch's statistics when several processes train.
+        objective: The losses; None: MCR² (50 warm-up steps) with isotropy after it, as [E26] for CIFAR-10.
+        optimization: Optimiser and schedule; None: those published for CPP.
+        slow_fit_seconds: A pass for the exact fit that takes longer than this is warned about, once.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        latent_dim: int | None = 128,
+        hidden_dim: int = 4096,
+        latent_norm: str = "none",
+        covariance_type: str = "full",
+        pooling: float = 0.0,
+        shrinkage: float = 0.0,
+        sync_batchnorm: bool = True,
+        objective: list[LatentLoss] | None = None,
+        optimization: Optimization | None = None,
+        slow_fit_seconds: float = 30.0,
+    ) -> None:
+        super().__init__()
+        # Losses and optimiser settings are not needed to use a checkpoint; the run's config.yaml has them.
+        self.save_hyperparameters(ignore=["objective", "optimization"])
+        self.head = EllipsHead(
+            in_features,
+            num_classes,
+            latent_dim,
+            hidden_dim,
+            latent_norm=latent_norm,
+            covariance_type=covariance_type,
+            pooling=pooling,
+            shrinkage=shrinkage,
+            sync_batchnorm=sync_batchnorm,
+        )
+        if objective is None:
+            objective = [CodingRateReduction(warmup_steps=50), Isotropy(start_step=50)]
+        self.objective = Objective(objective)
+        self.optimization = optimization or Optimization()
+        self.slow_fit_seconds = slow_fit_seconds
+        self.accuracy = nn.ModuleDict(
+            {stage: MulticlassAccuracy(num_classes, average="micro") for stage in ("val_split", "test_split")}
+        )
+        self.encoder_fingerprint: dict[str, Any] | None = None
+        # Optimiser steps made when the Gaussians were last fitted; None: never.
+        self.mixture_step: int | None = None
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return scores ``(N, K)``, float64, of features ``(N, in_features)``."""
+        scores: Tensor = self.head(features)
+        return scores
+
+    # ------------------------------------------------------------------ steps
+
+    def training_step(self, batch: FeatureBatch, batch_idx: int) -> dict[str, Tensor]:
+        """Return the objective on the latents of the global batch."""
+        latents = gather_with_gradient(self.head.latents(batch.feature))
+        labels = gather_with_gradient(batch.label)
+        terms = self.objective(latents, labels, self.head.ellips, self.global_step)
+        # Every process holds the global value already: nothing to reduce.
+        self.log_dict(
+            {f"train/{name}": value.detach() for name, value in terms.items()},
+            on_step=True,
+            on_epoch=False,
+            prog_bar=True,
+            batch_size=latents.shape[0],
+        )
+        return {"loss": terms["loss"]}
+
+    def validation_step(self, batch: FeatureBatch, batch_idx: int) -> HeadOutput:
+        """Return latents and scores of a validation batch."""
+        return self._evaluate(batch, "val")
+
+    def test_step(self, batch: FeatureBatch, batch_idx: int) -> HeadOutput:
+        """Return latents and scores of a test batch."""
+        return self._evaluate(batch, "test")
+
+    def predict_step(self, batch: FeatureBatch, batch_idx: int) -> HeadOutput:
+        """Return latents and scores of any batch."""
+        latents = self.head.latents(batch.feature)
+        return HeadOutput(latents, self.head.ellips(latents), batch.label, batch.index, batch.image)
+
+    def _evaluate(self, batch: FeatureBatch, stage: str) -> HeadOutput:
+        output = self.predict_step(batch, 0)
+        accuracy = self.accuracy[f"{stage}_split"]
+        accuracy.update(output.scores.argmax(1), output.label)
+        self.log(f"{stage}/accuracy", accuracy, on_step=False, on_epoch=True, prog_bar=True)
+        return output
+
+    def configure_optimizers(self) -> Any:  # noqa: ANN401 - one of the many types that Lightning takes
+        """Return optimiser and schedule as :class:`Optimization` says."""
+        optimizer = self.optimization.build_optimizer(self.head)
+        schedule = self.optimization.build_schedule(optimizer, self.trainer.estimated_stepping_batches)
+        if schedule is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # ------------------------------------------------------------------ the exact fit
+
+    def fit_mixture(self) -> None:
+        """Fit the Gaussians to the whole training split, in eval mode, in one pass; every process must call it.
+
+        Raises:
+            TypeError: If the trainer has no datamodule with a ``fit_dataloader``.
+            ValueError: If a class has no samples or its covariance is singular.
+        """
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if not hasattr(datamodule, "fit_dataloader"):
+            raise TypeError(
+                "Expected the trainer to have a datamodule with `fit_dataloader()` (the training split, unshuffled and "
+                f"unaugmented) but got {type(datamodule).__name__}; pass `datamodule=` to `trainer.fit`."
+            )
+        start = time.monotonic()
+        self.head.reset()
+        for batch in datamodule.fit_dataloader():
+            batch = self.trainer.strategy.batch_to_device(batch, self.device)
+            self.head.update(batch.feature, batch.label)
+        self.head.finalize()
+        self.mixture_step = self.trainer.global_step
+        self._warn_if_slow(time.monotonic() - start)
+
+    def _warn_if_slow(self, seconds: float) -> None:
+        if seconds > self.slow_fit_seconds:
+            rank_zero_warn(
+                f"The exact Gaussian fit took {seconds:.0f} s and is repeated before every validation; cache the "
+                "features, or validate less often (trainer.check_val_every_n_epoch)."
+            )
+            self.slow_fit_seconds = float("inf")
+
+    def on_validation_start(self) -> None:
+        """Fit the Gaussians first if this validation is part of a fit."""
+        self._check_encoder()
+        if self.trainer.state.fn == "fit" and self.mixture_step != self.trainer.global_step:
+            self.fit_mixture()
+
+    def on_train_epoch_end(self) -> None:
+        """Leave no epoch with Gaussians older than the projector: checkpoints are written right after this."""
+        if self.mixture_step != self.trainer.global_step:
+            self.fit_mixture()
+
+    # ------------------------------------------------------------------ checkpoints and the encoder
+
+    def on_fit_start(self) -> None:
+        """Refuse to train on with another encoder."""
+        self._check_encoder()
+
+    def on_test_start(self) -> None:
+        """Refuse to test with another encoder."""
+        self._check_encoder()
+
+    def on_predict_start(self) -> None:
+        """Refuse to predict with another encoder."""
+        self._check_encoder()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Record what is needed to use the head elsewhere: its construction and the encoder it belongs to."""
+        checkpoint["head"] = dict(self.head.config)
+        checkpoint["encoder_fingerprint"] = self.encoder_fingerprint
+        checkpoint["mixture_step"] = self.mixture_step
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take over the encoder's fingerprint."""
+        self.encoder_fingerprint = checkpoint.get("encoder_fingerprint")
+        self.mixture_step = checkpoint.get("mixture_step")
+
+    def _check_encoder(self) -> None:
+        """Compare the datamodule's encoder with the one this head was made for, or adopt it if there was none.
+
+        Raises:
+            EncoderMismatchError: If they differ; both are named.
+        """
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if datamodule is None or not hasattr(datamodule, "encoder_fingerprint"):
+            return
+        present = dict(datamodule.encoder_fingerprint())
+        if self.encoder_fingerprint is None:
+            self.encoder_fingerprint = present
+        elif self.encoder_fingerprint != present:
+            keys = sorted(self.encoder_fingerprint.keys() | present.keys())
+            differing = [
+                f"{key}: {self.encoder_fingerprint.get(key)!r} against {present.get(key)!r}"
+                for key in keys
+                if self.encoder_fingerprint.get(key) != present.get(key)
+            ]
+            raise EncoderMismatchError(
+                "Expected the encoder that this head was trained on but got another one (trained on, present): "
+                f"{'; '.join(differing)}. Use the encoder of the checkpoint, or fit a new head."
+            )
