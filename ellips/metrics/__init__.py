@@ -1,0 +1,21 @@
+"""Certified accuracy, its curve and the average certified radius, as functions and as torchmetrics classes."""
+
+from ellips.metrics.certified import AverageCertifiedRadius, CertifiedAccuracy, CertifiedAccuracyCurve
+from ellips.metrics.functional import (
+    CertifiedCurve,
+    average_certified_radius,
+    certified_accuracy,
+    certified_accuracy_curve,
+    clopper_pearson,
+)
+
+__all__ = [
+    "AverageCertifiedRadius",
+    "CertifiedAccuracy",
+    "CertifiedAccuracyCurve",
+    "CertifiedCurve",
+    "average_certified_radius",
+    "certified_accuracy",
+    "certified_accuracy_curve",
+    "clopper_pearson",
+]

@@ -1,0 +1,7 @@
+"""Figures, tables and reports of certified accuracy; none of them mixes two spaces or two soundness classes."""
+
+from ellips.reporting.curves import LabelledCurve, single_claim
+from ellips.reporting.figures import plot_curves, save_figure
+from ellips.reporting.tables import accuracy_table
+
+__all__ = ["LabelledCurve", "accuracy_table", "plot_curves", "save_figure", "single_claim"]

@@ -1,0 +1,89 @@
+"""Figures of certified accuracy, drawn without pyplot so that nothing global is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from ellips.reporting.curves import CLAIMS, SPACES, LabelledCurve, single_claim
+
+if TYPE_CHECKING:
+    from ellips.metrics.functional import CertifiedCurve
+
+# Okabe and Ito's palette, told apart with any colour vision; the dashes help in print and where lines overlap.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_DASHES = ("-", "--", "-.", ":")
+
+
+def new_axes(width: float = 6.4, height: float = 4.2) -> Axes:
+    """Return axes on a figure of their own, in inches."""
+    return Figure(figsize=(width, height), layout="constrained").add_subplot()
+
+
+def draw_curve(axes: Axes, curve: CertifiedCurve, label: str | None = None, style: int = 0) -> None:
+    """Draw one curve and the band of its intervals.
+
+    Between two radii of the grid the drawn value is the one of the larger radius, which certified accuracy, never
+    growing with the radius, is known to reach there.
+
+    Args:
+        axes: Where to draw.
+        curve: The curve.
+        label: Name in the legend.
+        style: Which colour and dashes to use, counted through.
+    """
+    radii, accuracy, lower, upper = (value.cpu().numpy() for value in curve)
+    colour = _COLOURS[style % len(_COLOURS)]
+    axes.step(radii, accuracy, where="pre", label=label, color=colour, linestyle=_DASHES[style % len(_DASHES)])
+    axes.fill_between(radii, lower, upper, step="pre", color=colour, alpha=0.15, linewidth=0)
+    axes.set_xlim(float(radii[0]), float(radii[-1]))
+    axes.set_ylim(0, 1.02)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_ylabel("certified accuracy")
+    axes.grid(alpha=0.3)
+
+
+def plot_curves(curves: Sequence[LabelledCurve], title: str | None = None, confidence: float = 0.95) -> Figure:
+    """Draw several curves of one space and one soundness class on one axis.
+
+    Args:
+        curves: The curves, in the order of the legend.
+        title: Heading of the figure.
+        confidence: Coverage of the curves' bands, for the caption.
+
+    Raises:
+        ValueError: If the curves differ in space or soundness.
+    """
+    space, soundness = single_claim(curves)
+    axes = new_axes()
+    for style, item in enumerate(curves):
+        draw_curve(axes, item.curve, item.label, style)
+    axes.set_xlim(0, max(float(item.curve.radii[-1]) for item in curves))
+    axes.set_xlabel(SPACES[space])
+    axes.set_title((f"{title}\n" if title else "") + f"{soundness}: {CLAIMS[soundness]}", fontsize="medium")
+    legend = axes.legend(title=f"band: {confidence:.0%} interval", fontsize="small", title_fontsize="small")
+    legend.set_alignment("left")
+    figure = axes.get_figure(root=True)
+    if figure is None:
+        raise RuntimeError("Expected new axes to have a figure but they have none.")
+    return figure
+
+
+def save_figure(figure: Figure, *paths: str | Path, dpi: int = 150) -> list[Path]:
+    """Write a figure to files of the types that their suffixes name, making folders as needed.
+
+    The same figure gives the same SVG: neither dates nor random names go into it.
+    """
+    written = [Path(path) for path in paths]
+    with mpl.rc_context({"svg.hashsalt": "ellips", "svg.fonttype": "none"}):
+        for path in written:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            metadata = {"Date": None} if path.suffix == ".svg" else None
+            figure.savefig(path, dpi=dpi, metadata=metadata)
+    return written

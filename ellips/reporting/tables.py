@@ -1,0 +1,47 @@
+"""Tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from rich.table import Table
+
+from ellips.reporting.curves import CLAIMS, SPACES, LabelledCurve, single_claim
+
+
+def accuracy_table(rows: Sequence[LabelledCurve], title: str, extra: Sequence[tuple[str, Sequence[str]]] = ()) -> Table:
+    """Lay out certified accuracies side by side: a row per curve, a column per radius.
+
+    Args:
+        rows: Curves of one space, one soundness class and one grid; accuracy at radius 0 is headed "clean".
+        title: Heading; space and soundness are added to it.
+        extra: Further columns at the end: heading and one cell per row.
+
+    Raises:
+        ValueError: If the rows differ in space, soundness or grid.
+    """
+    space, soundness = single_claim(rows)
+    grid = rows[0].curve.radii
+    if any(not torch.equal(row.curve.radii, grid) for row in rows):
+        raise ValueError("Expected all rows of a table to share one grid of radii but they differ.")
+    table = Table(
+        title=f"{title}\n[b]{SPACES[space]}[/b] · [b]{soundness}[/b]: {CLAIMS[soundness]}",
+        caption="certified accuracy in %, beneath it the ends of the 95 % interval",
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("method")
+    for radius in grid.tolist():
+        table.add_column("clean" if radius == 0 else f"{radius:g}", justify="right")
+    for heading, _ in extra:
+        table.add_column(heading, justify="right")
+    for i, row in enumerate(rows):
+        cells = [
+            f"{100 * value:.1f}\n[dim]{100 * low:.1f}–{100 * high:.1f}[/dim]"
+            for value, low, high in zip(
+                row.curve.accuracy.tolist(), row.curve.lower.tolist(), row.curve.upper.tolist(), strict=True
+            )
+        ]
+        table.add_row(row.label, *cells, *(column[i] for _, column in extra))
+    return table
