@@ -1,7 +1,8 @@
 """Sources of the Lipschitz constant that carries a latent radius to the image."""
 
 from ellips.lipschitz.base import LipschitzBound, LipschitzSource
+from ellips.lipschitz.clever import Clever, MarginClever
 from ellips.lipschitz.jacobian import JacobianNorm
 from ellips.lipschitz.known import KnownConstant
 
-__all__ = ["JacobianNorm", "KnownConstant", "LipschitzBound", "LipschitzSource"]
+__all__ = ["Clever", "JacobianNorm", "KnownConstant", "LipschitzBound", "LipschitzSource", "MarginClever"]

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ellips.types import SOUNDNESS_ORDER, Soundness
 
 if TYPE_CHECKING:
-    from ellips.certificates import Certificate
+    from ellips.certificates import Certificate, Method
     from ellips.classifier import Ellips
 
 ImageMap = Callable[[Tensor], Tensor]
@@ -83,17 +83,14 @@ class LipschitzSource(ABC):
         Raises:
             ValueError: If the images have another shape, hold NaN, or the function has a layer in training mode.
         """
-        _check_images(images)
-        _check_eval(function)
-        with _full_precision(images):
-            # A tensor made in inference mode can not be differentiated; a clone made outside of it can.
-            return self.bound(function, images.detach().clone())
+        with checked(function, images) as inputs:
+            return self.bound(function, inputs)
 
     @abstractmethod
     def bound(self, function: ImageMap, images: Tensor) -> LipschitzBound:
         """Do the work of :meth:`__call__`; input is checked, gradients are possible, autocast is off."""
 
-    def certify(self, classifier: Ellips, latents: ImageMap, images: Tensor, method: str = "exact") -> Certificate:
+    def certify(self, classifier: Ellips, latents: ImageMap, images: Tensor, method: Method = "exact") -> Certificate:
         """Certify images: the latent certificate, carried to the input by this source's constant.
 
         Sources that replace the latent or look past it (smoothing, score margins) override this.
@@ -143,14 +140,20 @@ def _check_eval(function: ImageMap) -> None:
 
 
 @contextmanager
-def _full_precision(images: Tensor) -> Iterator[None]:
-    """Allow differentiation in both modes, whatever mode the caller is in, without autocast.
+def checked(function: ImageMap, images: Tensor) -> Iterator[Tensor]:
+    """Check the input of a source and yield the images ready for differentiation, whatever mode the caller is in.
 
-    Fused attention kernels have no forward-mode derivative, hence the plain one.
+    Inside, autocast is off, and so are fused attention kernels, which have no forward-mode derivative.
+
+    Raises:
+        ValueError: See :meth:`LipschitzSource.__call__`.
     """
+    _check_images(images)
+    _check_eval(function)
     with (
         torch.inference_mode(False),
         torch.autocast(images.device.type, enabled=False),
         sdpa_kernel(SDPBackend.MATH),
     ):
-        yield
+        # A tensor made in inference mode can not be differentiated; a clone made outside of it can.
+        yield images.detach().clone()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -91,8 +91,9 @@ def _first_product(
         value, product = jvp(function, (at,), (direction,))
         return value, product
 
-    value, pull_back, product = vjp(value_and_product, points, has_aux=True)  # type: ignore[misc]  # has_aux: three
-    return value, pull_back, product
+    # Typed for two results; with has_aux there are three.
+    found: Any = vjp(value_and_product, points, has_aux=True)
+    return found[0], found[1], found[2]
 
 
 def _unit(vectors: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -28,20 +29,30 @@ def random_directions(images: Tensor, seed: int) -> Tensor:
     return torch.stack(drawn).to(images) if drawn else torch.empty_like(images)
 
 
-def sample_ball(count: int, shape: torch.Size, radius: float, generator: torch.Generator) -> Tensor:
-    """Draw points uniformly (by volume) from the L2 ball around the origin.
+Sampling = Literal["volume", "radial"]
+"""How points of a ball are drawn: uniform by volume (in high dimension all lie on the shell), or uniform in radius."""
 
-    In high dimension almost all of them lie close to the sphere: the median norm is ``radius * 0.5 ** (1 / D)``.
+
+def sample_ball(
+    count: int, shape: torch.Size, radius: float, generator: torch.Generator, sampling: Sampling = "volume"
+) -> Tensor:
+    """Draw points from the L2 ball around the origin, in directions without preference.
 
     Args:
         count: Number of points.
         shape: Shape of one point, with D elements in all.
         radius: Radius of the ball.
         generator: A CPU generator.
+        sampling: ``volume``: uniform by volume, the median norm is ``radius * 0.5 ** (1 / D)``. ``radial``: the norm
+            itself is uniform between 0 and ``radius``.
 
     Returns:
         Shape ``(count, *shape)``, float64, on the CPU.
     """
     direction = torch.randn((count, shape.numel()), generator=generator, dtype=torch.float64)
-    length = radius * torch.rand((count, 1), generator=generator, dtype=torch.float64) ** (1 / shape.numel())
-    return (direction * (length / torch.linalg.vector_norm(direction, dim=1, keepdim=True))).reshape(count, *shape)
+    length = torch.rand((count, 1), generator=generator, dtype=torch.float64)
+    if sampling == "volume":
+        length = length.pow(1 / shape.numel())
+    scaled = direction * (radius * length / torch.linalg.vector_norm(direction, dim=1, keepdim=True))
+    points: Tensor = scaled.reshape(count, *shape)
+    return points
