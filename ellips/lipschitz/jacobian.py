@@ -88,10 +88,10 @@ def _first_product(
     """Return the values, the reverse-mode product as a function, and ``J direction``, from one forward pass."""
 
     def value_and_product(at: Tensor) -> tuple[Tensor, Tensor]:
-        value, product = jvp(function, (at,), (direction,))
-        return value, product
+        dual: Any = jvp(function, (at,), (direction,))
+        return dual[0], dual[1]
 
-    # Typed for two results; with has_aux there are three.
+    # torch types these for two or three results at once, depending on has_aux.
     found: Any = vjp(value_and_product, points, has_aux=True)
     return found[0], found[1], found[2]
 
