@@ -220,7 +220,8 @@ class MarginClever(_Sampler):
     For every rival the gradient norm of ``score_prediction - score_rival`` is sampled in the ball and fitted; the
     input radius is the smallest ratio of margin to constant. It looks past the latent certificate, so no worst case
     over all latent directions enters, which makes it larger where the ball is about as large as the radius; margins
-    are quadratic in the latent, so in a far larger ball their gradients, and with them the constants, grow. One forward pass and K - 1 reverse products a point.
+    are quadratic in the latent, so in a far larger ball their gradients, and with them the constants, grow.
+    One forward pass and K - 1 reverse products a point.
     Settings of :class:`_Sampler`.
 
     Raises:
