@@ -1,0 +1,123 @@
+"""ImageClassifier: the whole certified map, from an image with values in [0, 1] to scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from os import PathLike
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ellips.errors import EncoderMismatchError
+from ellips.head import EllipsHead
+from ellips.weights import state_digest
+
+if TYPE_CHECKING:
+    from ellips.certificates import Certificate, Method
+    from ellips.encoders import FrozenEncoder
+    from ellips.lipschitz import LipschitzSource
+
+
+class ImageClassifier(nn.Module):
+    """A frozen encoder and a fitted head as one module, for use and for certification.
+
+    Resizing, normalisation, backbone and projector all lie inside :meth:`latents`, so a radius in input space is an
+    ℓ2 norm on the image as the dataset delivers it.
+
+    Args:
+        encoder: Images to features; usually a :class:`ellips.FrozenEncoder`. Its ``feature_dim``, if it has one, must
+            be what the head takes.
+        head: Features to latents and scores. It is put into eval mode.
+
+    Raises:
+        ValueError: If the encoder's feature width is not what the head takes.
+
+    Example:
+        >>> classifier = ImageClassifier.from_checkpoint("last.ckpt", FrozenEncoder("test_resnet", weights="digits"))
+        >>> radius = classifier.certify(images, source=JacobianNorm()).radius
+    """
+
+    def __init__(self, encoder: FrozenEncoder | nn.Module, head: EllipsHead) -> None:
+        super().__init__()
+        width = getattr(encoder, "feature_dim", head.in_features)
+        if width != head.in_features:
+            raise ValueError(
+                f"Expected an encoder with {head.in_features} features, which the head takes, but got one with {width}."
+            )
+        self.encoder = encoder
+        self.head = head
+        self.eval()
+
+    @classmethod
+    def from_checkpoint(cls, path: str | PathLike[str], encoder: FrozenEncoder | nn.Module) -> ImageClassifier:
+        """Load the head of a training run's checkpoint and join it to its encoder.
+
+        Args:
+            path: The ``.ckpt`` file. It is read as data only; no code in it is run.
+            encoder: The encoder the head was trained on.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file holds no head.
+            EncoderMismatchError: If the checkpoint was made with another encoder.
+        """
+        head = EllipsHead.from_checkpoint(path)
+        recorded = torch.load(path, map_location="cpu", weights_only=True).get("encoder_fingerprint")
+        fingerprint = getattr(encoder, "fingerprint", None)
+        if recorded is not None and fingerprint is not None:
+            check_fingerprint(recorded, fingerprint())
+        return cls(encoder, head)
+
+    def latents(self, images: Tensor) -> Tensor:
+        """Return latents ``(N, d)`` of images ``(N, C, H, W)`` in [0, 1], differentiable in the images."""
+        return self.head.latents(self.encoder(images))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return scores ``(N, K)``, float64, of images ``(N, C, H, W)`` in [0, 1]."""
+        scores: Tensor = self.head.ellips(self.latents(images))
+        return scores
+
+    def certify(self, images: Tensor, source: LipschitzSource | None = None, method: Method = "exact") -> Certificate:
+        """Certify images.
+
+        Args:
+            images: Shape ``(N, C, H, W)``, values in [0, 1].
+            source: Where the Lipschitz constant of :meth:`latents` comes from; None: stay in latent space.
+            method: ``"exact"``, ``"pairwise"`` or ``"theorem"``: how the latent radius is computed.
+
+        Returns:
+            A certificate in input space, or in latent space without a source.
+
+        Raises:
+            NotFittedError: If the head's Gaussians were not fitted.
+        """
+        if source is not None:
+            return source.certify(self.head.ellips, self.latents, images, method)
+        with torch.no_grad():
+            return self.head.ellips.certify(self.latents(images), method=method)
+
+    def digests(self) -> dict[str, str]:
+        """Return SHA-256 digests of the encoder's and the head's whole state, to name what was certified."""
+        return {"encoder": f"sha256:{state_digest(self.encoder)}", "head": f"sha256:{state_digest(self.head)}"}
+
+
+def check_fingerprint(recorded: Mapping[str, object], present: Mapping[str, object]) -> None:
+    """Refuse an encoder that is not the one a head was trained on.
+
+    Args:
+        recorded: Fingerprint from the checkpoint.
+        present: Fingerprint of the encoder at hand.
+
+    Raises:
+        EncoderMismatchError: If they differ; every difference is named.
+    """
+    keys = sorted(recorded.keys() | present.keys())
+    differing = [
+        f"{k}: {recorded.get(k)!r} against {present.get(k)!r}" for k in keys if recorded.get(k) != present.get(k)
+    ]
+    if differing:
+        raise EncoderMismatchError(
+            "Expected the encoder that this head was trained on but got another one (trained on, present): "
+            f"{'; '.join(differing)}. Use the encoder of the checkpoint, or fit a new head."
+        )
