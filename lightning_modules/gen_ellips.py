@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from ellips.distributed import gather_with_gradient
-from ellips.errors import EncoderMismatchError
 from ellips.head import EllipsHead
 from ellips.losses import CodingRateReduction, Isotropy, LatentLoss, Objective
+from ellips.pipeline import check_fingerprint
 from ellips.types import FeatureBatch, HeadOutput
 
 from .optimization import Optimization
@@ -218,14 +218,4 @@ class GenEllips(L.LightningModule):
         present = dict(datamodule.encoder_fingerprint())
         if self.encoder_fingerprint is None:
             self.encoder_fingerprint = present
-        elif self.encoder_fingerprint != present:
-            keys = sorted(self.encoder_fingerprint.keys() | present.keys())
-            differing = [
-                f"{key}: {self.encoder_fingerprint.get(key)!r} against {present.get(key)!r}"
-                for key in keys
-                if self.encoder_fingerprint.get(key) != present.get(key)
-            ]
-            raise EncoderMismatchError(
-                "Expected the encoder that this head was trained on but got another one (trained on, present): "
-                f"{'; '.join(differing)}. Use the encoder of the checkpoint, or fit a new head."
-            )
+        check_fingerprint(self.encoder_fingerprint, present)
