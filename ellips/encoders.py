@@ -1,0 +1,200 @@
+"""The frozen pretrained encoder: images in, features out, nothing about it ever changes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.models import get_pretrained_cfg
+from torch import Tensor, nn
+
+from ellips.preprocessing import Preprocess
+from ellips.weights import create_timm, load_file, shipped_names, shipped_provenance, state_digest
+
+_PROBE_SIZE = 32  # side of the image that measures the feature width of a module that takes any size
+
+
+class FrozenEncoder(nn.Module):
+    """Resize, normalise, backbone: the whole map from images with values in [0, 1] to features, frozen.
+
+    Frozen means: no parameter requires a gradient, and every layer stays in eval mode whatever :meth:`train` is told,
+    so running statistics do not move either. Gradients with respect to the *images* flow, which is what Lipschitz
+    estimates need.
+
+    Args:
+        model: A timm model name (``"test_resnet"``, ``"vit_base_patch16_224.augreg_in21k"``) or any module that maps
+            ``(N, in_channels, H, W)`` to ``(N, D)``. A module is taken as it is, weights included, and is not copied.
+        weights: For a name: ``"hub"`` (timm's own), ``"hub:OWNER/NAME"`` (a timm or OpenCLIP state dict), a
+            ``.safetensors``/``.pth``/``.pt``/``.bin`` file, the name of a shipped encoder (``"digits"``), or
+            ``"random"`` to say that untrained weights are meant. For a module: a file to load into it, or None.
+        input_size: Side, or ``(height, width)``, that images are resized to. None takes the model's own configuration;
+            a module without one gets images as they come.
+        mean: Per channel. None takes the model's configuration; a module without one gets no normalisation.
+        std: Per channel, like ``mean``.
+        interpolation: ``"bilinear"``, ``"bicubic"`` or ``"nearest-exact"``. None takes the model's configuration.
+        in_channels: Channels the backbone takes. None takes the model's configuration, 3 where there is none.
+        projection: Keep the backbone's last linear layer. None keeps it for OpenCLIP state dicts alone, whose image
+            features include it.
+        seed: Seed of ``weights="random"``.
+
+    Raises:
+        ValueError: If an argument does not fit, or the weights do not fit the architecture.
+        WeightsNotFoundError: If the weights cannot be found; the message says what to fetch and where to put it.
+
+    Example:
+        >>> encoder = FrozenEncoder("test_resnet", weights="digits")
+        >>> encoder(torch.rand(2, 1, 8, 8)).shape
+        torch.Size([2, 96])
+    """
+
+    def __init__(
+        self,
+        model: str | nn.Module,
+        *,
+        weights: str | Path | None = None,
+        input_size: int | tuple[int, int] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        interpolation: str | None = None,
+        in_channels: int | None = None,
+        projection: bool | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        given = {"mean": mean, "std": std, "interpolation": interpolation, "in_channels": in_channels}
+        config = _own_config(model, weights)
+        config.update({key: value for key, value in given.items() if value is not None})
+        if input_size is not None:
+            config["size"] = _pair(input_size)
+        self.preprocess = Preprocess(**{key: value for key, value in config.items() if key != "fixed_size"})
+        if isinstance(model, str):
+            arguments: dict[str, Any] = {"img_size": config["size"]} if config.get("fixed_size") else {}
+            if in_channels is not None:
+                arguments["in_chans"] = in_channels
+            self.architecture = model.partition(".")[0]
+            self.backbone = create_timm(model, weights, projection=projection, seed=seed, **arguments)
+        else:
+            self.architecture = f"{type(model).__module__}.{type(model).__qualname__}"
+            self.backbone = _with_weights(model, weights)
+        self.requires_grad_(False)
+        self.eval()
+        self.feature_dim = self._measure_width()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Encode images.
+
+        Args:
+            images: Shape ``(N, C, H, W)``, values in [0, 1], any resolution, C = 1 or as many as the backbone takes.
+
+        Returns:
+            Features ``(N, feature_dim)``; float32 even where autocast ran the backbone in half precision.
+
+        Raises:
+            TypeError: If the images are not floating point.
+            ValueError: If their shape does not fit.
+        """
+        if self.backbone.training:  # someone reached past train() below, to the backbone itself
+            self.backbone.eval()
+        return _widen(self.backbone(self.preprocess(images)))
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Like :meth:`forward`, for images whose gradients nobody will ask for: inference mode, channels last.
+
+        Args:
+            images: As for :meth:`forward`.
+
+        Returns:
+            Features ``(N, feature_dim)``; ordinary tensors that a trained module may save for its backward pass.
+
+        Raises:
+            TypeError: If the images are not floating point.
+            ValueError: If their shape does not fit.
+        """
+        self.backbone.eval()
+        with torch.inference_mode():
+            inputs = self.preprocess(images).contiguous(memory_format=torch.channels_last)
+            features = _widen(self.backbone(inputs))
+        return features.clone()  # outside inference mode, so that autograd accepts it
+
+    def train(self, mode: bool = True) -> FrozenEncoder:
+        """Stay in eval mode, whatever ``mode`` says: dropout and running statistics are off for good."""
+        super().train(False)
+        return self
+
+    def fingerprint(self) -> dict[str, str]:
+        """What the features depend on, as short strings that can be compared and stored.
+
+        Returns:
+            ``architecture``, ``weights`` (SHA-256 over all parameters and buffers), ``preprocessing`` and
+            ``feature_dim``.
+            Read from the weights as they are now, so it tells if someone has changed them.
+        """
+        return {
+            "architecture": self.architecture,
+            "weights": f"sha256:{state_digest(self.backbone)}",
+            "preprocessing": self.preprocess.describe(),
+            "feature_dim": str(self.feature_dim),
+        }
+
+    def extra_repr(self) -> str:
+        """Architecture and feature width, for ``print``."""
+        return f"architecture={self.architecture!r}, feature_dim={self.feature_dim}"
+
+    def _measure_width(self) -> int:
+        size = self.preprocess.size or (_PROBE_SIZE, _PROBE_SIZE)
+        first = next(self.backbone.parameters(), self.preprocess.mean)
+        probe = torch.zeros(1, self.preprocess.in_channels, *size, device=first.device)
+        self.preprocess.to(first.device, first.dtype)
+        with torch.no_grad():
+            features = self.backbone(self.preprocess(probe))
+        if not isinstance(features, Tensor) or features.ndim != 2:
+            got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+            raise ValueError(
+                f"Expected the encoder {self.architecture} to map images to features of shape (N, D) but got {got}; "
+                "wrap it in a module that pools, or flattens, its output."
+            )
+        return int(features.shape[1])
+
+
+def _widen(features: Tensor) -> Tensor:
+    return features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
+
+
+def _own_config(model: str | nn.Module, weights: str | Path | None) -> dict[str, Any]:
+    """Preprocessing from the shipped record, or from timm's configuration of the model."""
+    if isinstance(model, str) and isinstance(weights, str) and weights in shipped_names():
+        record = shipped_provenance(weights)
+        if record["architecture"] != model:
+            raise ValueError(
+                f"Expected `model` to be {record['architecture']!r}, which the shipped weights {weights!r} are for, "
+                f"but got {model!r}."
+            )
+        settings: dict[str, Any] = dict(record["preprocessing"])
+        return {**settings, "size": _pair(settings["size"])}
+    source = get_pretrained_cfg(model) if isinstance(model, str) else getattr(model, "pretrained_cfg", None)
+    if source is None:
+        return {}
+    own = source if isinstance(source, dict) else source.to_dict()
+    channels, height, width = own["input_size"]
+    return {
+        "in_channels": channels,
+        "size": (height, width),
+        "mean": own["mean"],
+        "std": own["std"],
+        "interpolation": own["interpolation"],
+        "fixed_size": isinstance(model, str) and own.get("fixed_input_size", False),
+    }
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(height), int(width)
+
+
+def _with_weights(model: nn.Module, weights: str | Path | None) -> nn.Module:
+    if weights is None:
+        return model
+    model.load_state_dict(load_file(weights).state)
+    return model
