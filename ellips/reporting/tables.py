@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -27,7 +28,7 @@ def accuracy_table(rows: Sequence[LabelledCurve], title: str, extra: Sequence[tu
         raise ValueError("Expected all rows of a table to share one grid of radii but they differ.")
     table = Table(
         title=f"{title}\n[b]{SPACES[space]}[/b] · [b]{soundness}[/b]: {CLAIMS[soundness]}",
-        caption="certified accuracy in %, beneath it the ends of the 95 % interval",
+        caption="in %; beneath, the 95 % interval, rounded outwards",
         title_justify="left",
         caption_justify="left",
     )
@@ -38,7 +39,7 @@ def accuracy_table(rows: Sequence[LabelledCurve], title: str, extra: Sequence[tu
         table.add_column(heading, justify="right")
     for i, row in enumerate(rows):
         cells = [
-            f"{100 * value:.1f}\n[dim]{100 * low:.1f}–{100 * high:.1f}[/dim]"
+            f"{100 * value:.1f}\n[dim]{math.floor(100 * low)}–{math.ceil(100 * high)}[/dim]"
             for value, low, high in zip(
                 row.curve.accuracy.tolist(), row.curve.lower.tolist(), row.curve.upper.tolist(), strict=True
             )
