@@ -3,8 +3,10 @@
 from ellips.losses.base import LatentLoss, Objective
 from ellips.losses.coding_rate import CodingRateReduction, class_coding_rate, coding_rate
 from ellips.losses.isotropy import Isotropy, isotropy
+from ellips.losses.mmd import ClassMMD
 
 __all__ = [
+    "ClassMMD",
     "CodingRateReduction",
     "Isotropy",
     "LatentLoss",

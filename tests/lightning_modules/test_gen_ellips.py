@@ -1,0 +1,210 @@
+"""GenEllips: the exact fit, checkpoints, the encoder's fingerprint, optimiser groups."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from ellips import Ellips
+from ellips.errors import EncoderMismatchError, NotFittedError
+from ellips.head import EllipsHead
+from ellips.losses import CodingRateReduction, Isotropy
+from ellips.types import HeadOutput
+from lightning_modules import GenEllips, Optimization
+from tests.lightning_modules.feature_data import FeatureData, latents_of
+
+
+def make_module(**options: Any) -> GenEllips:
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {
+        "latent_dim": 5,
+        "hidden_dim": 16,
+        "shrinkage": 0.1,
+        "objective": [CodingRateReduction(warmup_steps=3), Isotropy(weight=0.1, start_step=3)],
+        "optimization": Optimization("adamw", learning_rate=1e-3),
+    }
+    return GenEllips(10, 4, **{**settings, **options})
+
+
+def make_trainer(folder: Path, **options: Any) -> L.Trainer:
+    settings: dict[str, Any] = {
+        "max_epochs": 2,
+        "accelerator": "cpu",
+        "devices": 1,
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "default_root_dir": folder,
+    }
+    return L.Trainer(**{**settings, **options})
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> tuple[L.Trainer, GenEllips, FeatureData, Path]:
+    folder = tmp_path_factory.mktemp("fitted")
+    data, module = FeatureData(), make_module()
+    trainer = make_trainer(folder, callbacks=[ModelCheckpoint(folder, save_last=True)])
+    trainer.fit(module, data)
+    return trainer, module, data, folder / "last.ckpt"
+
+
+Fitted = tuple[L.Trainer, GenEllips, FeatureData, Path]
+
+
+def test_the_mixture_is_the_exact_fit_of_the_training_split(fitted: Fitted) -> None:
+    _, module, data, _ = fitted
+    latents = latents_of(module.head, data.train)
+    expected = Ellips(4, 5, shrinkage=0.1).fit(latents, data.train.label)
+    torch.testing.assert_close(module.head.ellips.means, expected.means, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(module.head.ellips.covariances, expected.covariances, rtol=1e-4, atol=1e-6)
+
+
+def test_logs_losses_and_accuracies(fitted: Fitted) -> None:
+    trainer, module, data, path = fitted
+    names = {"train/loss", "train/CodingRateReduction", "train/Isotropy", "val/accuracy"}
+    assert names <= trainer.callback_metrics.keys()
+    metrics = make_trainer(path.parent).test(module, data, verbose=False)[0]
+    scores = module.head.eval()(data.test.feature)
+    accuracy = float((scores.argmax(1) == data.test.label).double().mean())
+    assert metrics["test/accuracy"] == pytest.approx(accuracy, abs=1e-6)
+    assert accuracy > 0.6
+
+
+def test_steps_return_what_callbacks_read(fitted: Fitted) -> None:
+    _, module, data, path = fitted
+    outputs = make_trainer(path.parent).predict(module, data)
+    assert isinstance(outputs, list)
+    assert all(isinstance(output, HeadOutput) for output in outputs)
+    assert torch.equal(torch.cat([output.index for output in outputs]), torch.arange(110))
+    assert torch.equal(torch.cat([output.label for output in outputs]), data.test.label)
+    assert outputs[0].scores.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"check_val_every_n_epoch": 2, "max_epochs": 3},
+        {"val_check_interval": 2, "max_epochs": 1},
+        {"max_steps": 7, "max_epochs": -1},
+        {"limit_val_batches": 0, "max_epochs": 1},
+    ],
+)
+def test_a_fit_never_ends_with_gaussians_older_than_the_projector(tmp_path: Path, options: dict[str, Any]) -> None:
+    data, module = FeatureData(), make_module()
+    checkpoint = ModelCheckpoint(tmp_path, save_last=True, save_on_train_epoch_end=True)
+    trainer = make_trainer(tmp_path, callbacks=[checkpoint], **options)
+    trainer.fit(module, data)
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert saved["mixture_step"] == saved["global_step"] == trainer.global_step
+    expected = Ellips(4, 5, shrinkage=0.1).fit(latents_of(module.head, data.train), data.train.label)
+    torch.testing.assert_close(module.head.ellips.means, expected.means, rtol=1e-5, atol=1e-6)
+
+
+def test_a_checkpoint_brings_back_mixture_and_fingerprint(fitted: Fitted) -> None:
+    _, module, data, path = fitted
+    loaded = GenEllips.load_from_checkpoint(path)
+    assert loaded.encoder_fingerprint == data.encoder_fingerprint()
+    assert loaded.head.ellips.digest() == module.head.ellips.digest()
+    assert torch.equal(latents_of(loaded.head, data.test), latents_of(module.head, data.test))
+    head = EllipsHead.from_checkpoint(path)
+    assert head.ellips.digest() == module.head.ellips.digest()
+    assert torch.equal(latents_of(head, data.test), latents_of(module.head, data.test))
+
+
+RELOAD = """
+import sys, torch
+from ellips.head import EllipsHead
+from tests.lightning_modules.feature_data import FeatureData
+torch.set_num_threads(1)
+head, data = EllipsHead.from_checkpoint(sys.argv[1]), FeatureData()
+latents = head.latents(data.test.feature).detach()
+certificates = {m: head.ellips.certify(latents, method=m) for m in ("theorem", "pairwise", "exact")}
+torch.save({m: (c.prediction, c.radius, c.rival) for m, c in certificates.items()}, sys.argv[2])
+"""
+
+
+def test_a_new_process_predicts_and_certifies_the_same(fitted: Fitted, tmp_path: Path) -> None:
+    _, module, data, path = fitted
+    command = [sys.executable, "-c", RELOAD, str(path), str(tmp_path / "out.pt")]
+    subprocess.run(command, check=True, cwd=Path(__file__).parents[2])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for method, there in torch.load(tmp_path / "out.pt", weights_only=True).items():
+            here = module.head.ellips.certify(latents_of(module.head, data.test), method=method)
+            assert all(
+                torch.equal(*pair) for pair in zip(there, (here.prediction, here.radius, here.rival), strict=True)
+            )
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("task", ["fit", "validate", "test", "predict"])
+def test_a_checkpoint_made_with_another_encoder_is_refused(fitted: Fitted, tmp_path: Path, task: str) -> None:
+    *_, path = fitted
+    trainer = make_trainer(tmp_path, max_epochs=4, limit_val_batches=1, limit_test_batches=1)
+    with pytest.raises(EncoderMismatchError, match="architecture: 'one' against 'two'"):
+        getattr(trainer, task)(make_module(), datamodule=FeatureData(encoder="two"), ckpt_path=path)
+
+
+def test_an_unfitted_module_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(NotFittedError):
+        make_trainer(tmp_path).test(make_module(), FeatureData(), verbose=False)
+
+
+def test_wrong_labels_width_and_classes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"features.*\(N, 10\)"):
+        make_trainer(tmp_path).fit(make_module(), FeatureData(width=11))
+    with pytest.raises(ValueError, match=r"labels.*\[0, 4\)"):
+        make_trainer(tmp_path).fit(make_module(), FeatureData(classes=5))
+    with pytest.raises(ValueError, match="class 3 had none"):
+        make_trainer(tmp_path).fit(make_module(), FeatureData(classes=3))
+
+
+def test_a_trainer_without_a_fit_dataloader_is_refused(tmp_path: Path) -> None:
+    data = FeatureData()
+    with pytest.raises(TypeError, match="fit_dataloader"):
+        make_trainer(tmp_path).fit(make_module(), data.train_dataloader(), data.val_dataloader())
+
+
+def test_a_slow_exact_fit_is_warned_about_once(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="cache the features") as caught:
+        make_trainer(tmp_path).fit(make_module(slow_fit_seconds=0.0), FeatureData())
+    assert sum("cache the features" in str(warning.message) for warning in caught) == 1
+
+
+def test_parameter_groups_have_their_own_weight_decay() -> None:
+    module = make_module(optimization=Optimization(weight_decay=0.1, pre_feature_weight_decay=0.2, learning_rate=0.3))
+    groups = module.optimization.build_optimizer(module.head).param_groups
+    assert [(g["name"], g["lr"], g["weight_decay"], len(g["params"])) for g in groups] == [
+        ("pre_feature", 0.3, 0.2, 6),
+        ("feature_head", 0.3, 0.1, 2),
+    ]
+    assert groups[0]["momentum"] == 0.9
+
+
+def test_the_cosine_schedule_ends_at_zero(tmp_path: Path) -> None:
+    module = make_module(optimization=Optimization("sgd", learning_rate=0.1, schedule="cosine"))
+    trainer = make_trainer(tmp_path)
+    trainer.fit(module, FeatureData())
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-9)
+    constant = make_module(optimization=Optimization("sgd", learning_rate=0.1))
+    trainer = make_trainer(tmp_path)
+    trainer.fit(constant, FeatureData())
+    assert trainer.optimizers[0].param_groups[0]["lr"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [({"optimizer": "lion"}, "optimizer"), ({"schedule": "step"}, "schedule"), ({"learning_rate": -1.0}, "learning")],
+)
+def test_unknown_optimisation_is_refused(options: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        Optimization(**options)
