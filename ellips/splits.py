@@ -1,12 +1,15 @@
-"""Stratified splits that are the same wherever they are made."""
+"""Stratified splits that are the same wherever they are made, and the digits under theirs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from sklearn.datasets import load_digits
 from sklearn.model_selection import StratifiedShuffleSplit
+from torch import Tensor
 
 DIGITS_SPLIT_SEED = 0
 DIGITS_FRACTIONS: Mapping[str, float] = {"val": 0.15, "test": 0.2}
@@ -47,10 +50,19 @@ def stratified_split(
     return {"train": rest, **parts}
 
 
-def digits_split(labels: Sequence[int] | NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
-    """The one split of scikit-learn's digits that this project uses.
+def digits_part(part: str) -> tuple[Tensor, Tensor]:
+    """Load one part of scikit-learn's handwritten digits, under the one split that this project uses.
 
-    It takes no seed on purpose: the shipped encoder was trained on this ``"train"`` part, so under another split its
-    training images would be among those it is judged by.
+    The split takes no seed on purpose: the shipped encoder was trained on this ``"train"`` part, so under another split
+    its training images would be among those it is judged by.
+
+    Args:
+        part: ``"train"``, ``"val"`` or ``"test"``.
+
+    Returns:
+        Images ``(N, 1, 8, 8)``, their 17 grey levels scaled to [0, 1], and labels ``(N,)``.
     """
-    return stratified_split(labels, DIGITS_FRACTIONS, DIGITS_SPLIT_SEED)
+    digits = load_digits()
+    rows = stratified_split(digits.target, DIGITS_FRACTIONS, DIGITS_SPLIT_SEED)[part]
+    images = torch.from_numpy((digits.images[rows] / 16).astype(np.float32)).unsqueeze(1)
+    return images, torch.from_numpy(digits.target[rows].astype(np.int64))

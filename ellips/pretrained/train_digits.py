@@ -4,7 +4,7 @@
     python -m ellips.pretrained.train_digits --output /some/folder
 
 timm's ``test_resnet`` learns scikit-learn's handwritten digits from the training part of
-:func:`ellips.splits.digits_split` alone, under Gaussian noise on the [0, 1] pixels: noise makes the features change
+:func:`ellips.splits.digits_part` alone, under Gaussian noise on the [0, 1] pixels: noise makes the features change
 slowly with the image, so that radii in input space are large enough to be seen. One thread and deterministic kernels:
 the same machine and versions give the same bytes.
 """
@@ -20,18 +20,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import timm
 import torch
 from safetensors.torch import save_file
-from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import QuadraticDiscriminantAnalysis
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ellips.encoders import FrozenEncoder
-from ellips.splits import DIGITS_FRACTIONS, DIGITS_SPLIT_SEED, digits_split
+from ellips.splits import DIGITS_FRACTIONS, DIGITS_SPLIT_SEED, digits_part
 from ellips.weights import SHIPPED_FOLDER, file_digest
 
 NAME: Final = "digits"
@@ -64,14 +62,6 @@ class Recipe:
     batch_size: int = 64
     learning_rate: float = 2e-3
     weight_decay: float = 1e-3
-
-
-def digits_part(part: str) -> tuple[Tensor, Tensor]:
-    """Images ``(N, 1, 8, 8)`` in [0, 1] and labels ``(N,)`` of one part of the split."""
-    digits = load_digits()
-    rows = digits_split(digits.target)[part]
-    images = torch.from_numpy((digits.images[rows] / 16).astype(np.float32)).unsqueeze(1)
-    return images, torch.from_numpy(digits.target[rows].astype(np.int64))
 
 
 def train(recipe: Recipe, images: Tensor, labels: Tensor) -> FrozenEncoder:

@@ -1,0 +1,84 @@
+"""Which rows each process reads, in batches of nearly equal size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch.distributed
+from torch.utils.data import Dataset
+from torch.utils.data.distributed import DistributedSampler
+
+
+class BalancedBatches(DistributedSampler[list[int]]):
+    """Batches of row numbers for one of several processes, without padding.
+
+    Unlike the parent, it repeats no row: in order, every row goes to exactly one process, so that a metric counts each
+    image once whatever the number of processes. Shuffled, it leaves out up to ``num_replicas - 1`` rows, others in each
+    epoch, so that every process trains on the same number.
+
+    Every process gets the same number of batches, because under DDP each batch may be a collective operation, and the
+    batches differ in size by at most one, so that no stray batch of one image meets a batch normalisation. Pass it as
+    ``sampler`` with ``batch_size=None``; Lightning leaves a :class:`DistributedSampler` in place.
+
+    Args:
+        size: Number of rows, at least ``num_replicas``.
+        batch_size: Largest batch.
+        shuffle: New order in each epoch (see :meth:`set_epoch`).
+        seed: Of the order.
+        num_replicas: Number of processes.
+        rank: This process.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    def __init__(
+        self, size: int, batch_size: int, *, shuffle: bool = False, seed: int = 0, num_replicas: int = 1, rank: int = 0
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"Expected `batch_size` to be at least 1 but got {batch_size}.")
+        if size < num_replicas:
+            raise ValueError(f"Expected at least one row for each of {num_replicas} processes but got {size} rows.")
+        super().__init__(_Rows(size), num_replicas=num_replicas, rank=rank, shuffle=shuffle, seed=seed)
+        self.size = size
+        self.batch_size = batch_size
+
+    def rows(self) -> np.ndarray:
+        """Row numbers of this process in this epoch."""
+        if not self.shuffle:
+            return np.arange(self.rank, self.size, self.num_replicas)
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.size)
+        return order[self.rank :: self.num_replicas][: self.size // self.num_replicas]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield one list of row numbers a batch."""
+        for batch in np.array_split(self.rows(), len(self)):
+            if len(batch):
+                yield batch.tolist()
+
+    def __len__(self) -> int:
+        """Return the number of batches, the same in every process."""
+        largest = self.size // self.num_replicas if self.shuffle else -(-self.size // self.num_replicas)
+        # A process may hold one row less than the largest; with fewer rows than batches it would miss a turn.
+        smallest = self.size // self.num_replicas
+        return min(-(-largest // self.batch_size), smallest)
+
+
+class _Rows(Dataset[int]):
+    """What the parent class asks for the number of rows."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def __len__(self) -> int:
+        return self._size
+
+
+def process_rank(trainer: object | None) -> tuple[int, int]:
+    """``(number of processes, this process)`` from a Lightning trainer, or torch.distributed, or ``(1, 0)``."""
+    if trainer is not None:
+        return int(trainer.world_size), int(trainer.global_rank)  # type: ignore[attr-defined]
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_world_size(), torch.distributed.get_rank()
+    return 1, 0
