@@ -63,7 +63,7 @@ class CertificationCallback(L.Callback):
     def __init__(
         self,
         radii: Sequence[float] = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5),
-        methods: Sequence[Method] = METHODS,
+        methods: Sequence[Method] = ("theorem", "pairwise", "exact"),
         max_radius: float | None = None,
         num_points: int = 201,
         confidence: float = 0.95,
@@ -238,7 +238,7 @@ class CertificationCallback(L.Callback):
         for (space, _), group in group_by_claim(curves).items():
             rows = [LabelledCurve(c.label, _select(c.curve, self.radii[space]), c.space, c.soundness) for c in group]
             total = int(self._series[0].curve.total)
-            console.print(accuracy_table(rows, f"Certified accuracy on {total} test images"))
+            console.print(accuracy_table(rows, f"Certified accuracy on {total} test images", self.confidence))
 
 
 def _with_zero(radii: tuple[float, ...]) -> tuple[float, ...]:

@@ -6,17 +6,24 @@ import math
 from collections.abc import Sequence
 
 import torch
+from rich.console import Group
 from rich.table import Table
 
 from ellips.reporting.curves import CLAIMS, SPACES, LabelledCurve, single_claim
 
 
-def accuracy_table(rows: Sequence[LabelledCurve], title: str, extra: Sequence[tuple[str, Sequence[str]]] = ()) -> Table:
+def accuracy_table(
+    rows: Sequence[LabelledCurve],
+    title: str,
+    confidence: float = 0.95,
+    extra: Sequence[tuple[str, Sequence[str]]] = (),
+) -> Group:
     """Lay out certified accuracies side by side: a row per curve, a column per radius.
 
     Args:
         rows: Curves of one space, one soundness class and one grid; accuracy at radius 0 is headed "clean".
         title: Heading; space and soundness are added to it.
+        confidence: Coverage of the rows' intervals, for the caption.
         extra: Further columns at the end: heading and one cell per row.
 
     Raises:
@@ -26,17 +33,12 @@ def accuracy_table(rows: Sequence[LabelledCurve], title: str, extra: Sequence[tu
     grid = rows[0].curve.radii
     if any(not torch.equal(row.curve.radii, grid) for row in rows):
         raise ValueError("Expected all rows of a table to share one grid of radii but they differ.")
-    table = Table(
-        title=f"{title}\n[b]{SPACES[space]}[/b] · [b]{soundness}[/b]: {CLAIMS[soundness]}",
-        caption="in %; beneath, the 95 % interval, rounded outwards",
-        title_justify="left",
-        caption_justify="left",
-    )
+    table = Table()
     table.add_column("method")
     for radius in grid.tolist():
         table.add_column("clean" if radius == 0 else f"{radius:g}", justify="right")
-    for heading, _ in extra:
-        table.add_column(heading, justify="right")
+    for name, _ in extra:
+        table.add_column(name, justify="right")
     for i, row in enumerate(rows):
         cells = [
             f"{100 * value:.1f}\n[dim]{math.floor(100 * low)}–{math.ceil(100 * high)}[/dim]"
@@ -45,4 +47,6 @@ def accuracy_table(rows: Sequence[LabelledCurve], title: str, extra: Sequence[tu
             )
         ]
         table.add_row(row.label, *cells, *(column[i] for _, column in extra))
-    return table
+    heading = f"\n[b]{title}[/b]\n{SPACES[space]} · [b]{soundness}[/b]: {CLAIMS[soundness]}"
+    # Headings of a rich table are wrapped to its width; these are lines of their own.
+    return Group(heading, table, f"[dim]in %; beneath, the {confidence:.0%} interval, rounded outwards[/dim]")
