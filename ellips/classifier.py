@@ -230,7 +230,7 @@ class Ellips(nn.Module):
 
     @property
     def log_dets(self) -> Tensor:
-        """log det Σ_k, shape ``(K,)``."""
+        """Log-determinants of the covariances, log det Σ_k, shape ``(K,)``."""
         factors = self.precision_factors
         diagonal = factors if factors.ndim == 2 else factors.diagonal(dim1=-2, dim2=-1)
         log_dets: Tensor = -2 * diagonal.abs().log().sum(-1)
@@ -270,27 +270,28 @@ class Ellips(nn.Module):
             NotFittedError: If no mixture was fitted.
         """
         z = self.check(z)
-        rows = max(1, _BLOCK_ELEMENTS // (self.num_classes * self.dim))
-        center, shifted = self._centred()
-        offsets = self.offsets
+        whiten, offsets = self.whitening(), self.offsets
         with torch.autocast(z.device.type, enabled=False):
-            parts = [offsets - self._whiten(x - center, shifted).square().sum(-1) for x in z.split(rows)]
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
+            parts = [offsets - whiten(rows).square().sum(-1) for rows in z.split(self.block_rows())]
+        return torch.cat(parts)
 
-    def _centred(self) -> tuple[Tensor, Tensor]:
-        """The mean of the means c, and A_k(μ_k − c): data far from the origin would otherwise cost digits."""
-        center = self.means.mean(0)
+    def block_rows(self) -> int:
+        """Return how many points to whiten at a time so that the result stays in the processor's caches."""
+        return max(1, _BLOCK_ELEMENTS // (self.num_classes * self.dim))
+
+    def whitening(self) -> Callable[[Tensor], Tensor]:
+        """Return the map from z, shape ``(N, d)``, to A_k(z − μ_k), shape ``(N, K, d)``, for all classes at once.
+
+        Latents are centred on the mean of the means first: data far from the origin would otherwise cost digits.
+        """
+        factors, center = self.factors, self.means.mean(0)
         offset = self.means - center
-        factors = self.factors
-        return center, factors * offset if factors.ndim == 2 else (factors @ offset.unsqueeze(-1)).squeeze(-1)
-
-    def _whiten(self, x: Tensor, shifted: Tensor) -> Tensor:
-        """A_k(z − μ_k) for x = z − c, shape ``(N, K, d)``."""
-        factors = self.factors
         if factors.ndim == 2:
-            return x.unsqueeze(1) * factors - shifted
-        flat = torch.addmm(shifted.reshape(1, -1), x, factors.reshape(-1, self.dim).mT, beta=-1)
-        return flat.view(-1, self.num_classes, self.dim)
+            scaled = factors * offset
+            return lambda z: (z - center).unsqueeze(1) * factors - scaled
+        stacked = factors.reshape(-1, self.dim).mT
+        shifted = (factors @ offset.unsqueeze(-1)).reshape(1, -1)
+        return lambda z: torch.addmm(shifted, z - center, stacked, beta=-1).view(-1, self.num_classes, self.dim)
 
     def predict(self, z: Tensor) -> Tensor:
         """Return the class of the highest score, shape ``(N,)``; of equal scores the lowest class index."""

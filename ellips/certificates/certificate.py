@@ -153,5 +153,5 @@ class Certificate:
 
 
 def round_down(x: Tensor, ulps: int = 2) -> Tensor:
-    """Return non-negative floats lowered by a few units in the last place: what one rounded operation may have added."""
+    """Return non-negative floats lowered by some units in the last place: what rounding may have added."""
     return x * (1 - ulps * torch.finfo(x.dtype).eps)

@@ -1,4 +1,4 @@
-"""First, plain version of the three certificates (all pairs decomposed); replaced by the fast solver."""
+"""The three certificates of [E26] section 4 and beyond: Theorem 4.1, its pairwise form, and the exact radius."""
 
 from __future__ import annotations
 
@@ -8,50 +8,112 @@ import torch
 from torch import Tensor
 
 from ellips.certificates.certificate import METHODS, Certificate, Method, round_down
+from ellips.certificates.closed_form import closed_form_multiplier, closed_form_radius
+from ellips.certificates.geometry import Geometry
+from ellips.certificates.screen import Screen, screen
+from ellips.certificates.secular import SecularSolution, solve_secular
 
 if TYPE_CHECKING:
     from ellips.classifier import Ellips
 
+_CHUNK_BYTES = 2**29
+# Units in the last place taken off a radius for the few operations after the bounded ones; graded, so that rounding
+# never turns the order of the three methods round.
+_SAFETY: dict[Method, int] = {"exact": 64, "pairwise": 128, "theorem": 192}
+
 
 def certify(ellips: Ellips, z: Tensor, method: Method = "exact", *, chunk_size: int | None = None) -> Certificate:
-    """Certify predictions; see :meth:`ellips.classifier.Ellips.certify`."""
+    """Certify predictions; see :meth:`ellips.classifier.Ellips.certify` for arguments, result and errors.
+
+    The radius is a lower bound in floating point, too: errors of scores, gradients and spectra are bounded and
+    subtracted before anything is solved (:mod:`ellips.certificates.rounding`), and what is returned is the square root
+    of a *dual* value.
+
+    ``theorem`` is [E26] eq. 5. ``pairwise`` applies the same form to each rival alone. Both need λ_min(P_i − P_j):
+    exact up to rounding where all pairs can be decomposed, else Weyl's lower bound, which can only shrink the radius.
+    ``exact`` is the distance to the decision boundary itself.
+
+    ``theorem ≤ pairwise ≤ exact`` holds for every point.
+    """
     if method not in METHODS:
         raise ValueError(f"Expected `method` to be one of {METHODS} but got {method!r}.")
-    with torch.no_grad():
-        return Certificate.cat([_certify(ellips, part, method) for part in ellips.check(z).split(chunk_size or 1024)])
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"Expected `chunk_size` to be at least 1 but got {chunk_size}.")
+    z = ellips.check(z)
+    with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
+        geometry = Geometry.of(ellips)
+        rows = chunk_size or default_chunk_size(geometry)
+        parts = [_certify(geometry, part, method) for part in z.detach().split(rows)]
+    return Certificate.cat(parts)
 
 
-def _certify(ellips: Ellips, z: Tensor, method: Method) -> Certificate:
-    scores = ellips(z)
-    prediction = scores.argmax(1)
-    rows = torch.arange(len(z), device=z.device)
-    margins = scores[rows, prediction].unsqueeze(1) - scores
-    precisions = ellips.precisions
-    gradients = torch.einsum("kij,nkj->nki", precisions, z.unsqueeze(1) - ellips.means)
-    b = gradients - gradients[rows, prediction].unsqueeze(1)
-    lam, q = torch.linalg.eigh(precisions.unsqueeze(0) - precisions.unsqueeze(1))
-    lam, q = lam[prediction], q[prediction]
-    c, low = b.norm(dim=-1), (-lam[..., 0]).clamp(min=0)
-    own = torch.nn.functional.one_hot(prediction, ellips.num_classes).bool()
-    if method == "theorem":
-        m = margins.masked_fill(own, torch.inf).amin(1, keepdim=True).expand_as(margins)
-        c, low = c.amax(1, keepdim=True).expand_as(c), low.masked_fill(own, 0).amax(1, keepdim=True).expand_as(low)
-    else:
-        m = margins
-    radius = m / ((c.square() + low * m).sqrt() + c)
-    t = radius / (low * radius + c)
+def default_chunk_size(geometry: Geometry) -> int:
+    """Return how many points keep the working memory of :func:`certify` below about 1 GB."""
+    per_point = 8 * (12 * geometry.num_classes + 48 * geometry.dim)
+    return max(1, min(8192, _CHUNK_BYTES // per_point))
+
+
+def _certify(geometry: Geometry, z: Tensor, method: Method) -> Certificate:
     if method == "exact":
-        beta2 = torch.einsum("nkij,nki->nkj", q, b).square()
-        mu, u = lam + low.unsqueeze(-1), radius / c
-        for _ in range(60):
-            w = 1 / (1 + u.unsqueeze(-1) * mu)
-            s1, s2, s3 = ((beta2 * w**p).sum(-1) for p in (1, 2, 3))
-            phi = m - u * (s1 + s2 * (1 + low * u))
-            u = (u + phi / (2 * (1 + u * low) * s3)).clamp(min=0)
-        s1 = (beta2 / (1 + u.unsqueeze(-1) * mu)).sum(-1)
-        t = u / (1 + u * low)
-        radius = torch.maximum((t * (m - u * s1)).clamp(min=0).sqrt(), radius)
-    radius = radius.nan_to_num(nan=0.0).masked_fill(own, torch.inf)
-    best = radius.min(1)
-    rival = torch.where(margins.masked_fill(own, torch.inf).amin(1) <= 0, margins.masked_fill(own, torch.inf).argmin(1), best.indices)
-    return Certificate(prediction, round_down(best.values, 64), rival, margins[rows, rival], t[rows, rival], method)
+        return _exact(geometry, z)
+    seen = screen(geometry, z)
+    curvature = geometry.curvature[seen.prediction]
+    gradients = seen.gradients
+    if geometry.affordable:
+        classes = torch.arange(geometry.num_classes, device=z.device)
+        gradients = gradients + geometry.pairs.coefficient_slack(
+            seen.point_norms.unsqueeze(1), seen.prediction.unsqueeze(1), classes
+        )
+    if method == "pairwise":
+        radius = closed_form_radius(seen.safe_margins, gradients, curvature)
+        rival = nearest(radius, seen.margins)
+        bounds = (seen.safe_margins, gradients, curvature)
+        margin, gradient, curve = (x.gather(1, rival.unsqueeze(1)).squeeze(1) for x in bounds)
+    else:
+        own = torch.nn.functional.one_hot(seen.prediction, geometry.num_classes).bool()
+        rival = seen.margins.argmin(1)
+        margin = seen.safe_margins.amin(1)
+        gradient = gradients.masked_fill(own, 0).amax(1)
+        curve = curvature.amax(1)
+    radius = closed_form_radius(margin, gradient, curve)
+    multiplier = closed_form_multiplier(radius, gradient, curve)
+    return _certificate(seen, radius, rival, multiplier, method)
+
+
+def nearest(radius: Tensor, margins: Tensor) -> Tensor:
+    """Return the rival of the smallest radius; of equal ones (ties, infinite radii) that of the smallest margin."""
+    tied = radius == radius.amin(1, keepdim=True)
+    return margins.masked_fill(~tied, torch.inf).argmin(1)
+
+
+def _certificate(seen: Screen, radius: Tensor, rival: Tensor, multiplier: Tensor, method: Method) -> Certificate:
+    margin = seen.margins.gather(1, rival.unsqueeze(1)).squeeze(1)
+    return Certificate(seen.prediction, round_down(radius, _SAFETY[method]), rival, margin, multiplier, method)
+
+
+def _exact(geometry: Geometry, z: Tensor) -> Certificate:
+    """Solve the rival that looks nearest, then all whose lower bound does not rule them out."""
+    seen = screen(geometry, z, torch.float32)
+    lower = closed_form_radius(seen.safe_margins, seen.gradients, geometry.curvature[seen.prediction])
+    x = z - geometry.center
+    rows = torch.arange(len(z), device=z.device)
+    first = nearest(lower, seen.margins)
+    squared = lower.square()
+    multiplier = torch.zeros_like(lower)
+
+    def solve(points: Tensor, rivals: Tensor, threshold: Tensor | None) -> SecularSolution:
+        problems = geometry.pairs.problems(x[points], seen.prediction[points], rivals)
+        solution = solve_secular(seen.safe_margins[points, rivals], *problems, threshold)
+        squared[points, rivals], multiplier[points, rivals] = solution.dual, solution.multiplier
+        return solution
+
+    best = solve(rows, first, None).dual
+    open_ = lower.square() < best.unsqueeze(1)
+    open_[rows, first] = False
+    points, rivals = open_.nonzero(as_tuple=True)
+    if len(points):
+        solve(points, rivals, best[points])
+    squared[rows, seen.prediction] = torch.inf
+    rival = nearest(squared, seen.margins)
+    radius = squared[rows, rival].sqrt()
+    return _certificate(seen, radius, rival, multiplier[rows, rival], "exact")

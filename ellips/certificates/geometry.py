@@ -1,0 +1,130 @@
+"""What the certificates need to know of a mixture, gathered once per mixture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ellips.certificates.pairs import PairSpectra
+from ellips.certificates.rounding import gamma
+
+if TYPE_CHECKING:
+    from ellips.classifier import Ellips
+
+
+@dataclass
+class Geometry:
+    """A mixture as the solvers see it; all tensors are float64 and carry no gradient.
+
+    Attributes:
+        factors: A_k, shape ``(K, d, d)`` or ``(K, d)``.
+        center: c, the mean of the means, shape ``(d,)``.
+        offsets_from_center: ν_k = μ_k − c, shape ``(K, d)``.
+        offsets: Constant parts of the scores, shape ``(K,)``.
+        whiten: The classifier's own map from z to A_k(z − μ_k).
+        block_rows: Points to whiten at a time.
+    """
+
+    factors: Tensor
+    center: Tensor
+    offsets_from_center: Tensor
+    offsets: Tensor
+    whiten: Callable[[Tensor], Tensor]
+    block_rows: int
+
+    @classmethod
+    def of(cls, ellips: Ellips) -> Geometry:
+        """Return the geometry of a fitted classifier, remembered until its mixture changes."""
+
+        def build() -> Geometry:
+            with torch.no_grad():
+                center = ellips.means.mean(0)
+                return cls(
+                    ellips.factors.detach(),
+                    center.detach(),
+                    (ellips.means - center).detach(),
+                    ellips.offsets.detach(),
+                    ellips.whitening(),
+                    ellips.block_rows(),
+                )
+
+        geometry: Geometry = ellips.derived("geometry", build)
+        return geometry
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.factors)
+
+    @property
+    def dim(self) -> int:
+        """Width d of the latents."""
+        return self.factors.shape[-1]
+
+    @property
+    def diagonal(self) -> bool:
+        """Whether the covariances are diagonal."""
+        return self.factors.ndim == 2
+
+    @cached_property
+    def factor_norms(self) -> Tensor:
+        """‖A_k‖_F, shape ``(K,)``."""
+        norms: Tensor = self.factors.flatten(1).norm(dim=1)
+        return norms
+
+    @cached_property
+    def mean_norms(self) -> Tensor:
+        """‖μ_k − c‖, shape ``(K,)``."""
+        norms: Tensor = self.offsets_from_center.norm(dim=1)
+        return norms
+
+    @cached_property
+    def _single(self) -> Tensor:
+        return self.factors.float()
+
+    def factors_in(self, dtype: torch.dtype) -> Tensor:
+        """Return A_k in float32 or float64."""
+        return self._single if dtype == torch.float32 else self.factors
+
+    @cached_property
+    def pairs(self) -> PairSpectra:
+        """Decomposed differences of precisions."""
+        return PairSpectra(self)
+
+    @cached_property
+    def precision_range(self) -> tuple[Tensor, Tensor]:
+        """Bounds on λ_min(P_k) from below and λ_max(P_k) from above, shapes ``(K,)``."""
+        if self.diagonal:
+            square = self.factors.square()
+            return square.amin(1) * (1 - gamma(2)), square.amax(1) * (1 + gamma(2))
+        values = torch.linalg.svdvals(self.factors).square()
+        error = gamma(10 * self.dim) * self.factor_norms.square()  # LAPACK: a modest multiple of u‖A‖ per value
+        return (values[:, -1] - error).clamp(min=0), values[:, 0] + error
+
+    @cached_property
+    def affordable(self) -> bool:
+        """Whether all K(K−1)/2 differences of precisions may be decomposed and kept (about 0.2 GB, some seconds)."""
+        pairs = self.num_classes * (self.num_classes - 1) // 2
+        return self.diagonal or (pairs * self.dim**2 <= 2**24 and pairs * self.dim**3 <= 2**32)
+
+    @cached_property
+    def curvature(self) -> Tensor:
+        """Upper bounds on (−λ_min(P_i − P_j))₊ for prediction j and rival i, at ``[j, i]``, shape ``(K, K)``.
+
+        From the decomposed differences where they are affordable, else by Weyl's inequality,
+        λ_min(P_i − P_j) ≥ λ_min(P_i) − λ_max(P_j), which makes radii smaller but never unsound.
+        """
+        classes = self.num_classes
+        low, high = self.precision_range
+        if not self.affordable:
+            return (high.unsqueeze(1) - low).clamp(min=0)
+        first, second = torch.triu_indices(classes, classes, offset=1, device=low.device)
+        curvature = low.new_zeros(classes, classes)
+        curvature[first, second] = (-self.pairs.lowest(first, second)).clamp(min=0)
+        curvature[second, first] = (-self.pairs.lowest(second, first)).clamp(min=0)
+        return curvature

@@ -1,0 +1,47 @@
+"""Bounds on rounding errors: what is subtracted from a radius so that it stays a lower bound.
+
+Every bound is the classical worst case, γ_n = n u / (1 − n u) with unit roundoff u for n operations (Higham, Accuracy
+and Stability of Numerical Algorithms, 2nd ed., section 3.1). The classifier is taken as defined by its stored factors
+A_k, means μ_k and offsets, so the error of fitting them does not enter.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def gamma(operations: int, dtype: torch.dtype = torch.float64) -> float:
+    """Return γ_n, the relative error that n rounded operations may accumulate in a floating-point type.
+
+    Raises:
+        ValueError: If so many operations have no finite bound in that type.
+    """
+    total = operations * torch.finfo(dtype).eps / 2
+    if total >= 1:
+        raise ValueError(f"Expected fewer operations than {dtype} has precision for but got {operations}.")
+    return total / (1 - total)
+
+
+def whitened_error(dim: int, factor_norm: Tensor, point_norm: Tensor, mean_norm: Tensor) -> Tensor:
+    """Bound ‖fl(y) − y‖ for y = A(z − μ), computed as A(z − c) − A(μ − c).
+
+    Args:
+        dim: Width d.
+        factor_norm: ‖A‖_F.
+        point_norm: ‖z − c‖.
+        mean_norm: ‖μ − c‖.
+    """
+    return gamma(dim + 4) * factor_norm * (point_norm + mean_norm)
+
+
+def score_error(dim: int, distance: Tensor, whitened: Tensor, offset: Tensor) -> Tensor:
+    """Bound the error of a computed score −‖y‖² + offset.
+
+    Args:
+        dim: Width d.
+        distance: ‖y‖, as computed.
+        whitened: Bound on the error of y, from :func:`whitened_error`.
+        offset: The score's constant part.
+    """
+    return (2 * distance + whitened) * whitened + gamma(dim + 4) * (distance.square() + offset.abs())
