@@ -122,7 +122,8 @@ def write(encoder: FrozenEncoder, recipe: Recipe, folder: Path) -> Path:
         "architecture": ARCHITECTURE,
         "preprocessing": PREPROCESSING,
         "sha256": file_digest(path),
-        "command": "python -m ellips.pretrained.train_digits",
+        "command": "python -m ellips.pretrained.train_digits"
+        + (f" --epochs {recipe.epochs}" if recipe.epochs != Recipe.epochs else ""),
         "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
         "recipe": asdict(recipe),
         "data": {

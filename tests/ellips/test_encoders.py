@@ -1,0 +1,257 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn import functional
+
+from ellips.encoders import FrozenEncoder
+from ellips.errors import WeightsNotFoundError
+from ellips.preprocessing import Preprocess
+from ellips.weights import shipped_names, shipped_provenance, state_digest
+
+
+def small_encoder(**arguments: object) -> FrozenEncoder:
+    return FrozenEncoder("test_resnet", **{"weights": "random", "input_size": 32, **arguments})
+
+
+class Flat(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3 * 6 * 6, 5)
+        self.norm = nn.BatchNorm1d(5)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.linear(images.flatten(1)))
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 8, 8), (3, 3, 32, 32), (1, 3, 50, 21)])
+def test_any_resolution_and_grey_or_rgb(shape: tuple[int, ...]) -> None:
+    encoder = small_encoder()
+    assert encoder(torch.rand(shape)).shape == (shape[0], encoder.feature_dim)
+
+
+def test_matches_preprocessing_done_by_hand() -> None:
+    encoder = small_encoder()
+    images = torch.rand(4, 3, 20, 20)
+    resized = functional.interpolate(images, size=(32, 32), mode="bilinear", antialias=True)
+    expected = encoder.backbone((resized - 0.5) / 0.5)
+    torch.testing.assert_close(encoder(images), expected)
+
+
+def test_grey_is_the_same_as_repeated_grey() -> None:
+    encoder = small_encoder()
+    grey = torch.rand(2, 1, 8, 8)
+    torch.testing.assert_close(encoder(grey), encoder(grey.expand(-1, 3, -1, -1)))
+
+
+def test_settings_come_from_the_models_own_configuration() -> None:
+    encoder = FrozenEncoder("resnet10t", weights="random")
+    config = timm.get_pretrained_cfg("resnet10t")
+    assert encoder.preprocess.size == config.input_size[1:]
+    assert encoder.preprocess.interpolation == config.interpolation
+    torch.testing.assert_close(encoder.preprocess.mean.flatten(), torch.tensor(config.mean))
+    torch.testing.assert_close(encoder.preprocess.std.flatten(), torch.tensor(config.std))
+
+
+def test_vision_transformer_takes_the_size_that_is_asked_for() -> None:
+    encoder = FrozenEncoder("test_vit", weights="random", input_size=32)
+    assert encoder(torch.rand(2, 3, 32, 32)).shape == (2, encoder.feature_dim)
+
+
+def test_stays_frozen_whatever_the_trainer_does() -> None:
+    encoder = small_encoder()
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    digest = state_digest(encoder.backbone)
+    encoder.train()
+    nn.Sequential(encoder, nn.Linear(encoder.feature_dim, 2)).train()
+    assert not any(module.training for module in encoder.modules())
+    encoder.backbone.train()  # reaching past the encoder
+    encoder(torch.rand(8, 3, 32, 32)).sum()
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+    for name, value in encoder.state_dict().items():  # buffers among them
+        assert torch.equal(value, before[name]), name
+    assert state_digest(encoder.backbone) == digest
+
+
+def test_gradients_reach_the_images_and_functional_transforms_work() -> None:
+    encoder = small_encoder().double()
+    images = torch.rand(2, 1, 8, 8, dtype=torch.float64, requires_grad=True)
+    encoder(images)[:, 0].sum().backward()
+    assert images.grad is not None
+    assert float(images.grad.norm()) > 0
+    jacobian = torch.func.vmap(torch.func.jacrev(lambda image: encoder(image[None])[0]))(images.detach())
+    torch.testing.assert_close(jacobian[:, 0], images.grad)
+    tangent = torch.randn_like(images)
+    _, derivative = torch.func.jvp(encoder, (images.detach(),), (tangent,))
+    torch.testing.assert_close(derivative[:, 0], (images.grad * tangent).flatten(1).sum(1))
+
+
+def test_encode_gives_the_same_features_as_ordinary_tensors() -> None:
+    encoder = small_encoder()
+    images = torch.rand(4, 1, 8, 8)
+    features = encoder.encode(images)
+    torch.testing.assert_close(features, encoder(images))
+    assert not features.is_inference()
+    nn.Linear(encoder.feature_dim, 2)(features).sum().backward()
+
+
+def test_half_precision_features_come_out_as_float32() -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert small_encoder()(torch.rand(2, 3, 32, 32)).dtype == torch.float32
+
+
+def test_any_module_is_taken_as_it_is() -> None:
+    module = Flat().train()
+    encoder = FrozenEncoder(module, input_size=6)
+    images = torch.rand(3, 3, 6, 6)
+    torch.testing.assert_close(encoder(images), module.eval()(images))
+    assert encoder.feature_dim == 5
+
+
+def test_a_module_that_does_not_give_vectors_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"features of shape \(N, D\) but got \(1, 4, 30, 30\)"):
+        FrozenEncoder(nn.Conv2d(3, 4, 3))
+
+
+@pytest.mark.parametrize("kind", ["pth", "pth_with_state_dict_key", "safetensors"])
+@pytest.mark.parametrize("classes", [0, 10])
+def test_local_files(tmp_path: Path, kind: str, classes: int) -> None:
+    model = timm.create_model("test_resnet", num_classes=classes)
+    path = tmp_path / f"weights.{kind[:3] if kind.startswith('pth') else kind}"
+    if kind == "safetensors":
+        save_file(model.state_dict(), path)
+    else:
+        torch.save(model.state_dict() if kind == "pth" else {"state_dict": model.state_dict()}, path)
+    encoder = FrozenEncoder("test_resnet", weights=path, input_size=32)
+    images = torch.rand(2, 3, 32, 32)
+    inputs = (images - 0.5) / 0.5
+    expected = model.eval().forward_head(model.forward_features(inputs), pre_logits=True)
+    torch.testing.assert_close(encoder(images), expected)
+    assert FrozenEncoder("test_resnet", weights=tmp_path, input_size=32).fingerprint() == encoder.fingerprint()
+
+
+def test_projection_keeps_the_last_layer(tmp_path: Path) -> None:
+    model = timm.create_model("test_resnet", num_classes=10)
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    encoder = FrozenEncoder("test_resnet", weights=tmp_path / "w.pth", input_size=32, projection=True)
+    images = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(encoder(images), model.eval()((images - 0.5) / 0.5))
+
+
+def test_weights_of_another_architecture_are_refused_and_never_half_loaded(tmp_path: Path) -> None:
+    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="do not fit"):
+        FrozenEncoder("test_vit", weights=tmp_path / "w.pth")
+    state = timm.create_model("test_resnet").state_dict()
+    state.pop("layer1.0.bn1.running_mean")
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="running_mean"):
+        FrozenEncoder("test_resnet", weights=tmp_path / "w.pth")
+
+
+def test_missing_and_unreadable_weights(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"Expected `weights`.*'random'"):
+        FrozenEncoder("test_resnet")
+    with pytest.raises(WeightsNotFoundError, match=r"existing file but got '.*nowhere\.pth'"):
+        FrozenEncoder("test_resnet", weights=tmp_path / "nowhere.pth")
+    (tmp_path / "text.pth").write_text("not a state dict")
+    with pytest.raises(ValueError, match="to be a state dict"):
+        FrozenEncoder("test_resnet", weights=tmp_path / "text.pth")
+    with pytest.raises(ValueError, match="timm model name but got 'test_resnot'"):
+        FrozenEncoder("test_resnot", weights="random")
+
+
+@pytest.mark.parametrize(
+    ("model", "weights", "repository", "name"),
+    [
+        ("resnet10t.c3_in1k", "hub", "timm/resnet10t.c3_in1k", "resnet10t.c3_in1k.safetensors"),
+        ("vit_large_patch14_clip_quickgelu_224", "hub:chs20/fare4-clip", "chs20/fare4-clip", "chs20--fare4-clip."),
+    ],
+)
+def test_unreachable_hub_says_what_to_fetch_and_how_to_name_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: str, weights: str, repository: str, name: str
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("ELLIPS_WEIGHTS", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    with pytest.raises(WeightsNotFoundError) as error:
+        FrozenEncoder(model, weights=weights)
+    assert repository in str(error.value)
+    assert str(tmp_path / name) in str(error.value)
+
+
+def test_a_file_named_as_the_error_says_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ELLIPS_WEIGHTS", str(tmp_path))
+    model = timm.create_model("test_resnet")
+    save_file(model.state_dict(), tmp_path / "test_resnet.r160_in1k.safetensors")
+    encoder = FrozenEncoder("test_resnet", weights="hub", input_size=32)
+    model.reset_classifier(0)
+    assert encoder.fingerprint()["weights"] == f"sha256:{state_digest(model)}"
+
+
+def test_fingerprint_tells_apart_what_changes_features() -> None:
+    encoder = small_encoder()
+    assert small_encoder().fingerprint() == encoder.fingerprint()
+    assert small_encoder(seed=1).fingerprint() != encoder.fingerprint()
+    assert small_encoder(input_size=40).fingerprint() != encoder.fingerprint()
+    assert small_encoder(std=(0.5, 0.5, 0.4)).fingerprint() != encoder.fingerprint()
+    with torch.no_grad():
+        next(encoder.backbone.buffers()).add_(1)
+    assert small_encoder().fingerprint() != encoder.fingerprint()
+
+
+def test_random_weights_leave_the_global_generator_alone() -> None:
+    torch.manual_seed(3)
+    small_encoder()
+    after = torch.rand(1)
+    torch.manual_seed(3)
+    assert torch.equal(after, torch.rand(1))
+
+
+@pytest.mark.parametrize(
+    ("images", "error", "message"),
+    [
+        (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), TypeError, "divide 8-bit images by 255"),
+        (torch.rand(3, 8, 8), ValueError, r"shape \(N, C, H, W\)"),
+        (torch.rand(1, 2, 8, 8), ValueError, r"C in \[1, 3\]"),
+    ],
+)
+def test_wrong_images_are_refused(images: torch.Tensor, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        small_encoder()(images)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"in_channels": 2}, {"size": (0, 3)}, {"mean": [0.5]}, {"std": [0.0, 1.0, 1.0]}, {"interpolation": "cubic"}],
+)
+def test_wrong_preprocessing_is_refused(arguments: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="Expected"):
+        Preprocess(**arguments)
+
+
+def test_shipped_encoder_has_the_recorded_digest_and_architecture() -> None:
+    assert "digits" in shipped_names()
+    record = shipped_provenance("digits")
+    encoder = FrozenEncoder(record["architecture"], weights="digits")
+    assert encoder.preprocess.size == tuple(record["preprocessing"]["size"])
+    with pytest.raises(ValueError, match="'test_resnet'"):
+        FrozenEncoder("test_vit", weights="digits")
+
+
+def test_shipped_weights_that_were_changed_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from ellips import weights
+
+    for file in ("digits.json", "digits.safetensors"):
+        (tmp_path / file).write_bytes((weights.SHIPPED_FOLDER / file).read_bytes())
+    with (tmp_path / "digits.safetensors").open("r+b") as file:
+        file.seek(-4, 2)
+        file.write(b"\0\0\0\0")
+    monkeypatch.setattr(weights, "SHIPPED_FOLDER", tmp_path)
+    with pytest.raises(ValueError, match="SHA-256"):
+        FrozenEncoder("test_resnet", weights="digits")
