@@ -4,5 +4,15 @@ from ellips.lipschitz.base import LipschitzBound, LipschitzSource
 from ellips.lipschitz.clever import Clever, MarginClever
 from ellips.lipschitz.jacobian import JacobianNorm
 from ellips.lipschitz.known import KnownConstant
+from ellips.lipschitz.spectral import SpectralProduct, UnprovenOperationError
 
-__all__ = ["Clever", "JacobianNorm", "KnownConstant", "LipschitzBound", "LipschitzSource", "MarginClever"]
+__all__ = [
+    "Clever",
+    "JacobianNorm",
+    "KnownConstant",
+    "LipschitzBound",
+    "LipschitzSource",
+    "MarginClever",
+    "SpectralProduct",
+    "UnprovenOperationError",
+]

@@ -1,0 +1,120 @@
+"""Upper bounds of operator norms. Every value is at least the true norm, rounding included."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+SLACK = 1e-7
+"""Relative amount by which every norm is raised: orders above what float64 loses in any of the computations here
+(about n * 2e-16 for sums of n <= 1e6 terms), and of the size of one float32 rounding."""
+
+_CHUNK = 1 << 22  # complex numbers held at once
+
+
+def matrix_norm(matrix: Tensor) -> float:
+    """Bound the spectral norm of a dense matrix by its singular value decomposition.
+
+    Args:
+        matrix: Shape ``(m, n)``.
+    """
+    if matrix.numel() == 0:
+        return 0.0
+    return float(torch.linalg.svdvals(matrix.double())[0]) * (1 + SLACK)
+
+
+def gram_norm(matrices: Tensor, iterations: int) -> float:
+    """Bound the largest spectral norm in a batch of matrices by Gram iteration (Delattre et al. 2023, theorem 3.1).
+
+    With G = M M', ``||M||^2 = ||G^(2^t)||^(1 / 2^t)``, and the Frobenius norm bounds the last from above: the bound
+    holds at every t, and exceeds the norm by at most a factor ``rank^(1 / 2^(t + 2))``.
+
+    Args:
+        matrices: Shape ``(B, m, n)``, real or complex.
+        iterations: Number t of squarings.
+    """
+    unit = float(matrices.abs().amax())  # squares of very small or large entries would leave the range
+    if unit == 0:
+        return 0.0
+    matrices = matrices / unit
+    adjoint = matrices.mH
+    gram = matrices @ adjoint if matrices.shape[1] <= matrices.shape[2] else adjoint @ matrices
+    logarithm = torch.zeros(len(gram), dtype=torch.float64, device=gram.device)
+    for step in range(iterations + 1):
+        length = torch.linalg.matrix_norm(gram).clamp_min(torch.finfo(torch.float64).tiny)
+        logarithm += length.log() / 2**step
+        gram = gram / length[:, None, None]
+        if step < iterations:
+            gram = gram @ gram
+    return unit * float((logarithm.max() / 2).exp()) * (1 + SLACK)
+
+
+def convolution_norm(
+    weight: Tensor,
+    size: Sequence[int],
+    *,
+    stride: Sequence[int] = (1, 1),
+    dilation: Sequence[int] = (1, 1),
+    groups: int = 1,
+    iterations: int = 10,
+) -> float:
+    """Bound the spectral norm of a zero-padded two-dimensional convolution, whatever its padding.
+
+    On a torus with room for the whole result nothing wraps around, so the layer is a restriction of the circular
+    convolution there, whose norm is the largest over its frequencies (Sedghi et al. 2019). A stride s keeps one point
+    in s, which folds s frequencies per axis into one block. Each block is bounded by :func:`gram_norm`.
+
+    Args:
+        weight: Shape ``(out, in / groups, kh, kw)``.
+        size: Height and width of the input.
+        stride: Per axis.
+        dilation: Per axis.
+        groups: Number of groups.
+        iterations: Gram iterations.
+    """
+    weight = weight.double()
+    out, inner, *kernel = weight.shape
+    grouped = weight.view(groups, out // groups, inner, *kernel).to(torch.complex128)
+    rows, columns = (
+        _folded_waves(axis_size, k, s, d, weight.device)
+        for axis_size, k, s, d in zip(size, kernel, stride, dilation, strict=True)
+    )
+    rows = rows[: len(rows) // 2 + 1]  # real weights: opposite frequencies have equal norms
+    per_row = groups * len(columns) * (out // groups) * inner * math.prod(stride)
+    largest = 0.0
+    for part in rows.split(max(1, _CHUNK // per_row)):
+        partial = torch.einsum("goihw,rah->groiaw", grouped, part)
+        blocks = torch.einsum("groiaw,cbw->grcoiab", partial, columns).flatten(4).flatten(0, 2)
+        largest = max(largest, gram_norm(blocks / math.sqrt(math.prod(stride)), iterations))
+    return largest
+
+
+def _folded_waves(size: int, kernel: int, stride: int, dilation: int, device: torch.device) -> Tensor:
+    """Return the waves at the kernel's taps, shape ``(N / stride, stride, kernel)``, of a torus with room for all."""
+    extent = (kernel - 1) * dilation + 1
+    folded = -(-(size + extent - 1) // stride)
+    frequency = torch.arange(stride, device=device) * folded + torch.arange(folded, device=device)[:, None]
+    taps = torch.arange(kernel, device=device) * dilation
+    # The product is reduced while it is an integer, where nothing is lost.
+    angle = (frequency[..., None] * taps) % (folded * stride) * (2 * math.pi / (folded * stride))
+    return torch.polar(torch.ones_like(angle, dtype=torch.float64), angle.double())
+
+
+def separable_resize_norm(
+    resize: Callable[[Tensor, list[int]], Tensor], size: Sequence[int], out: Sequence[int]
+) -> float:
+    """Bound the norm of a resize that treats height and width one after the other: the product of two matrices' norms.
+
+    Args:
+        resize: Maps images ``(N, 1, h, w)`` and an output size to resized images.
+        size: Height and width of the input.
+        out: Height and width of the output.
+    """
+    # Two equal lines instead of one: torch 2.14's antialiased resize goes wrong on images of width 1.
+    height, width = (torch.eye(n, dtype=torch.float64)[:, None] for n in size)
+    tall = resize(height[..., None].repeat(1, 1, 1, 2), [out[0], 2])[..., 0]
+    wide = resize(width[:, :, None].repeat(1, 1, 2, 1), [2, out[1]])[:, :, 0]
+    return matrix_norm(tall.flatten(1)) * matrix_norm(wide.flatten(1))

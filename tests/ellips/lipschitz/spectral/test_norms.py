@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from torch.nn import functional
+
+from ellips.lipschitz.spectral.norms import convolution_norm, gram_norm, matrix_norm, separable_resize_norm
+
+# out, in, kernel, stride, dilation, groups, padding, height, width
+CONVOLUTIONS = [
+    (4, 3, 3, 1, 1, 1, 1, 7, 6),
+    (4, 3, 3, 2, 1, 1, 1, 8, 7),
+    (4, 6, 3, 2, 2, 2, 2, 9, 9),
+    (5, 2, 5, 3, 1, 1, 0, 11, 10),
+    (6, 6, 3, 1, 1, 6, 1, 5, 5),
+    (4, 3, 1, 2, 1, 1, 0, 8, 8),
+    (3, 3, 2, 2, 1, 1, 0, 6, 6),
+    (2, 2, 3, 1, 1, 1, 5, 4, 4),
+]
+
+
+@pytest.mark.parametrize("case", CONVOLUTIONS, ids=str)
+def test_a_convolutions_bound_is_at_least_its_norm_and_not_far_above(case: tuple[int, ...]) -> None:
+    out, inner, kernel, stride, dilation, groups, padding, height, width = case
+    weight = torch.randn(
+        out, inner // groups, kernel, kernel, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
+    basis = torch.eye(inner * height * width, dtype=torch.float64).view(-1, inner, height, width)
+    matrix = functional.conv2d(basis, weight, None, stride, padding, dilation, groups).flatten(1)
+    truth = float(torch.linalg.matrix_norm(matrix, ord=2))
+    bound = convolution_norm(
+        weight, (height, width), stride=(stride, stride), dilation=(dilation, dilation), groups=groups
+    )
+    assert truth <= bound <= 1.25 * truth
+
+
+def test_a_circular_convolution_without_overlap_is_bounded_exactly() -> None:
+    # Kernel size equals stride: the layer is block diagonal, and the bound can lose only the Gram iteration's part.
+    weight = torch.randn(6, 3, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    truth = float(torch.linalg.matrix_norm(weight.flatten(1), ord=2))
+    assert truth <= convolution_norm(weight, (8, 8), stride=(2, 2)) <= truth * 1.001
+
+
+def test_gram_iteration_bounds_from_above_at_every_step() -> None:
+    matrices = torch.randn(5, 20, 30, dtype=torch.complex128, generator=torch.Generator().manual_seed(0))
+    truth = float(torch.linalg.matrix_norm(matrices, ord=2).max())
+    bounds = [gram_norm(matrices, iterations) for iterations in range(12)]
+    assert all(bound >= truth for bound in bounds)
+    assert all(later <= sooner * (1 + 1e-12) for sooner, later in pairwise(bounds))
+    assert bounds[-1] <= truth * 1.001
+
+
+def test_gram_iteration_survives_extreme_scales_and_zeros() -> None:
+    matrices = torch.randn(2, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for scale in (1e-200, 1e200):
+        truth = float(torch.linalg.matrix_norm(scale * matrices, ord=2).max())
+        assert truth <= gram_norm(scale * matrices, 10) <= 1.01 * truth
+    assert gram_norm(torch.zeros(1, 3, 3, dtype=torch.float64), 10) == 0
+
+
+def test_a_matrix_norm_is_the_largest_singular_value_rounded_up() -> None:
+    matrix = torch.randn(7, 5, generator=torch.Generator().manual_seed(0))
+    truth = float(torch.linalg.matrix_norm(matrix.double(), ord=2))
+    assert truth < matrix_norm(matrix) < truth * (1 + 1e-6)
+    assert matrix_norm(torch.empty(0, 3)) == 0.0
+
+
+@pytest.mark.parametrize(("mode", "known"), [("bilinear", 7.0), ("bicubic", 7.2)])
+def test_a_resize_from_32_to_224_has_the_known_norm(mode: str, known: float) -> None:
+    norm = separable_resize_norm(
+        lambda images, size: functional.interpolate(images, size=size, mode=mode), (32, 32), (224, 224)
+    )
+    assert abs(norm - known) < 0.05
