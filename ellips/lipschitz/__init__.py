@@ -4,6 +4,7 @@ from ellips.lipschitz.base import LipschitzBound, LipschitzSource
 from ellips.lipschitz.clever import Clever, MarginClever
 from ellips.lipschitz.jacobian import JacobianNorm
 from ellips.lipschitz.known import KnownConstant
+from ellips.lipschitz.smoothing import SmoothedEncoder
 from ellips.lipschitz.spectral import SpectralProduct, UnprovenOperationError
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "LipschitzBound",
     "LipschitzSource",
     "MarginClever",
+    "SmoothedEncoder",
     "SpectralProduct",
     "UnprovenOperationError",
 ]

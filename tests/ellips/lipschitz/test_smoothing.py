@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ellips import Ellips
+from ellips.lipschitz import SmoothedEncoder
+from ellips.lipschitz.smoothing import mean_error
+
+
+def linear_map(scale: float = 0.05) -> nn.Sequential:
+    torch.manual_seed(0)
+    function = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    with torch.no_grad():
+        function[1].weight.mul_(scale)
+        function[1].bias.zero_()
+    return function.eval()
+
+
+def gaussians(distance: float = 0.4) -> Ellips:
+    means = distance * torch.tensor([[1.0, 0, 0], [-1.0, 0, 0]], dtype=torch.float64)
+    return Ellips.from_parameters(means, torch.eye(3).expand(2, 3, 3).double() * 0.01, torch.tensor([0.5, 0.5]))
+
+
+def constant_map(images: Tensor) -> Tensor:
+    return torch.tensor([[0.3, 0.0, 0.0]]).expand(len(images), 3) + 0 * images.flatten(1).sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("concentration", ["bernstein", "mcdiarmid"])
+def test_the_true_mean_lies_in_the_ball(concentration: str) -> None:
+    function, images = linear_map(), torch.rand(20, 1, 4, 4)
+    source = SmoothedEncoder(sigma=0.5, num_samples=200, alpha=0.1, concentration=concentration)  # type: ignore[arg-type]
+    smoothed = source.smooth(function, images)
+    truth = function(images).double()  # a linear map of such small values never meets the ball's surface
+    assert ((smoothed.mean - truth).norm(dim=1) <= smoothed.error).all()
+    assert (smoothed.error < 0.5).all()
+
+
+def test_the_failure_rate_stays_below_alpha() -> None:
+    # Coin flips to the two ends of the ball: the largest variance there is.
+    generator = torch.Generator().manual_seed(0)
+    flips = 2.0 * torch.randint(0, 2, (500, 400, 1), generator=generator).double() - 1
+    for concentration in ("bernstein", "mcdiarmid"):
+        failures = sum(float(x.mean().abs()) > mean_error(x, 1.0, 0.2, concentration) for x in flips)  # type: ignore[arg-type]
+        assert failures <= 0.2 * 500
+
+
+def test_bernstein_is_tighter_where_samples_agree_and_both_shrink_with_the_count() -> None:
+    calm = 0.01 * torch.randn(2000, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert mean_error(calm, 1.0, 0.001) < 0.5 * mean_error(calm, 1.0, 0.001, "mcdiarmid")
+    assert mean_error(calm, 1.0, 0.001) < mean_error(calm[:200], 1.0, 0.001)
+    assert mean_error(calm, 1.0, 0.001) > mean_error(calm, 1.0, 0.01)
+    assert math.isclose(mean_error(calm, 2.0, math.exp(-2), "mcdiarmid"), 2 * 3 / math.sqrt(2000))
+
+
+def test_the_constant_is_that_of_the_smoothed_map() -> None:
+    source = SmoothedEncoder(sigma=0.5, norm_bound=2.0)
+    bound = source(nn.Flatten(), torch.rand(2, 1, 4, 4))
+    torch.testing.assert_close(bound.constant, torch.full((2,), 4 * math.sqrt(2 / math.pi), dtype=torch.float64))
+    assert bound.soundness == "probabilistic"
+    assert bound.ball_radius.tolist() == [float("inf")] * 2
+
+
+def test_no_secant_of_the_smoothed_map_is_steeper_than_the_constant() -> None:
+    # A step from one end of the ball to the other: the smoothed step attains the constant at its middle.
+    def step(images: Tensor) -> Tensor:
+        return images.flatten(1)[:, :1].sign()
+
+    source = SmoothedEncoder(sigma=0.5, num_samples=20000, alpha=0.01, chunk_size=20000)
+    images = torch.zeros(2, 1, 1, 1)
+    images[1] = 0.1
+    smoothed = source.smooth(step, images)
+    slope = float((smoothed.mean[1] - smoothed.mean[0]).norm()) / 0.1
+    allowance = 2 * float(smoothed.error.max()) / 0.1
+    constant = float(source(step, images).constant[0])
+    assert slope <= constant + allowance
+    truth = math.erf(0.1 / (0.5 * math.sqrt(2))) / 0.1
+    assert 0.98 * constant < truth <= constant
+
+
+def test_the_certificate_subtracts_the_uncertainty() -> None:
+    images, source, classifier = torch.rand(3, 1, 4, 4), SmoothedEncoder(num_samples=2000), gaussians()
+    certificate = source.certify(classifier, constant_map, images)
+    smoothed = source.smooth(constant_map, images)
+    latent = classifier.certify(smoothed.mean)
+    expected = (latent.radius - smoothed.error) / source(constant_map, images).constant
+    torch.testing.assert_close(certificate.radius, expected)
+    assert certificate.latent_radius is not None
+    assert (certificate.latent_radius < latent.radius).all()
+    assert (certificate.soundness, certificate.space) == ("probabilistic", "input")
+    assert certificate.prediction.tolist() == [0, 0, 0]
+
+
+def test_it_abstains_where_the_uncertainty_eats_the_radius() -> None:
+    certificate = SmoothedEncoder(num_samples=4).certify(gaussians(), constant_map, torch.rand(2, 1, 4, 4))
+    assert certificate.prediction.tolist() == [-1, -1]
+    assert certificate.radius.tolist() == [0.0, 0.0]
+
+
+def test_sharing_alpha_over_images_costs_radius() -> None:
+    images, alone, shared = (
+        torch.rand(2, 1, 4, 4),
+        SmoothedEncoder(num_samples=400),
+        SmoothedEncoder(num_samples=400, num_images=500),
+    )
+    assert (shared.smooth(linear_map(), images).error > alone.smooth(linear_map(), images).error).all()
+
+
+def test_latents_outside_the_ball_are_projected() -> None:
+    smoothed = SmoothedEncoder(num_samples=100, norm_bound=0.5).smooth(linear_map(100.0), torch.rand(2, 1, 4, 4))
+    assert (smoothed.mean.norm(dim=1) <= 0.5).all()
+
+
+def test_samples_do_not_depend_on_batch_or_chunk() -> None:
+    images = torch.rand(3, 1, 4, 4)
+    whole = SmoothedEncoder(num_samples=100).smooth(linear_map(), images)
+    single = SmoothedEncoder(num_samples=100).smooth(linear_map(), images[2:])
+    assert torch.equal(whole.mean[2:], single.mean)
+    assert not torch.equal(SmoothedEncoder(num_samples=100, seed=1).smooth(linear_map(), images).mean, whole.mean)
+
+
+def test_no_images_give_an_empty_certificate() -> None:
+    assert len(SmoothedEncoder().certify(gaussians(), linear_map(), torch.empty(0, 1, 4, 4))) == 0
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"sigma": 0.0},
+        {"norm_bound": float("inf")},
+        {"alpha": 0.0},
+        {"alpha": 1.0},
+        {"num_samples": 5},
+        {"num_samples": 2},
+        {"num_images": 0},
+        {"chunk_size": 0},
+        {"concentration": "hoeffding"},
+    ],
+)
+def test_settings_out_of_range_are_refused(setting: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(setting))):
+        SmoothedEncoder(**setting)  # type: ignore[arg-type]
