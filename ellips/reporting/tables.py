@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 
@@ -33,8 +34,8 @@ def accuracy_table(
     grid = rows[0].curve.radii
     if any(not torch.equal(row.curve.radii, grid) for row in rows):
         raise ValueError("Expected all rows of a table to share one grid of radii but they differ.")
-    table = Table()
-    table.add_column("method")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("method", no_wrap=True)
     for radius in grid.tolist():
         table.add_column("clean" if radius == 0 else f"{radius:g}", justify="right")
     for name, _ in extra:

@@ -1,0 +1,97 @@
+"""Some images of a split, in batches that do not depend on how many processes share them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import lightning as L
+from torch.utils.data import DataLoader, Dataset
+
+from ellips.types import ImageBatch
+
+from .sampling import process_rank
+
+_LOADERS = {"train": "fit_dataloader", "val": "val_dataloader", "test": "test_dataloader"}
+_STAGES = {"train": "fit", "val": "validate", "test": "test"}
+
+
+class SelectionDataModule(L.LightningDataModule):
+    """Streams the images of one split of another datamodule, every ``skip``-th and at most ``max_images`` of them.
+
+    The batches are fixed by the selection alone: a process takes every n-th *batch*, and a batch that was done before
+    is left out as a whole. Floating-point results that depend on which images share a batch are therefore the same for
+    any number of processes and after any interruption.
+
+    Args:
+        datamodule: Where the images are; prepared and set up here.
+        split: ``"train"``, ``"val"`` or ``"test"``.
+        skip: Take every ``skip``-th image: positions 0, skip, 2·skip and so on.
+        max_images: Take at most so many, counted after skipping; None: all.
+        batch_size: Images per batch.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        datamodule: L.LightningDataModule,
+        split: str = "test",
+        skip: int = 1,
+        max_images: int | None = None,
+        batch_size: int = 32,
+    ) -> None:
+        super().__init__()
+        if split not in _LOADERS:
+            raise ValueError(f"Expected `split` to be one of {list(_LOADERS)} but got {split!r}.")
+        for name, value in (("skip", skip), ("max_images", max_images), ("batch_size", batch_size)):
+            if value is not None and value < 1:
+                raise ValueError(f"Expected `{name}` to be at least 1 but got {value}.")
+        datamodule.prepare_data()
+        datamodule.setup(_STAGES[split])
+        loader = getattr(datamodule, _LOADERS[split])()
+        self.dataset = _ByRows(loader)
+        self.num_workers = loader.num_workers
+        self.batch_size = batch_size
+        self.indices = list(range(0, len(self.dataset), skip))[:max_images]
+        self.done: set[int] = set()
+
+    def batches(self) -> list[list[int]]:
+        """Return the positions of each batch that is not done yet, over all processes."""
+        chunks = [self.indices[i : i + self.batch_size] for i in range(0, len(self.indices), self.batch_size)]
+        return [chunk for chunk in chunks if not self.done.issuperset(chunk)]
+
+    def predict_dataloader(self) -> _Stream:
+        """Return this process's share of the batches."""
+        world, rank = process_rank(self.trainer)
+        return _Stream(self.dataset, self.batches()[rank::world], self.num_workers)
+
+
+class _ByRows(Dataset[ImageBatch]):
+    """A loader's dataset, indexed by lists of positions."""
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self.dataset: Any = loader.dataset
+        # A loader without a batch size hands whole lists of positions to its dataset.
+        self.collate = None if loader.batch_size is None else loader.collate_fn
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, rows: Sequence[int]) -> ImageBatch:
+        batch = self.dataset[rows] if self.collate is None else self.collate([self.dataset[row] for row in rows])
+        return ImageBatch(*batch)
+
+
+class _Stream:
+    """Batches in order. Not a DataLoader, so that Lightning does not put a sampler of its own into it."""
+
+    def __init__(self, dataset: _ByRows, batches: list[list[int]], num_workers: int) -> None:
+        self.loader = DataLoader(dataset, batch_size=None, sampler=batches, num_workers=num_workers)
+
+    def __len__(self) -> int:
+        return len(self.loader.sampler)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[ImageBatch]:
+        return iter(self.loader)

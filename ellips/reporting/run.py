@@ -1,0 +1,101 @@
+"""What a certification run leaves behind: files for other tools, the summary, figures and the report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ellips.records import ImageRecord, replace_file, write_table, write_tsv
+from ellips.reporting.curves import LabelledCurve, group_by_claim
+from ellips.reporting.figures import plot_curves, save_figure
+from ellips.reporting.html import ReportImage, choose_images, render_report
+from ellips.reporting.summary import curve_of, records_by_series, summarize, versions
+from ellips.reporting.tables import accuracy_table
+
+
+@dataclass
+class RunReport:
+    """The records of a run and how to show them.
+
+    Attributes:
+        folder: Where everything is written.
+        records: Records of all series.
+        expected: Positions that every series should hold.
+        radii: For each space, the radii to tabulate; curves go from 0 to the largest.
+        confidence: Coverage of the Clopper–Pearson intervals.
+        title: What was certified, for headings.
+        info: Further entries of the summary: settings, digests, fingerprints.
+    """
+
+    folder: Path
+    records: Sequence[ImageRecord]
+    expected: Sequence[int]
+    radii: Mapping[str, Sequence[float]]
+    confidence: float = 0.95
+    title: str = "Certified accuracy"
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    def summary(self) -> dict[str, Any]:
+        """Return the summary, ready for JSON."""
+        found = summarize(self.records, self.expected, self.radii, confidence=self.confidence)
+        return {**found, **self.info, "versions": versions()}
+
+    def write(self, images: Iterable[ReportImage] = ()) -> dict[str, Any]:
+        """Write every file and return the summary.
+
+        ``<series>.tsv`` for each series, ``certificates.csv`` (full precision), ``summary.json``, curves as PNG and
+        SVG, one pair per space and soundness class, and ``report.html``, which needs no other file.
+
+        Args:
+            images: Images to show in the report; see :meth:`wanted_images`.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name, rows in records_by_series(self.records).items():
+            write_tsv(self.folder / f"{name}.tsv", rows)
+        write_table(self.folder / "certificates.csv", self.records)
+        summary = self.summary()
+        replace_file(self.folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+        figures: dict[str, str] = {}
+        for (space, soundness), group in group_by_claim(self.curves()).items():
+            stem = self.folder / f"curve_{space}_{soundness}"
+            figure = plot_curves(group, self.title, self.confidence)
+            _, vector = save_figure(figure, stem.with_suffix(".png"), stem.with_suffix(".svg"))
+            figures[f"{space} space, {soundness}"] = vector.read_text(encoding="utf-8")
+        page = render_report(self.title, summary, figures, list(images))
+        replace_file(self.folder / "report.html", page)
+        return summary
+
+    def wanted_images(self, count: int = 8) -> dict[str, list[ImageRecord]]:
+        """Choose the images worth a look, by the last series: see :func:`ellips.reporting.html.choose_images`."""
+        series = records_by_series(self.records)
+        return choose_images(list(series.values())[-1], count) if series else {}
+
+    def curves(self, tabulated: bool = False) -> list[LabelledCurve]:
+        """Return a curve per series, on the radii to tabulate or on a fine grid."""
+        curves = []
+        for name, rows in records_by_series(self.records).items():
+            grid = sorted({0.0, *self.radii[rows[0].space]})
+            how: dict[str, Any] = {"radii": grid} if tabulated else {"max_radius": grid[-1]}
+            label = name.removeprefix(f"{rows[0].space}-")
+            curves.append(curve_of(rows, label, confidence=self.confidence, **how))
+        return curves
+
+    def show(self, console: Console, summary: Mapping[str, Any]) -> None:
+        """Print a table per space and soundness class, and what is missing."""
+        for group in group_by_claim(self.curves(tabulated=True)).values():
+            times = [
+                f"{1000 * summary['series'][f'{c.space}-{c.label}']['seconds_per_image']['median']:.3g}" for c in group
+            ]
+            console.print(accuracy_table(group, self.title, self.confidence, [("ms", times)]))
+        for name, entry in summary["series"].items():
+            if not entry["complete"]:
+                console.print(
+                    f"[red]Not complete:[/red] {name} has {entry['present']} of {entry['expected']} images; missing "
+                    f"{entry['missing'][:10]}, repeated {entry['repeated'][:10]}."
+                )
+        console.print(f"Everything is in {self.folder}/, to look at in report.html.", highlight=False)

@@ -1,0 +1,122 @@
+"""Certifier: certifies images under Lightning's predict loop, so that several devices and nodes share the work."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from ellips.certificates import METHODS, Certificate, Method
+from ellips.lipschitz import LipschitzSource
+from ellips.pipeline import ImageClassifier
+from ellips.records import ImageRecord, records_from_certificate
+from ellips.types import ImageBatch
+
+_T = TypeVar("_T")
+
+
+class CertifiedImage(NamedTuple):
+    """All that is known of one image.
+
+    Attributes:
+        records: One record per series.
+        latent: Shape ``(d,)``, the latent that was certified.
+    """
+
+    records: list[ImageRecord]
+    latent: Tensor
+
+
+class Certifier(L.LightningModule):
+    """Certifies batches of images, in latent space by every method asked for and in input space by every source.
+
+    Args:
+        classifier: The whole map from image to scores.
+        methods: Latent certificates; each is a series of its own.
+        sources: Where Lipschitz constants come from; each is a series of its own, in input space.
+        input_method: The latent certificate that the sources carry to the input.
+        seed: Recorded with every row.
+
+    Raises:
+        ValueError: If a method is unknown or there is nothing to do.
+    """
+
+    # With few images left after a resumption, some processes have none.
+    allow_zero_length_dataloader_with_multiple_devices = True
+
+    def __init__(
+        self,
+        classifier: ImageClassifier,
+        methods: Sequence[Method] = ("theorem", "pairwise", "exact"),
+        sources: Sequence[LipschitzSource] = (),
+        input_method: Method = "exact",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for method in (*methods, input_method):
+            if method not in METHODS:
+                raise ValueError(f"Expected `methods` out of {METHODS} but got {method!r}.")
+        if not methods and not sources:
+            raise ValueError("Expected at least one method or source but got none.")
+        self.classifier = classifier
+        self.latent_series = {f"latent-{method}": method for method in methods}
+        self.input_series = dict(zip(source_names(sources), sources, strict=True))
+        self.input_method: Method = input_method
+        self.seed = seed
+
+    @property
+    def series(self) -> list[str]:
+        """Names of the series, in the order of every image's records."""
+        return [*self.latent_series, *self.input_series]
+
+    def predict_step(self, batch: ImageBatch, batch_idx: int) -> list[CertifiedImage]:
+        """Certify a batch.
+
+        Args:
+            batch: Images with values in [0, 1], labels and positions.
+            batch_idx: Not used.
+
+        Returns:
+            One entry per image.
+        """
+        latent, seconds = _timed(lambda: self.classifier.latents(batch.image).detach().cpu())
+        ellips, size = self.classifier.head.ellips, len(batch.index)
+        columns = []
+        for name, method in self.latent_series.items():
+            latents = latent.to(self.device)
+            certificate, extra = _timed(lambda m=method, z=latents: ellips.certify(z, method=m).cpu())
+            columns.append(self._records(certificate, batch, name, (seconds + extra) / size))
+        for name, source in self.input_series.items():
+            certificate, extra = _timed(
+                lambda s=source: self.classifier.certify(batch.image, s, self.input_method).cpu()
+            )
+            columns.append(self._records(certificate, batch, name, extra / size))
+        return [CertifiedImage(list(rows), latent[i]) for i, rows in enumerate(zip(*columns, strict=True))]
+
+    def _records(self, certificate: Certificate, batch: ImageBatch, series: str, seconds: float) -> list[ImageRecord]:
+        return records_from_certificate(
+            certificate, batch.index.cpu(), batch.label.cpu(), series=series, seconds=seconds, seed=self.seed
+        )
+
+
+def source_names(sources: Sequence[LipschitzSource]) -> list[str]:
+    """Name the series of each source after its class: ``input-jacobian-norm``, numbered where a class comes again."""
+    names: list[str] = []
+    for source in sources:
+        name = "input-" + re.sub(r"(?<!^)(?=[A-Z])", "-", type(source).__name__).lower()
+        again = sum(n == name or n.startswith(f"{name}-#") for n in names)
+        names.append(f"{name}-#{again + 1}".replace("#", "") if again else name)
+    return names
+
+
+def _timed(work: Callable[[], _T]) -> tuple[_T, float]:
+    """Return a result and the seconds it took; the work must end with a copy to the processor's memory."""
+    start = time.perf_counter()
+    with torch.no_grad():
+        result = work()
+    return result, time.perf_counter() - start
