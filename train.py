@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from lightning_modules import GenEllips
@@ -52,6 +53,13 @@ class EllipsCLI(LightningCLI):
             arguments = {"save_dir": str(RUNS), "name": config.name, "version": version}
             logger = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": arguments}
             self.config = self.parser.parse_object({self.subcommand: {"trainer": {"logger": logger}}}, self.config)
+
+    def after_instantiate_classes(self) -> None:
+        """Keep checkpoints in the run folder, for every subcommand alike, unless the configuration says where."""
+        folder = RUNS / self.config[self.subcommand].name / "checkpoints"
+        for callback in self.trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = str(folder)
 
 
 def _set_aside(path: Path) -> None:

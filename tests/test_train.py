@@ -1,0 +1,128 @@
+"""train.py on the shipped configuration, shortened: what a run leaves behind, and what it refuses."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import train
+from ellips.errors import EncoderMismatchError
+from ellips.head import EllipsHead
+
+ROOT = Path(__file__).parents[1]
+CONFIG = str(ROOT / "configs" / "digits.yaml")
+QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+SHORT = [*QUIET, "--trainer.max_epochs=2", "--trainer.check_val_every_n_epoch=1", "--model.hidden_dim=32"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[train.EllipsCLI, Path, dict[str, torch.Tensor]]:
+    """A short fit in a folder of its own, and the encoder's state as it was before."""
+    folder = tmp_path_factory.mktemp("work")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        before: dict[str, torch.Tensor] = {}
+        original = train.EllipsCLI.after_instantiate_classes
+
+        def remember(cli: train.EllipsCLI) -> None:
+            original(cli)
+            before.update({k: v.clone() for k, v in cli.datamodule.encoder.state_dict().items()})
+
+        patch.setattr(train.EllipsCLI, "after_instantiate_classes", remember)
+        cli = train.main(["fit", "--config", CONFIG, *SHORT])
+    return cli, folder, before
+
+
+Run = tuple[train.EllipsCLI, Path, dict[str, torch.Tensor]]
+
+
+def test_class_count_and_width_come_from_the_data(run: Run) -> None:
+    cli, *_ = run
+    assert cli.model.head.num_classes == cli.datamodule.num_classes == 10
+    assert cli.model.head.in_features == cli.datamodule.feature_dim == 96
+
+
+def test_the_encoder_is_bit_identical_after_fit(run: Run) -> None:
+    cli, _, before = run
+    after = cli.datamodule.encoder.state_dict()
+    assert any("running_mean" in name for name in before)
+    assert after.keys() == before.keys()
+    for name, value in before.items():
+        assert torch.equal(after[name], value), name
+    assert not any(p.requires_grad for p in cli.datamodule.encoder.parameters())
+
+
+def test_everything_of_a_run_lies_in_its_folder(run: Run) -> None:
+    _, folder, _ = run
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert {f"runs/digits/{name}" for name in ("config.yaml", "metrics.csv", "checkpoints/last.ckpt")} <= files
+    assert "runs/digits/checkpoints/best.ckpt" in files
+    assert all(name.startswith("runs/digits/") for name in files)
+    saved = yaml.safe_load((folder / "runs/digits/config.yaml").read_text())
+    assert saved["name"] == "digits"
+    assert saved["trainer"]["max_epochs"] == 2
+    assert "val/certified_accuracy/exact@1" in (folder / "runs/digits/metrics.csv").read_text()
+
+
+def test_the_checkpoint_is_small_and_self_contained(run: Run) -> None:
+    cli, folder, _ = run
+    path = folder / "runs/digits/checkpoints/last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    assert checkpoint["encoder_fingerprint"] == cli.datamodule.encoder_fingerprint()
+    assert not any("encoder" in name or "backbone" in name for name in checkpoint["state_dict"])
+    assert EllipsHead.from_checkpoint(path).ellips.digest() == cli.model.head.ellips.digest()
+
+
+@pytest.mark.parametrize("subcommand", ["test", "validate", "predict"])
+def test_a_saved_run_can_be_used_and_stays_as_it_is(
+    run: Run, subcommand: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, folder, _ = run
+    monkeypatch.chdir(folder)
+    kept = {p: p.read_bytes() for p in (folder / "runs/digits").glob("*") if p.is_file()}
+    checkpoint = "runs/digits/checkpoints/last.ckpt"
+    cli = train.main([subcommand, "--config", CONFIG, *QUIET, "--ckpt_path", checkpoint])
+    assert {p: p.read_bytes() for p in kept} == kept
+    if subcommand == "test":
+        assert float(cli.trainer.callback_metrics["test/accuracy"]) > 0.9
+
+
+def test_a_second_fit_refuses_to_overwrite_and_a_resumed_one_does_not(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, folder, _ = run
+    monkeypatch.chdir(folder)
+    config, metrics = (folder / "runs/digits" / name for name in ("config.yaml", "metrics.csv"))
+    kept = config.read_bytes(), metrics.read_bytes()
+    with pytest.raises(SystemExit, match="already holds a run"):
+        train.main(["fit", "--config", CONFIG, *SHORT])
+    assert (config.read_bytes(), metrics.read_bytes()) == kept
+    train.main(["fit", "--config", CONFIG, *SHORT, "--trainer.max_epochs=3", "--ckpt_path", "last"])
+    assert config.read_bytes() == kept[0]
+    assert metrics.with_stem("metrics-1").read_bytes() == kept[1]
+    assert yaml.safe_load(config.with_stem("config-2").read_text())["trainer"]["max_epochs"] == 3
+    assert re.search(r"^2,", metrics.read_text(), re.MULTILINE)
+
+
+def test_another_encoder_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, folder, _ = run
+    monkeypatch.chdir(folder)
+    with pytest.raises(EncoderMismatchError, match="weights"):
+        train.main(
+            ["test", "--config", CONFIG, *QUIET, "--data.init_args.encoder.init_args.weights=random"]
+            + ["--ckpt_path", "runs/digits/checkpoints/last.ckpt"]
+        )
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_configuration_of_train_is_read_by_every_subcommand(path: Path) -> None:
+    if "model" not in yaml.safe_load(path.read_text()):
+        pytest.skip("not a configuration of train.py")
+    for subcommand in ("fit", "test"):
+        with pytest.raises(SystemExit) as stop:
+            train.main([subcommand, "--config", str(path), "--print_config"])
+        assert stop.value.code == 0
