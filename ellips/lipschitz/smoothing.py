@@ -164,8 +164,9 @@ def mean_error(samples: Tensor, norm_bound: float, alpha: float, concentration: 
     ``mcdiarmid``: exchanging one sample moves the mean by at most 2B / n, and the expected distance is at most
     B / sqrt(n), so by the bounded-difference inequality ``B (1 + sqrt(2 ln(1 / alpha))) / sqrt(n)``.
     ``bernstein``: ``sqrt(2 V ln(2 / a) / n) + 4 B ln(2 / a) / n`` for vectors of variance V (Pinelis 1994, as in
-    Smale & Zhou 2007, lemma 2), with a = alpha / 2; the other half of alpha pays for V, bounded from above by the empirical
-    Bernstein inequality (Maurer & Pontil 2009, theorem 4) for half the squared distances of disjoint pairs of samples.
+    Smale & Zhou 2007, lemma 2), with a = alpha / 2. The other half of alpha pays for V, which is bounded from above
+    by the empirical Bernstein inequality (Maurer & Pontil 2009, theorem 4) for half the squared distances of disjoint
+    pairs of samples.
 
     Args:
         samples: Shape ``(n, d)``, independent, with norms of at most ``norm_bound``; n even.
