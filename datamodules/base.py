@@ -1,45 +1,57 @@
-"""What all datamodules share: splits, loaders, and encoding on the device."""
+"""What all datamodules share: splits, loaders, encoding on the device, and the feature cache."""
 
 from __future__ import annotations
 
+import hashlib
 from abc import abstractmethod
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import lightning as L
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from ellips.encoders import FrozenEncoder
 from ellips.types import FeatureBatch, ImageBatch
 
+from .cache import CacheWriter, FeatureCache, Plan
+from .filling import fill, progress_bar
 from .sampling import BalancedBatches, process_rank
-from .sources import ImageDataset, ImageSource
+from .sources import FeatureDataset, ImageDataset, ImageSource
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+Precision = Literal["32", "16", "bf16"]
+HALF_TYPES = {"16": torch.float16, "bf16": torch.bfloat16}
 
 
 class EncodedDataModule(L.LightningDataModule):
     """Images stream in, features come out.
 
     Loaders yield :class:`~ellips.types.ImageBatch` (values in [0, 1] at dataset resolution);
-    :meth:`on_after_batch_transfer` turns it, on the device, into a :class:`~ellips.types.FeatureBatch`. A data set is a
+    :meth:`on_after_batch_transfer` turns it, on the device, into a :class:`~ellips.types.FeatureBatch`. With a cache,
+    the first run encodes each split once and writes the features down; from then on loaders yield them. A data set is a
     subclass with :attr:`class_names` and :meth:`make_source`. The test split takes part in no choice.
 
     Args:
         encoder: The frozen encoder; the datamodule owns it.
         batch_size: Largest training batch of one process.
-        eval_batch_size: Largest batch of the other loaders; None: like ``batch_size``.
+        eval_batch_size: Largest batch of the other loaders, and of encoding; None: like ``batch_size``.
         num_workers: Processes that read images; 0 reads in the main process.
-        seed: Of the training order.
+        seed: Of the training order, and of the split where there is one to make.
         keep_images: Hand the images on beside the features, which certificates in input space need.
         augment: Called with each training image ``(C, H, W)`` in [0, 1]; None: no augmentation. The Gaussians are
-            fitted, and everything is evaluated, without it.
+            fitted, and everything is evaluated, without it. Augmented images are encoded anew in every epoch, cache or
+            not.
+        cache_dir: Folder of the feature cache, one sub-folder per split; None: no cache.
+        cache_dtype: Type of the stored features: ``"float32"``, ``"float16"`` or ``"bfloat16"``.
+        shard_rows: Images per file of the cache: what an interruption costs at most.
+        precision: The encoder runs under: ``"32"``, ``"16"`` or ``"bf16"``; None: what the trainer says.
 
     Raises:
-        ValueError: If a size or a count is out of range.
+        ValueError: If a size, a count or a name is out of range.
     """
 
     def __init__(
@@ -52,13 +64,19 @@ class EncodedDataModule(L.LightningDataModule):
         seed: int = 0,
         keep_images: bool = False,
         augment: Callable[[Tensor], Tensor] | None = None,
+        cache_dir: str | Path | None = None,
+        cache_dtype: Literal["float32", "float16", "bfloat16"] = "float32",
+        shard_rows: int = 4096,
+        precision: Precision | None = None,
     ) -> None:
         super().__init__()
-        sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size}
+        sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "shard_rows": shard_rows}
         if wrong := {name: size for name, size in sizes.items() if size is not None and size < 1}:
-            raise ValueError(f"Expected batch sizes to be at least 1 but got {wrong}.")
+            raise ValueError(f"Expected sizes to be at least 1 but got {wrong}.")
         if num_workers < 0:
             raise ValueError(f"Expected `num_workers` to be at least 0 but got {num_workers}.")
+        if precision is not None and precision not in get_args(Precision):
+            raise ValueError(f"Expected `precision` to be one of {get_args(Precision)} but got {precision!r}.")
         self.encoder = encoder
         self.batch_size = batch_size
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
@@ -66,7 +84,12 @@ class EncodedDataModule(L.LightningDataModule):
         self.seed = seed
         self.keep_images = keep_images
         self.augment = augment
+        self.cache_dir = None if cache_dir is None else Path(cache_dir)
+        self.cache_dtype = cache_dtype
+        self.shard_rows = shard_rows
+        self.precision = precision
         self._sources: dict[Split, ImageSource] = {}
+        self._caches: dict[Split, FeatureCache] = {}
 
     @property
     @abstractmethod
@@ -104,27 +127,30 @@ class EncodedDataModule(L.LightningDataModule):
         return self._sources[split]
 
     def setup(self, stage: str) -> None:
-        """Open the splits that a stage reads, so that what is wrong with them is said before anything runs."""
+        """Open the splits that a stage reads, so that what is wrong is said before anything runs; fill their caches."""
         for split in splits_of(stage):
             self.source(split)
+            if self.cache_dir is not None:
+                self.open_cache(split)
 
-    def train_dataloader(self) -> DataLoader[ImageBatch]:
+    def train_dataloader(self) -> DataLoader[Any]:
         """Training split, shuffled, with augmentation if there is one."""
-        return self._loader("train", self.batch_size, shuffle=True, augment=self.augment)
+        dataset = self._dataset("train") if self.augment is None else ImageDataset(self.source("train"), self.augment)
+        return self._loader(dataset, self.batch_size, shuffle=True)
 
-    def fit_dataloader(self) -> DataLoader[ImageBatch]:
+    def fit_dataloader(self) -> DataLoader[Any]:
         """Training split in order, without augmentation, every image once: what Gaussians are fitted to."""
-        return self._loader("train", self.eval_batch_size)
+        return self._loader(self._dataset("train"), self.eval_batch_size)
 
-    def val_dataloader(self) -> DataLoader[ImageBatch]:
+    def val_dataloader(self) -> DataLoader[Any]:
         """Validation split in order, every image once over all processes."""
-        return self._loader("val", self.eval_batch_size)
+        return self._loader(self._dataset("val"), self.eval_batch_size)
 
-    def test_dataloader(self) -> DataLoader[ImageBatch]:
+    def test_dataloader(self) -> DataLoader[Any]:
         """Test split in order, every image once over all processes."""
-        return self._loader("test", self.eval_batch_size)
+        return self._loader(self._dataset("test"), self.eval_batch_size)
 
-    def predict_dataloader(self) -> DataLoader[ImageBatch]:
+    def predict_dataloader(self) -> DataLoader[Any]:
         """Return the same as :meth:`test_dataloader`."""
         return self.test_dataloader()
 
@@ -136,38 +162,121 @@ class EncodedDataModule(L.LightningDataModule):
     def encode(self, batch: ImageBatch) -> FeatureBatch:
         """Encode a batch where it is, under the trainer's precision."""
         device = batch.image.device
-        self.encoder.to(device)
+        if self.encoder.preprocess.mean.device != device:
+            self.encoder.to(device)
         if len(batch.image) == 0:
             features = torch.zeros(0, self.feature_dim, device=device)
         else:
-            with torch.autocast(device.type, dtype=self._half_type(), enabled=self._half_type() is not None):
+            # Autocast even under "16-true": the encoder's weights, and so its fingerprint, must not change.
+            half = HALF_TYPES.get(self._encoding_precision())
+            with torch.autocast(device.type, dtype=half, enabled=half is not None):
                 features = self.encoder.encode(batch.image)
         return FeatureBatch(features, batch.label, batch.index, batch.image if self.keep_images else None)
 
-    def _half_type(self) -> torch.dtype | None:
-        # The encoder's weights stay float32 under "16-true" and "bf16-true" too: its fingerprint must not change.
-        precision = str(self.trainer.precision) if self.trainer is not None else "32-true"
-        return {"16": torch.float16, "bf16": torch.bfloat16}.get(precision.partition("-")[0])
-
-    def _loader(
+    def open_cache(
         self,
         split: Split,
-        batch_size: int,
         *,
-        shuffle: bool = False,
-        augment: Callable[[Tensor], Tensor] | None = None,
-    ) -> DataLoader[ImageBatch]:
+        device: torch.device | None = None,
+        processes: tuple[int, int] | None = None,
+        barrier: Callable[[], object] | None = None,
+    ) -> FeatureCache:
+        """Open the cache of a split, after writing whatever it lacks.
+
+        Args:
+            split: ``"train"``, ``"val"`` or ``"test"``.
+            device: Where to encode; None: the trainer's device, or the one the encoder is on.
+            processes: ``(number, this one)``; None: as the trainer or torch.distributed say. Each writes its shards.
+            barrier: Returns once every process has called it; None: the trainer's.
+
+        Raises:
+            CacheMismatchError: If the folder holds features of something else.
+            ValueError: If no ``cache_dir`` was given, or files were skipped that may not be.
+        """
+        if self.cache_dir is None:
+            raise ValueError("Expected `cache_dir` to be given to the datamodule but it is None.")
+        if split in self._caches:
+            return self._caches[split]
+        world, rank = processes or process_rank(self.trainer)
+        if barrier is None:
+            barrier = self.trainer.strategy.barrier if self.trainer is not None else lambda: None
+        plan = self._plan(split)
+        writer = CacheWriter(self.cache_dir / split, plan)
+        if not writer.is_complete():
+            self._fill(split, writer, device or self._device(), world, rank)
+            barrier()
+            if rank == 0:
+                writer.finish(self.source(split).path)
+        barrier()
+        cache = FeatureCache(self.cache_dir / split, plan)
+        self.check_skipped(split, cache.skipped)
+        self._caches[split] = cache
+        return cache
+
+    def check_skipped(self, split: Split, skipped: dict[int, str]) -> None:
+        """Refuse a cache that lacks images; data sets that may skip some override this.
+
+        Raises:
+            ValueError: If ``skipped`` (row to path) is not empty.
+        """
+        if skipped:
+            raise ValueError(
+                f"Expected the feature cache of {split!r} to have every image but {sorted(skipped.values())} were "
+                "skipped when it was made; set on_bad_image: skip to accept that, or mend them and delete the cache."
+            )
+
+    def _fill(self, split: Split, writer: CacheWriter, device: torch.device, world: int, rank: int) -> None:
+        missing = sum(len(writer.plan.shard_range(shard)) for shard in writer.missing(world, rank))
+        title = f"Encoding {split}" + (f" (process {rank + 1} of {world})" if world > 1 else "")
+        with progress_bar(title, missing, show=rank == 0) as on_images:
+            fill(
+                writer,
+                ImageDataset(self.source(split)),
+                self.encode,
+                batch_size=self.eval_batch_size,
+                num_workers=self.num_workers,
+                device=device,
+                world=world,
+                rank=rank,
+                on_images=on_images,
+            )
+
+    def _plan(self, split: Split) -> Plan:
         source = self.source(split)
+        identity = {
+            "data": {**source.identity(), "classes_sha256": _digest_of_names(self.class_names)},
+            "encoder": self.encoder_fingerprint(),
+            "precision": self._encoding_precision(),
+        }
+        return Plan(identity, len(source), self.feature_dim, self.cache_dtype, self.shard_rows)
+
+    def _device(self) -> torch.device:
+        if self.trainer is not None:
+            return self.trainer.strategy.root_device
+        return self.encoder.preprocess.mean.device
+
+    def _encoding_precision(self) -> str:
+        if self.precision is not None:
+            return self.precision
+        name = str(self.trainer.precision).partition("-")[0] if self.trainer is not None else "32"
+        return name if name in HALF_TYPES else "32"
+
+    def _dataset(self, split: Split) -> Dataset[Any]:
+        if self.cache_dir is None:
+            return ImageDataset(self.source(split))
+        return FeatureDataset(self.open_cache(split), self.source(split) if self.keep_images else None)
+
+    def _loader(self, dataset: Dataset[Any], batch_size: int, *, shuffle: bool = False) -> DataLoader[Any]:
         world, rank = process_rank(self.trainer)
-        sampler = BalancedBatches(
-            len(source), batch_size, shuffle=shuffle, seed=self.seed, num_replicas=world, rank=rank
-        )
+        size = len(dataset)  # type: ignore[arg-type]
+        # Features come from memory: other processes would only add the cost of handing them over.
+        workers = 0 if isinstance(dataset, FeatureDataset) and dataset.source is None else self.num_workers
         return DataLoader(
-            ImageDataset(source, augment),
-            sampler=sampler,
+            dataset,
+            sampler=BalancedBatches(size, batch_size, shuffle=shuffle, seed=self.seed, num_replicas=world, rank=rank),
             batch_size=None,  # the sampler yields whole batches
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
+            num_workers=workers,
+            persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
 
@@ -185,3 +294,7 @@ def splits_of(stage: str | None) -> tuple[Split, ...]:
             return SPLITS
         case _:
             raise ValueError(f"Expected a Lightning stage but got {stage!r}.")
+
+
+def _digest_of_names(names: list[str]) -> str:
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()

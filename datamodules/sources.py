@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ellips.types import ImageBatch
+from ellips.types import FeatureBatch, ImageBatch
+
+from .cache import FeatureCache
 
 
 class ImageSource(ABC):
@@ -30,8 +32,13 @@ class ImageSource(ABC):
         return len(self.labels)
 
     @abstractmethod
-    def read(self, rows: Sequence[int]) -> list[Tensor] | Tensor:
-        """Read images by position, 8-bit or floating point in [0, 1], each ``(C, H, W)``."""
+    def read(self, rows: Sequence[int]) -> tuple[Tensor, Sequence[int]]:
+        """Read images by position.
+
+        Returns:
+            Images ``(n, C, H, W)``, 8-bit or floating point in [0, 1], and the rows they are of: all that were asked
+            for, but for unreadable ones that the source was told to skip.
+        """
 
     @abstractmethod
     def identity(self) -> dict[str, str]:
@@ -50,6 +57,9 @@ class ArraySource(ImageSource):
         name: Of the data set and part, for its identity.
         images: Shape ``(N, C, H, W)``, uint8 or floating point in [0, 1].
         labels: Shape ``(N,)``.
+
+    Raises:
+        ValueError: If there are not as many labels as images.
     """
 
     def __init__(self, name: str, images: Tensor, labels: Sequence[int] | NDArray[np.int64]) -> None:
@@ -59,9 +69,9 @@ class ArraySource(ImageSource):
         self.images = images.contiguous()
         self.labels = np.asarray(labels, dtype=np.int64)
 
-    def read(self, rows: Sequence[int]) -> Tensor:
-        """Read images by position as one tensor."""
-        return self.images[torch.as_tensor(rows)]
+    def read(self, rows: Sequence[int]) -> tuple[Tensor, Sequence[int]]:
+        """Read images by position; none is ever skipped."""
+        return self.images[torch.as_tensor(rows)], rows
 
     def identity(self) -> dict[str, str]:
         """Name, count and SHA-256 of pixels and labels."""
@@ -87,13 +97,37 @@ class ImageDataset(Dataset[ImageBatch]):
         return len(self.source)
 
     def __getitem__(self, rows: Sequence[int]) -> ImageBatch:
-        """Read, scale and stack one batch."""
-        images = self.source.read(rows)
-        if self.augment is not None:
-            images = [self.augment(to_unit(image)) for image in images]
-        stacked = images if isinstance(images, Tensor) else torch.stack(list(images))
-        index = torch.as_tensor(rows, dtype=torch.int64)
-        return ImageBatch(to_unit(stacked), torch.from_numpy(self.source.labels[np.asarray(rows)]), index)
+        """Read, scale and augment one batch."""
+        stored, kept = self.source.read(rows)
+        images = to_unit(stored)
+        if self.augment is not None and len(images):
+            images = torch.stack([self.augment(image) for image in images])
+        index = torch.as_tensor(kept, dtype=torch.int64)
+        return ImageBatch(images, torch.from_numpy(self.source.labels)[index], index)
+
+
+class FeatureDataset(Dataset[FeatureBatch]):
+    """Batches of a feature cache, by lists of positions.
+
+    Args:
+        cache: The features.
+        source: Where the images are, if they are wanted beside the features.
+    """
+
+    def __init__(self, cache: FeatureCache, source: ImageSource | None = None) -> None:
+        self.cache = cache
+        self.source = source
+
+    def __len__(self) -> int:
+        """Return the number of images that have features."""
+        return len(self.cache)
+
+    def __getitem__(self, positions: Sequence[int]) -> FeatureBatch:
+        """Read one batch of features, and of images if they are wanted."""
+        batch = self.cache.read(positions)
+        if self.source is None:
+            return batch
+        return batch._replace(image=to_unit(self.source.read(batch.index.tolist())[0]))
 
 
 def to_unit(images: Tensor) -> Tensor:

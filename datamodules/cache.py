@@ -1,0 +1,267 @@
+"""Features on disk: written once, in shards, and read by every later run.
+
+A cache folder holds ``shard-00000.safetensors`` ... and ``manifest.json``. A shard is a fixed range of rows and is
+encoded in batches of its own, so its bytes depend neither on which process made it nor on what was interrupted before.
+Every file comes into being by renaming, so a shard that is there is whole, and whoever was interrupted goes on with the
+shards that are not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ellips.types import FeatureBatch
+from ellips.weights import file_digest
+
+MANIFEST: Final = "manifest.json"
+DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_PART = ".part-"  # in the names of files that are still being written
+
+
+class CacheMismatchError(ValueError):
+    """A feature cache was made from something else than what is asked for."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a cache is to hold.
+
+    Attributes:
+        identity: Everything the features depend on; a cache is used only where all of it is equal.
+        rows: Number of images, unreadable ones included.
+        feature_dim: Width of the features.
+        dtype: Of the stored features: ``"float32"``, ``"float16"`` or ``"bfloat16"``.
+        shard_rows: Images per shard.
+    """
+
+    identity: Mapping[str, Any]
+    rows: int
+    feature_dim: int
+    dtype: str = "float32"
+    shard_rows: int = 4096
+
+    def __post_init__(self) -> None:
+        """Check type and sizes."""
+        if self.dtype not in DTYPES:
+            raise ValueError(f"Expected `cache_dtype` to be one of {sorted(DTYPES)} but got {self.dtype!r}.")
+        if self.rows < 1 or self.shard_rows < 1:
+            raise ValueError(f"Expected at least one row and one per shard, but got {self.rows} and {self.shard_rows}.")
+
+    def content(self) -> dict[str, Any]:
+        """The plan as the manifest states it."""
+        sizes = {"rows": self.rows, "feature_dim": self.feature_dim, "shard_rows": self.shard_rows}
+        return {"identity": dict(self.identity), "dtype": self.dtype, **sizes}
+
+    def digest(self) -> str:
+        """SHA-256 of :meth:`content`, which every shard carries."""
+        return hashlib.sha256(json.dumps(self.content(), sort_keys=True).encode()).hexdigest()
+
+    def shard_count(self) -> int:
+        """Number of shards."""
+        return -(-self.rows // self.shard_rows)
+
+    def shard_range(self, shard: int) -> range:
+        """The rows of a shard."""
+        return range(shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.rows))
+
+
+class CacheWriter:
+    """Fills a cache folder; several processes may do so together, each its own shards.
+
+    Args:
+        folder: Comes into being if it is missing.
+        plan: What the cache is to hold.
+
+    Raises:
+        CacheMismatchError: If the folder holds, or was begun with, something else.
+    """
+
+    def __init__(self, folder: Path, plan: Plan) -> None:
+        self.folder = folder
+        self.plan = plan
+        folder.mkdir(parents=True, exist_ok=True)
+        check_manifest(folder, plan)
+        if not (folder / MANIFEST).exists():
+            self._write_manifest(complete=False, shards=[], skipped=[])
+
+    def is_complete(self) -> bool:
+        """Whether the manifest says that every shard is there."""
+        return bool(read_manifest(self.folder)["complete"])
+
+    def missing(self, world: int = 1, rank: int = 0) -> list[int]:
+        """Shards that this process has yet to write."""
+        return [shard for shard in range(rank, self.plan.shard_count(), world) if not self._is_written(shard)]
+
+    def write(self, shard: int, features: Tensor, labels: Tensor, index: Tensor) -> None:
+        """Write one shard: the readable rows of its range, in order."""
+        tensors = {
+            "feature": features.to("cpu", DTYPES[self.plan.dtype]).contiguous(),
+            "label": labels.cpu().contiguous(),
+            "index": index.cpu().contiguous(),
+        }
+        with _rename_into(self.folder / shard_name(shard)) as part:
+            save_file(tensors, part, metadata={"plan": self.plan.digest()})
+
+    def finish(self, path_of: Callable[[int], Path | None]) -> None:
+        """Write the manifest, once every shard is there; one process calls this.
+
+        Args:
+            path_of: Gives the file of a row, for the list of skipped ones.
+
+        Raises:
+            RuntimeError: If a shard is missing.
+        """
+        if missing := self.missing():
+            raise RuntimeError(f"Expected every shard of {self.folder} to be written but {missing} are missing.")
+        shards, skipped = [], []
+        for shard in range(self.plan.shard_count()):
+            path = self.folder / shard_name(shard)
+            with safe_open(path, framework="pt") as file:
+                kept = file.get_tensor("index").tolist()
+            skipped += sorted(set(self.plan.shard_range(shard)) - set(kept))
+            shards.append({"file": path.name, "rows": len(kept), "sha256": file_digest(path)})
+        listed = [{"row": row, "path": str(path_of(row))} for row in skipped]
+        for leftover in self.folder.glob(f"*{_PART}*"):  # of processes that were killed
+            leftover.unlink(missing_ok=True)
+        self._write_manifest(complete=True, shards=shards, skipped=listed)
+
+    def _is_written(self, shard: int) -> bool:
+        path = self.folder / shard_name(shard)
+        try:
+            with safe_open(path, framework="pt") as file:
+                return bool((file.metadata() or {}).get("plan") == self.plan.digest())
+        except (FileNotFoundError, SafetensorError):
+            return False
+
+    def _write_manifest(self, *, complete: bool, shards: Sequence[object], skipped: Sequence[object]) -> None:
+        content = {**self.plan.content(), "complete": complete, "skipped": skipped, "shards": shards}
+        with _rename_into(self.folder / MANIFEST) as part:
+            part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+class FeatureCache:
+    """A complete cache, mapped into memory: only the rows that are read are loaded.
+
+    Args:
+        folder: The cache.
+        plan: What it must hold.
+
+    Raises:
+        CacheMismatchError: If it holds something else.
+        FileNotFoundError: If it is missing or incomplete.
+        ValueError: If a shard is not the one that the manifest describes.
+    """
+
+    def __init__(self, folder: Path, plan: Plan) -> None:
+        check_manifest(folder, plan)
+        manifest = read_manifest(folder) if (folder / MANIFEST).exists() else {"complete": False}
+        if not manifest["complete"]:
+            raise FileNotFoundError(
+                f"Expected a complete feature cache in {folder} but it is missing or incomplete; fill it with "
+                "`python -m datamodules.encode --config ...`."
+            )
+        self.skipped: dict[int, str] = {entry["row"]: entry["path"] for entry in manifest["skipped"]}
+        self._shards = [_open_shard(folder, entry) for entry in manifest["shards"]]
+        self._ends = np.cumsum([len(shard["label"]) for shard in self._shards])
+        self.labels = torch.cat([shard["label"] for shard in self._shards])
+        self.indices = torch.cat([shard["index"] for shard in self._shards])
+
+    def __len__(self) -> int:
+        """Return the number of images that have features."""
+        return len(self.labels)
+
+    def read(self, positions: Sequence[int]) -> FeatureBatch:
+        """Read features by position among the images that have some, as float32."""
+        where = np.asarray(positions)
+        shards = np.searchsorted(self._ends, where, side="right")
+        width = self._shards[0]["feature"].shape[1]
+        features = torch.empty(len(where), width)
+        for shard in np.unique(shards):
+            chosen = np.flatnonzero(shards == shard)
+            start = 0 if shard == 0 else int(self._ends[shard - 1])
+            rows = torch.from_numpy(where[chosen] - start)
+            features[torch.from_numpy(chosen)] = self._shards[shard]["feature"][rows].float()
+        at = torch.from_numpy(where)
+        return FeatureBatch(features, self.labels[at], self.indices[at])
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a cache folder."""
+    content: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    return content
+
+
+def check_manifest(folder: Path, plan: Plan) -> None:
+    """Refuse a folder that holds, or was begun with, something else than the plan.
+
+    Raises:
+        CacheMismatchError: With every entry that differs, as it is and as it should be.
+    """
+    if not (folder / MANIFEST).exists():
+        return
+    found, expected = (dict(_flat(content)) for content in (read_manifest(folder), plan.content()))
+    differing = {key for key in expected if found.get(key) != expected[key]}
+    differing |= {key for key in found if key.startswith("identity.") and key not in expected}
+    if differing:
+        lines = [f"  {key}: expected {expected.get(key)!r} but got {found.get(key)!r}" for key in sorted(differing)]
+        raise CacheMismatchError(
+            f"The feature cache {folder} was made from something else:\n" + "\n".join(lines) + "\n"
+            "Name another cache_dir, or delete this one to have it made again."
+        )
+
+
+def shard_name(shard: int) -> str:
+    """File name of a shard."""
+    return f"shard-{shard:05d}.safetensors"
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _open_shard(folder: Path, entry: Mapping[str, Any]) -> dict[str, Tensor]:
+    path = folder / entry["file"]
+    if not path.is_file() or file_digest(path) != entry["sha256"]:
+        raise ValueError(
+            f"Expected {path} to have the SHA-256 {entry['sha256']} of the manifest but it is missing or was changed; "
+            "delete the cache to have it made again."
+        )
+    with safe_open(path, framework="pt") as file:  # maps the file; pages are read when rows are
+        return {name: file.get_tensor(name) for name in ("feature", "label", "index")}
+
+
+@contextlib.contextmanager
+def _rename_into(path: Path) -> Iterator[Path]:
+    """Yield a name to write to; when the block ends, its content stands under ``path``, on the disk, at once."""
+    part = path.with_name(f"{path.name}{_PART}{socket.gethostname()}-{os.getpid()}")
+    try:
+        yield part
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileNotFoundError) if path.exists() else contextlib.nullcontext():
+            os.replace(part, path)  # gone where another process finished the same cache and tidied up
+    finally:
+        part.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

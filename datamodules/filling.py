@@ -1,0 +1,86 @@
+"""The one pass over the images that fills a feature cache."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.data import DataLoader
+
+from ellips.types import FeatureBatch, ImageBatch
+
+from .cache import CacheWriter
+from .sources import ImageDataset
+
+OnImages = Callable[[int], None]
+
+
+def fill(
+    writer: CacheWriter,
+    dataset: ImageDataset,
+    encode: Callable[[ImageBatch], FeatureBatch],
+    *,
+    batch_size: int,
+    num_workers: int,
+    device: torch.device,
+    world: int = 1,
+    rank: int = 0,
+    on_images: OnImages = lambda count: None,
+) -> None:
+    """Write the shards of this process that are not there yet.
+
+    Args:
+        writer: Of the cache.
+        dataset: The images, without augmentation.
+        encode: Image batch on ``device`` to features.
+        batch_size: Largest batch; none reaches over the end of a shard.
+        num_workers: Processes that read images.
+        device: Where to encode.
+        world: Number of processes that fill the cache together.
+        rank: This process.
+        on_images: Told the number of images after each batch.
+    """
+    shards = writer.missing(world, rank)
+    batches = [(shard, rows) for shard in shards for rows in _batches(writer.plan.shard_range(shard), batch_size)]
+    loader = DataLoader(
+        dataset,
+        sampler=[rows for _, rows in batches],
+        batch_size=None,
+        num_workers=num_workers,
+        pin_memory=device.type == "cuda",
+    )
+    done: list[FeatureBatch] = []
+    for position, (batch, (shard, rows)) in enumerate(zip(loader, batches, strict=True)):
+        on_device = ImageBatch(*(tensor.to(device, non_blocking=True) for tensor in batch))
+        done.append(encode(on_device))
+        on_images(len(rows))
+        if position + 1 == len(batches) or batches[position + 1][0] != shard:
+            writer.write(
+                shard,
+                torch.cat([part.feature for part in done]),
+                torch.cat([part.label for part in done]),
+                torch.cat([part.index for part in done]),
+            )
+            done = []
+
+
+def _batches(rows: range, batch_size: int) -> Iterator[list[int]]:
+    for start in range(rows.start, rows.stop, batch_size):
+        yield list(range(start, min(start + batch_size, rows.stop)))
+
+
+@contextlib.contextmanager
+def progress_bar(title: str, total: int, *, show: bool = True) -> Iterator[OnImages]:
+    """Yield a function that moves a bar with images per second and time left."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    with Progress(*columns, TimeRemainingColumn(), disable=not show, speed_estimate_period=60) as progress:
+        task = progress.add_task(title, total=total, rate="")
+
+        def advance(count: int) -> None:
+            progress.advance(task, count)
+            speed = progress.tasks[0].speed
+            progress.update(task, rate=f"{speed:,.0f} images/s" if speed else "")
+
+        yield advance

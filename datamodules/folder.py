@@ -1,0 +1,258 @@
+"""Images in folders of classes, and what to do with those that are not as they should be."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torchvision.datasets.folder import make_dataset
+from torchvision.transforms import v2
+
+from .sources import ImageSource
+
+OnBadImage = Literal["raise", "skip"]
+
+
+class BadImageError(ValueError):
+    """An image file that cannot be used as it is; the message starts with its path."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a file becomes a tensor.
+
+    Attributes:
+        mode: ``"RGB"`` or ``"L"`` (grey): what the images are expected to be.
+        convert: Convert 8-bit images of another mode (grey, palette, CMYK, alpha) with Pillow; False refuses them.
+            16-bit images are refused either way, because Pillow would cut them to 8 bits.
+        resize: Length of the shorter side after resizing, or None.
+        crop: Side of the square cut from the middle, or None.
+    """
+
+    mode: Literal["RGB", "L"] = "RGB"
+    convert: bool = False
+    resize: int | None = None
+    crop: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the attributes."""
+        if self.mode not in ("RGB", "L"):
+            raise ValueError(f"Expected `mode` to be 'RGB' or 'L' but got {self.mode!r}.")
+        if wrong := {k: v for k, v in {"resize": self.resize, "crop": self.crop}.items() if v is not None and v < 1}:
+            raise ValueError(f"Expected sizes to be at least 1 but got {wrong}.")
+        if self.resize is not None and self.crop is not None and self.crop > self.resize:
+            raise ValueError(f"Expected `crop` to be at most `resize` ({self.resize}) but got {self.crop}.")
+
+    def read(self, path: Path) -> Tensor:
+        """Read one file as uint8 ``(H, W, C)``.
+
+        Raises:
+            BadImageError: If it is no image, is cut off, or is of a kind that is not expected.
+        """
+        try:
+            with Image.open(path) as image:
+                self._check(image, path)
+                image.load()
+                pixels = np.asarray(self._fit(image.convert(self.mode)))
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            raise BadImageError(f"{path}: expected an image but it could not be read: {error}") from error
+        return torch.from_numpy(np.array(pixels)).reshape(*pixels.shape[:2], -1)
+
+    def _check(self, image: Image.Image, path: Path) -> None:
+        # Pillow calls a 16-bit colour PNG "RGB" and drops half its bits; the decoder's raw mode tells.
+        deep = image.mode.startswith(("I", "F")) or any("16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+        if deep:
+            raise BadImageError(
+                f"{path}: expected 8 bits per channel but got more (mode {image.mode}); rescale it first."
+            )
+        if image.mode != self.mode and not self.convert:
+            raise BadImageError(
+                f"{path}: expected a {self.mode} image but got mode {image.mode}; convert the file, or set "
+                "convert: true."
+            )
+
+    def _fit(self, image: Image.Image) -> Image.Image:
+        if self.resize is not None:
+            image = v2.functional.resize(image, [self.resize], interpolation=v2.InterpolationMode.BICUBIC)
+        if self.crop is not None:
+            image = v2.functional.center_crop(image, [self.crop])
+        return image
+
+
+class SkipLog:
+    """Files that were skipped, written down by whichever process met them.
+
+    Reading happens in worker processes, so the record is a file that they append to.
+
+    Args:
+        path: The file; it comes into being with the first line.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def add(self, row: int, file: Path, reason: str) -> None:
+        """Append one line, in a single write, so that lines of several processes do not mix."""
+        line = json.dumps({"row": row, "path": str(file), "reason": reason}) + "\n"
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(descriptor, line.encode())
+        finally:
+            os.close(descriptor)
+
+    def entries(self) -> dict[str, str]:
+        """Path to reason, each file once, sorted."""
+        if not self.path.exists():
+            return {}
+        lines = [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+        return {line["path"]: line["reason"] for line in sorted(lines, key=lambda line: str(line["path"]))}
+
+
+class FolderSource(ImageSource):
+    """Image files with labels.
+
+    Args:
+        name: Of the data set and part, for its identity.
+        root: The folder that ``files`` are relative to.
+        files: Relative paths.
+        labels: Class index of each.
+        reading: How a file becomes a tensor.
+        skipped: Where unreadable files are written down and passed over; None: they raise :class:`BadImageError`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        root: Path,
+        files: Sequence[str],
+        labels: Sequence[int] | NDArray[np.int64],
+        reading: Reading | None = None,
+        skipped: SkipLog | None = None,
+    ) -> None:
+        self.name = name
+        self.root = root
+        # One array, not a million Python strings, whose reference counts would copy every page in every worker.
+        self._files = np.array([os.fsencode(file) for file in files], dtype=np.bytes_)
+        self.labels = np.asarray(labels, dtype=np.int64)
+        self.reading = reading or Reading()
+        self.skipped = skipped
+
+    def path(self, row: int) -> Path:
+        """The file of an image."""
+        return self.root / os.fsdecode(bytes(self._files[row]))
+
+    def read(self, rows: Sequence[int]) -> tuple[Tensor, Sequence[int]]:
+        """Read images by position.
+
+        Raises:
+            BadImageError: If one cannot be used and none may be skipped, or if their sizes differ.
+        """
+        images: list[Tensor] = []
+        kept: list[int] = []
+        for row in rows:
+            try:
+                images.append(self.reading.read(self.path(row)))
+                kept.append(row)
+            except BadImageError as error:
+                if self.skipped is None:
+                    raise
+                self.skipped.add(row, self.path(row), str(error))
+        self._check_sizes(images, kept)
+        if not images:
+            return torch.empty(0, 3 if self.reading.mode == "RGB" else 1, 1, 1, dtype=torch.uint8), kept
+        return torch.stack(images).permute(0, 3, 1, 2), kept  # channels last in memory, as encoders like it
+
+    def _check_sizes(self, images: Sequence[Tensor], rows: Sequence[int]) -> None:
+        for image, row in zip(images, rows, strict=True):
+            if image.shape != images[0].shape:
+                raise BadImageError(
+                    f"{self.path(row)}: expected {tuple(images[0].shape[:2])} pixels, the size of "
+                    f"{self.path(rows[0])}, but got {tuple(image.shape[:2])}; set `resize` and `crop` to bring all "
+                    "images to one size."
+                )
+
+    def identity(self) -> dict[str, str]:
+        """Name, count, how files are read, and SHA-256 over each file's path, size and label."""
+        digest = hashlib.sha256()
+        for row, label in enumerate(self.labels.tolist()):
+            path = self.path(row)
+            digest.update(
+                f"{path.relative_to(self.root)}|{path.stat().st_size}|{label}\n".encode(errors="surrogateescape")
+            )
+        return {
+            "name": self.name,
+            "count": str(len(self)),
+            "sha256": digest.hexdigest(),
+            "reading": repr(self.reading),
+        }
+
+
+def find_class_names(folder: Path) -> list[str]:
+    """Sorted names of the sub-folders of a folder.
+
+    Raises:
+        FileNotFoundError: If the folder is missing or has none.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"Expected {folder.absolute()} to be a folder with one sub-folder per class; it is missing."
+        )
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not names:
+        raise FileNotFoundError(f"Expected {folder.absolute()} to have one sub-folder per class but it has none.")
+    return names
+
+
+def list_images(folder: Path, class_names: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
+    """Every file below the class folders, whatever its ending: one that is no image is found when it is read.
+
+    Only names that start with a dot are passed over.
+
+    Args:
+        folder: Holds one sub-folder per class.
+        class_names: The classes it must have, in the order of their labels.
+
+    Returns:
+        Paths relative to ``folder``, sorted within each class, and labels.
+
+    Raises:
+        ValueError: If the folder has other classes, or a class folder is empty.
+    """
+    found, expected = set(find_class_names(folder)), set(class_names)
+    if found != expected:
+        raise ValueError(
+            f"Expected {folder} to have the classes of the training folder but it lacks {_some(expected - found)} and "
+            f"has {_some(found - expected)} besides."
+        )
+    pairs = make_dataset(
+        str(folder),
+        {name: label for label, name in enumerate(class_names)},
+        is_valid_file=lambda path: not os.path.basename(path).startswith("."),
+        allow_empty=True,
+    )
+    labels = np.array([label for _, label in pairs], dtype=np.int64)
+    empty = [str(folder / name) for label, name in enumerate(class_names) if not (labels == label).any()]
+    if empty:
+        raise ValueError(f"Expected images in every class folder but these are empty: {_some(empty)}.")
+    return [os.path.relpath(path, folder) for path, _ in pairs], labels
+
+
+def _some(names: Sequence[str] | set[str]) -> str:
+    listed = sorted(names)
+    return f"{listed[:5]}" + (f" and {len(listed) - 5} more" if len(listed) > 5 else "") if listed else "none"
+
+
+def check_policy(on_bad_image: str) -> None:
+    """Refuse anything but ``raise`` and ``skip``."""
+    if on_bad_image not in get_args(OnBadImage):
+        raise ValueError(f"Expected `on_bad_image` to be one of {get_args(OnBadImage)} but got {on_bad_image!r}.")
