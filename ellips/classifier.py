@@ -308,8 +308,9 @@ class Ellips(nn.Module):
         scores: Tensor = self(z)
         return (0.5 * (scores - self.dim * _LOG_2PI)).logsumexp(1)
 
+    @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Draw latents and their classes from the mixture.
+        """Draw latents and their classes from the mixture; nothing is differentiated through.
 
         Args:
             n: How many.
@@ -384,7 +385,9 @@ class Ellips(nn.Module):
         if key != self._derived_key:
             self._derived, self._derived_key = {}, key
         if name not in self._derived:
-            self._derived[name] = compute()
+            # Tensors made in inference mode could not take part in training later.
+            with torch.inference_mode(False), torch.no_grad():
+                self._derived[name] = compute()
         return self._derived[name]
 
     def __getstate__(self) -> dict[str, Any]:

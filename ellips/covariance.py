@@ -15,9 +15,10 @@ def class_covariances(
 ) -> Tensor:
     """Return regularised class covariances.
 
-    Σ_k is the sample covariance (divisor n_k − 1), moved to the within-class covariance of all classes (divisor n − K)
-    by ``pooling`` and then to (tr Σ_k / d)·I by ``shrinkage``: the two parameters of regularised discriminant analysis
-    (Friedman 1989), the first in the form of Hastie et al., The Elements of Statistical Learning, eq. 4.13.
+    Σ_k is the sample covariance (divisor n_k, as in scikit-learn's QDA), moved to the within-class covariance of all
+    classes (divisor n) by ``pooling`` and then to (tr Σ_k / d)·I by ``shrinkage``: the two parameters of regularised
+    discriminant analysis (Friedman 1989), the first in the form of Hastie et al., The Elements of Statistical Learning,
+    eq. 4.13.
 
     Args:
         moments: Counts, means and scatters per class.
@@ -40,12 +41,12 @@ def class_covariances(
             f"Expected `scatter` to have shape (K, d, d) for full covariances but got {tuple(scatter.shape)}; "
             "collect the moments with covariance_type='full'."
         )
-    classes, dim = moments.mean.shape
+    dim = moments.mean.shape[1]
     _check_counts(count, dim, full, pooling, shrinkage)
     n = count.double().view(-1, *[1] * (scatter.ndim - 1))
-    covariances = (1 - pooling) * scatter / (n - 1).clamp(min=1)
+    covariances = (1 - pooling) * scatter / n
     if pooling:
-        covariances = covariances + pooling * scatter.sum(0) / (n.sum() - classes).clamp(min=1)
+        covariances = covariances + pooling * scatter.sum(0) / n.sum()
     if not shrinkage:
         return covariances
     if full:

@@ -122,7 +122,7 @@ def merge(*parts: Moments) -> Moments:
     total = parts[0]
     for part in parts[1:]:
         count = total.count + part.count
-        share = (part.count / count.clamp(min=1)).double().unsqueeze(-1)
+        share = (part.count.double() / count.clamp(min=1)).unsqueeze(-1)
         delta = part.mean - total.mean
         weight = (total.count.double().unsqueeze(-1) * share).view(-1, *[1] * (total.scatter.ndim - 1))
         spread = weight * _outer(delta, total.scatter.ndim == 2)

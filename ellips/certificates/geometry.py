@@ -42,16 +42,11 @@ class Geometry:
         """Return the geometry of a fitted classifier, remembered until its mixture changes."""
 
         def build() -> Geometry:
-            with torch.no_grad():
-                center = ellips.means.mean(0)
-                return cls(
-                    ellips.factors.detach(),
-                    center.detach(),
-                    (ellips.means - center).detach(),
-                    ellips.offsets.detach(),
-                    ellips.whitening(),
-                    ellips.block_rows(),
-                )
+            center = ellips.means.mean(0)
+            offsets_from_center = ellips.means - center
+            return cls(
+                ellips.factors, center, offsets_from_center, ellips.offsets, ellips.whitening(), ellips.block_rows()
+            )
 
         geometry: Geometry = ellips.derived("geometry", build)
         return geometry

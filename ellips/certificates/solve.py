@@ -40,7 +40,8 @@ def certify(ellips: Ellips, z: Tensor, method: Method = "exact", *, chunk_size: 
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"Expected `chunk_size` to be at least 1 but got {chunk_size}.")
     z = ellips.check(z)
-    with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
+    # Not in inference mode: what is remembered of the mixture must serve training, too.
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(z.device.type, enabled=False):
         geometry = Geometry.of(ellips)
         rows = chunk_size or default_chunk_size(geometry)
         parts = [_certify(geometry, part, method) for part in z.detach().split(rows)]

@@ -1,0 +1,237 @@
+"""An independent check of certificates: definitions and plain linear algebra, nothing of the solver.
+
+For the named rival it needs one Cholesky factorisation per point. With W = P_rival − P_prediction, b half the gradient
+of the margin m at z, and any t ≥ 0 with I + tW ≻ 0,
+
+    D(t) = t m − t² bᵀ (I + tW)⁻¹ b ≤ R²
+
+(weak duality), so a radius of at most √D(t) is proven by t, whoever found t and however.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from ellips.certificates.certificate import METHODS, Certificate
+
+if TYPE_CHECKING:
+    from ellips.classifier import Ellips
+
+_BATCH_ELEMENTS = 2**22
+
+
+def check(
+    ellips: Ellips,
+    z: Tensor,
+    certificate: Certificate,
+    *,
+    rivals: Literal["all", "named"] = "all",
+    tolerance: float = 1e-9,
+    slack: float = 1e-6,
+) -> Tensor:
+    """Check certificates against the classifier, without trusting the solver that made them.
+
+    A certificate passes if its prediction and margin are the classifier's, its radius is proven against the named
+    rival by its multiplier, no other rival is nearer, and, for the input space, the radius is at most ``min(R/L, r)``.
+    So that nothing about it can be altered unnoticed, the radius must also not be *smaller* than what its method
+    gives, beyond what a solver takes off for rounding. Whether L is what it claims to be cannot be checked here.
+
+    Args:
+        ellips: The fitted classifier.
+        z: Latents the certificates are for, shape ``(N, d)``.
+        certificate: What to check, of the same length.
+        rivals: ``"named"`` checks the named rival alone, one Cholesky factorisation per point; ``"all"`` also proves
+            the radius against every other, by a closed form where that suffices and an eigen-decomposition where not.
+        tolerance: How much larger than the proven radius a radius may be, relative; for this check's own rounding.
+        slack: How much smaller than its method's value a radius may be, relative, on top of an allowance for rounding
+            that grows with the conditioning of the mixture.
+
+    Returns:
+        Shape ``(N,)``, bool.
+
+    Raises:
+        ValueError: If lengths disagree, or method or ``rivals`` are unknown, or as :meth:`Ellips.check`.
+        NotFittedError: If no mixture was fitted.
+    """
+    z = ellips.check(z)
+    if len(z) != len(certificate):
+        raise ValueError(f"Expected {len(z)} certificates, one per latent, but got {len(certificate)}.")
+    if certificate.method not in METHODS:
+        raise ValueError(f"Expected a certificate by one of {METHODS} but got {certificate.method!r}.")
+    if rivals not in ("all", "named"):
+        raise ValueError(f"Expected `rivals` to be 'all' or 'named' but got {rivals!r}.")
+    with torch.no_grad():
+        auditor = _Auditor(ellips, tolerance, slack)
+        rows = max(1, _BATCH_ELEMENTS // max(ellips.dim**2, ellips.num_classes * ellips.dim))
+        parts = zip(z.split(rows), torch.arange(len(z), device=z.device).split(rows), strict=True)
+        passed = [auditor.audit(part, certificate.to(str(z.device))[index], rivals == "all") for part, index in parts]
+    return torch.cat(passed)
+
+
+class _Auditor:
+    """The mixture from its definition, and the questions asked of it."""
+
+    def __init__(self, ellips: Ellips, tolerance: float, slack: float) -> None:
+        self.means, self.precisions = ellips.means.detach(), ellips.precisions.detach()
+        self.offsets = (2 * ellips.log_priors.log_softmax(0) - ellips.log_dets).detach()
+        self.traces = self.precisions.diagonal(dim1=-2, dim2=-1).sum(-1)
+        self.tolerance, self.slack = tolerance, slack
+        self.center = self.means.mean(0)
+
+    def audit(self, z: Tensor, certificate: Certificate, every: bool) -> Tensor:
+        pulls = torch.einsum("kij,nkj->nki", self.precisions, z.unsqueeze(1) - self.means)
+        scores = self.offsets - ((z.unsqueeze(1) - self.means) * pulls).sum(-1)
+        radius = certificate.radius if certificate.latent_radius is None else certificate.latent_radius
+        rows, winner, rival = torch.arange(len(z), device=z.device), certificate.prediction, certificate.rival
+        classes = len(self.means)
+        valid = (winner >= 0) & (winner < classes) & (rival >= 0) & (rival < classes) & (winner != rival)
+        valid &= ~(radius.isnan() | certificate.multiplier.isnan()) & (certificate.multiplier >= 0)
+        winner, rival = winner.clamp(0, classes - 1), rival.clamp(0, classes - 1)
+        top = scores[rows, winner]
+        margins = top.unsqueeze(1) - scores
+        scale = 1e-9 * (1 + scores.abs() + self.offsets.abs()).amax(1) + self._noise(z, winner, rival)
+        valid &= margins.amin(1) >= -scale
+        valid &= (certificate.margin - margins[rows, rival]).abs() <= scale
+        b = pulls - pulls[rows, winner].unsqueeze(1)
+        proven = self._proven(winner, rival, b[rows, rival], margins[rows, rival], certificate.multiplier)
+        valid &= (radius <= proven * (1 + self.tolerance)) | (radius == 0)
+        due = (
+            proven
+            if certificate.method == "exact"
+            else self._closed_form(certificate.method, radius, winner, rival, b, margins)
+        )
+        allowance = self.slack + self._allowance(z, winner, rival, certificate.multiplier, radius)
+        valid &= (radius >= due * (1 - allowance)) | (radius == due)
+        if certificate.method != "exact":
+            valid &= radius <= due * (1 + self.slack)
+        if every:
+            valid &= self._others(valid, winner, rival, b, margins, radius)
+        return valid & self._carried(certificate)
+
+    def _noise(self, z: Tensor, winner: Tensor, rival: Tensor) -> Tensor:
+        """What rounding may do to a margin."""
+        size = sum(self.traces[k] * (z - self.means[k]).square().sum(-1) for k in (winner, rival))
+        return 1e-15 * z.shape[1] * torch.as_tensor(size)
+
+    def _allowance(self, z: Tensor, winner: Tensor, rival: Tensor, multiplier: Tensor, radius: Tensor) -> Tensor:
+        """What a careful solver may take off for rounding, relative to the radius."""
+        d = z.shape[1]
+        reach = (z - self.center).norm(dim=1) + sum((self.means[k] - self.center).norm(dim=1) for k in (winner, rival))
+        power = self.traces[winner] + self.traces[rival]
+        relative = 1e-14 * d**1.5 * multiplier * power * (1 + reach / radius) ** 2
+        return torch.where(radius.isfinite() & (radius > 0), relative, 0.0)
+
+    def _proven(self, winner: Tensor, rival: Tensor, b: Tensor, margin: Tensor, multiplier: Tensor) -> Tensor:
+        """√D(t), by one Cholesky factorisation per point; 0 where t proves nothing."""
+        w = self.precisions[rival] - self.precisions[winner]
+        finite = multiplier.isfinite()
+        t = torch.where(finite, multiplier, 0.0).view(-1, 1, 1)
+        eye = torch.eye(w.shape[-1], dtype=w.dtype, device=w.device)
+        lower, info = torch.linalg.cholesky_ex(eye + t * w)
+        half = torch.linalg.solve_triangular(lower, b.unsqueeze(-1), upper=False).flatten(1).square().sum(1)
+        dual = multiplier * (margin - multiplier * half)
+        proven: Tensor = torch.where((info == 0) & (dual > 0), dual, 0.0).sqrt()
+        for row in (~finite).nonzero().flatten().tolist():
+            proven[row] = torch.inf if _never_reached(w[row], b[row], margin[row]) else 0.0
+        return proven
+
+    def _closed_form(
+        self, method: str, radius: Tensor, winner: Tensor, rival: Tensor, b: Tensor, margins: Tensor
+    ) -> Tensor:
+        """The radius of a closed-form method: by Weyl's bound if the certificate's is that one, else by eigenvalues."""
+        rows = torch.arange(len(radius), device=radius.device)
+        margins = margins.clone()
+        margins[rows, winner] = torch.inf
+        every = torch.arange(len(self.means), device=radius.device).expand_as(margins)
+        if method == "pairwise":
+            index = (rows.unsqueeze(1), rival.unsqueeze(1))
+            every, margins, b = (x[index] for x in (every, margins, b))
+        first = winner.unsqueeze(1).expand_as(every)
+        ends = torch.linalg.eigvalsh(self.precisions)
+        weyl = ends[:, 0][every] - ends[:, -1][first]
+        due = _root(margins, b.norm(dim=-1), weyl, first == every)
+        other = ((radius - due).abs() > self.slack * due).nonzero().flatten()
+        if len(other):
+            lowest = self._lowest(first[other], every[other])
+            due[other] = _root(margins[other], b[other].norm(dim=-1), lowest, (first == every)[other])
+        return due
+
+    def _lowest(self, winner: Tensor, rival: Tensor) -> Tensor:
+        classes = len(self.means)
+        codes, inverse = torch.unique(winner * classes + rival, return_inverse=True)
+        rows = max(1, _BATCH_ELEMENTS // self.means.shape[1] ** 2)
+        values = [
+            torch.linalg.eigvalsh(self.precisions[part % classes] - self.precisions[part // classes])[:, 0]
+            for part in codes.split(rows)
+        ]
+        return torch.cat(values)[inverse]
+
+    def _others(
+        self, open_: Tensor, winner: Tensor, rival: Tensor, b: Tensor, margins: Tensor, radius: Tensor
+    ) -> Tensor:
+        """Whether no rival other than the named one is nearer than the radius."""
+        ends = torch.linalg.eigvalsh(self.precisions)
+        drop = (ends[:, -1][winner].unsqueeze(1) - ends[:, 0]).clamp(min=0)
+        size, r = b.norm(dim=-1), radius.unsqueeze(1)
+        safe: Tensor = margins - 2 * size * r - drop * r.square() >= 0
+        rows = torch.arange(len(radius), device=radius.device)
+        safe[rows, winner] = safe[rows, rival] = True
+        safe |= (r == 0) | ~open_.unsqueeze(1)
+        for row, other in (~safe).nonzero().tolist():
+            w = self.precisions[other] - self.precisions[winner[row]]
+            reached = _distance(w, b[row, other], margins[row, other])
+            safe[row, other] = bool(radius[row] <= reached * (1 + self.slack))
+        return safe.all(1)
+
+    def _carried(self, certificate: Certificate) -> Tensor:
+        """Whether an input-space radius follows from the latent one."""
+        if certificate.space == "latent":
+            return torch.ones_like(certificate.prediction, dtype=torch.bool)
+        latent, constant, ball = certificate.latent_radius, certificate.lipschitz, certificate.ball_radius
+        if latent is None or constant is None or ball is None:
+            return torch.zeros_like(certificate.prediction, dtype=torch.bool)
+        within = (certificate.radius * constant <= latent) | (constant == 0) | (certificate.radius == 0)
+        return within & (certificate.radius <= ball)
+
+
+def _root(margins: Tensor, gradients: Tensor, lowest: Tensor, own: Tensor) -> Tensor:
+    """[E26] eq. 5 over the rivals of each row: smallest margin, largest gradient, lowest eigenvalue."""
+    m = margins.masked_fill(own, torch.inf).amin(1).clamp(min=0)
+    c = gradients.masked_fill(own, 0.0).amax(1)
+    drop = (-lowest).masked_fill(own, 0.0).amax(1).clamp(min=0)
+    return torch.where(m > 0, m / ((c.square() + drop * m).sqrt() + c), 0.0)
+
+
+def _never_reached(w: Tensor, b: Tensor, margin: Tensor) -> bool:
+    """Whether δᵀWδ + 2bᵀδ + m is positive everywhere."""
+    values, vectors = torch.linalg.eigh(w)
+    beta = vectors.mT @ b
+    floor = 1e-13 * len(b) * max(float(values.abs().max()), 1e-300)
+    flat = values <= floor
+    if bool((values < -floor).any()) or bool((beta[flat].abs() > 1e-13 * (1e-300 + b.norm())).any()):
+        return False
+    return bool(margin - (beta[~flat].square() / values[~flat]).sum() > 0)
+
+
+def _distance(w: Tensor, b: Tensor, margin: Tensor) -> float:
+    """√max_t D(t) by bisection on D'(t) over the admissible interval."""
+    values, vectors = torch.linalg.eigh(w)
+    squares = (vectors.mT @ b).square()
+    lowest = float(values[0])
+    low, high = 0.0, (1 / -lowest if lowest < 0 else 1.0)
+
+    def slope(t: float) -> float:
+        return float(margin - (squares * t * (2 + t * values) / (1 + t * values).square()).sum())
+
+    while lowest >= 0 and slope(high) > 0:
+        high *= 4
+        if high > 1e150:
+            return torch.inf
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if slope(middle) > 0 else (low, middle)
+    dual = low * float(margin) - low**2 * float((squares / (1 + low * values)).sum())
+    return float(max(dual, 0.0) ** 0.5)

@@ -1,0 +1,68 @@
+"""The change of the latent that a certificate's radius is about: the nearest point of the decision boundary."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ellips.certificates.certificate import Certificate
+    from ellips.classifier import Ellips
+
+
+def worst_case_perturbation(ellips: Ellips, z: Tensor, certificate: Certificate) -> Tensor:
+    """Return δ with z + δ on the boundary to the named rival, for certificates by the exact method.
+
+    With the optimal multiplier t it is the primal point −t (I + tW)⁻¹ b. In the hard case (b orthogonal to the lowest
+    eigenspace of W, t at the end of its interval) that point falls short of the boundary, and the rest of the way goes
+    along that eigenspace.
+
+    Args:
+        ellips: The fitted classifier.
+        z: Latents, shape ``(N, d)``.
+        certificate: Certificates of these latents, in latent space, method ``"exact"``.
+
+    Returns:
+        Shape ``(N, d)``; ‖δ‖ is the radius up to rounding. Zero where the radius is 0 or infinite.
+
+    Raises:
+        ValueError: If the certificate is of another method, space or length.
+    """
+    if certificate.method != "exact" or certificate.space != "latent":
+        raise ValueError(
+            "Expected certificates by method 'exact' in latent space but got method "
+            f"{certificate.method!r} in {certificate.space} space."
+        )
+    z = ellips.check(z).detach()
+    if len(z) != len(certificate):
+        raise ValueError(f"Expected {len(z)} certificates, one per latent, but got {len(certificate)}.")
+    rows = max(1, 2**22 // ellips.dim**2)
+    with torch.no_grad():
+        precisions = ellips.precisions
+        index = torch.arange(len(z), device=z.device).split(rows)
+        parts = [_nearest_point(ellips.means, precisions, z[part], certificate[part]) for part in index]
+    return torch.cat(parts)
+
+
+def _nearest_point(means: Tensor, precisions: Tensor, z: Tensor, certificate: Certificate) -> Tensor:
+    first, second = certificate.prediction, certificate.rival
+    w = precisions[second] - precisions[first]
+    pulls = [(precisions[k] @ (z - means[k]).unsqueeze(-1)) for k in (second, first)]
+    b = pulls[0] - pulls[1]
+    finite = certificate.radius.isfinite() & (certificate.radius > 0)
+    t = torch.where(finite, certificate.multiplier, 0.0).view(-1, 1, 1)
+    eye = torch.eye(w.shape[-1], dtype=w.dtype, device=w.device)
+    delta: Tensor = (-t * torch.linalg.solve(eye + t * w, b)).squeeze(-1)
+    gap = certificate.radius.square() - delta.square().sum(-1)
+    short = (finite & (gap > 1e-7 * certificate.radius.square())).nonzero().flatten()
+    if len(short):
+        delta[short] += _along_lowest(w[short], b[short].squeeze(-1), delta[short], gap[short].sqrt())
+    return delta
+
+
+def _along_lowest(w: Tensor, b: Tensor, delta: Tensor, length: Tensor) -> Tensor:
+    vector: Tensor = torch.linalg.eigh(w)[1][..., 0]
+    slope = ((b + (w @ delta.unsqueeze(-1)).squeeze(-1)) * vector).sum(-1)
+    return vector * torch.where(slope > 0, -length, length).unsqueeze(-1)

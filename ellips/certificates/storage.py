@@ -1,0 +1,129 @@
+"""Certificates in a file that anyone can check later: radii, proofs, latents and the classifier they are about."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ellips.certificates.certificate import Certificate
+from ellips.classifier import Ellips
+
+_FORMAT = "ellips-certificates-1"
+_MIXTURE = ("means", "precision_factors", "log_priors", "fitted")
+
+
+class SavedCertificates(NamedTuple):
+    """What a file of certificates holds.
+
+    Attributes:
+        certificate: The certificates.
+        z: Latents they are for, shape ``(N, d)``, float64.
+        ellips: The classifier they are about.
+        index: Positions of the points within their dataset, shape ``(N,)``, or None.
+        digest: SHA-256 of the classifier.
+    """
+
+    certificate: Certificate
+    z: Tensor
+    ellips: Ellips
+    index: Tensor | None  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
+    digest: str
+
+
+def save_certificates(
+    path: str | Path, certificate: Certificate, z: Tensor, ellips: Ellips, index: Tensor | None = None
+) -> Path:
+    """Write certificates with their latents and their classifier to a safetensors file, whole or not at all.
+
+    Args:
+        path: The file; it is replaced if it exists.
+        certificate: What to write.
+        z: Latents, shape ``(N, d)``.
+        ellips: The classifier.
+        index: Positions of the points within their dataset, shape ``(N,)``.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: If lengths disagree, or as :meth:`Ellips.check`.
+    """
+    path, z = Path(path), ellips.check(z).detach()
+    if len(z) != len(certificate) or (index is not None and len(index) != len(z)):
+        raise ValueError(
+            f"Expected as many certificates and indices as latents but got {len(certificate)} certificates, "
+            f"{'no' if index is None else len(index)} indices and {len(z)} latents."
+        )
+    tensors = {f"certificate.{name}": value for name, value in certificate.detach().tensors().items()}
+    tensors |= {f"ellips.{name}": getattr(ellips, name).detach() for name in _MIXTURE}
+    tensors["z"] = z
+    if index is not None:
+        tensors["index"] = index
+    about = {
+        "method": certificate.method,
+        "soundness": certificate.soundness,
+        "space": certificate.space,
+        "source": certificate.source,
+        "covariance_type": ellips.covariance_type,
+        "digest": ellips.digest(),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        save_file(
+            {name: value.cpu().contiguous() for name, value in tensors.items()},
+            partial,
+            metadata={"format": _FORMAT, "about": json.dumps(about)},
+        )
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def load_certificates(path: str | Path) -> SavedCertificates:
+    """Read a file written by :func:`save_certificates`.
+
+    Returns:
+        Its content; the classifier's digest has been compared with the recorded one.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no such file, or the classifier in it is not the one its digest names.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"Expected a file of certificates at {path} but there is none.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except SafetensorError as error:
+        raise ValueError(f"Expected {path} to be a whole safetensors file but reading it failed: {error}.") from error
+    if metadata.get("format") != _FORMAT:
+        raise ValueError(f"Expected {path} to have the format {_FORMAT!r} but got {metadata.get('format')!r}.")
+    about: dict[str, Any] = json.loads(metadata["about"])
+    ellips = _restore(tensors, about["covariance_type"])
+    if ellips.digest() != about["digest"]:
+        raise ValueError(
+            f"Expected the classifier in {path} to have the digest {about['digest']} but got {ellips.digest()}; "
+            "the file was altered."
+        )
+    fields: dict[str, Any] = {
+        name.removeprefix("certificate."): value for name, value in tensors.items() if name.startswith("certificate.")
+    }
+    kind = {name: about[name] for name in ("method", "soundness", "space", "source")}
+    return SavedCertificates(Certificate(**fields, **kind), tensors["z"], ellips, tensors.get("index"), about["digest"])
+
+
+def _restore(tensors: dict[str, Tensor], covariance_type: Any) -> Ellips:  # noqa: ANN401 - checked by Ellips
+    classes, dim = tensors["ellips.means"].shape
+    ellips = Ellips(classes, dim, covariance_type=covariance_type)
+    ellips.load_state_dict({name: tensors[f"ellips.{name}"] for name in _MIXTURE})
+    return ellips
