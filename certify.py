@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from rich.console import Console
 
 from callbacks.certificate_writer import CertificateWriter
 from datamodules.selection import SelectionDataModule
-from ellips.certificates import Method
+from ellips.certificates import Method, check, load_certificates
 from ellips.journal import Journal
 from ellips.lipschitz import LipschitzSource
 from ellips.pipeline import ImageClassifier
@@ -49,6 +50,7 @@ def certify(
     radii: Sequence[float] = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5),
     input_radii: Sequence[float] = (0.1, 0.25, 0.5),
     confidence: float = 0.95,
+    overwrite: bool = False,
     hardware: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Certify the images of a split and write everything about them into a folder.
@@ -71,6 +73,7 @@ def certify(
         radii: Radii in latent space to tabulate.
         input_radii: Radii in input space, on [0, 1] pixels, to tabulate.
         confidence: Coverage of the Clopper-Pearson intervals.
+        overwrite: Start anew, deleting the run that the folder holds.
         hardware: Arguments of the trainer: accelerator, devices, num_nodes, strategy.
 
     Returns:
@@ -82,6 +85,8 @@ def certify(
     images = SelectionDataModule(data, split, skip, max, batch_size)
     certifier = Certifier(classifier, methods, sources, input_method, seed_everything)
     folder = Path(out) if out else RUNS / name / "certify" / split
+    if overwrite and (folder / "journal" / "settings.json").exists():
+        shutil.rmtree(folder, ignore_errors=True)  # several processes may do it at once
     settings = {
         "checkpoint": str(checkpoint),
         "data": type(data).__name__,
@@ -132,9 +137,9 @@ def _report(
     info = {"settings": journal.settings, "encoder": encoder, "digests": classifier.digests()}
     what = journal.settings
     title = f"Certified accuracy, {what['data']}, {what['split']} split ({len(images.indices)} images)"
-    report = RunReport(
-        folder, records, images.indices, {"latent": radii, "input": input_radii}, confidence, title, info
-    )
+    grids = {"latent": radii, "input": input_radii}
+    proofs = (classifier.head.ellips.cpu(), journal.latents())
+    report = RunReport(folder, records, images.indices, grids, confidence, title, info, proofs)
     summary = report.write(_pictures(report, images, data))
     if records:
         report.show(Console(), summary)
@@ -187,7 +192,22 @@ def run_certify(args: Sequence[str] | None) -> int:
     return 0 if not summary or summary["complete"] else 1
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {}
+def run_check(args: Sequence[str]) -> int:
+    """Check a file of certificates; the exit code is 1 if one of them does not hold."""
+    parser = ArgumentParser(prog="certify.py check", description="Check saved certificates: the proof, not the solver.")
+    parser.add_argument("file", type=Path, help="A file <series>.safetensors that certify.py wrote.")
+    config = parser.parse_args(list(args))
+    saved = load_certificates(config.file)
+    passed = check(saved.ellips, saved.z, saved.certificate)
+    print(f"{int(passed.sum())} of {len(passed)} certificates hold ({saved.certificate.method}, {saved.digest}).")
+    failed = (~passed).nonzero().flatten()
+    if len(failed):
+        where = failed if saved.index is None else saved.index[failed]
+        print(f"These do not: {where[:20].tolist()}{' and more' if len(where) > 20 else ''}")
+    return int(len(failed) > 0)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"check": run_check}
 
 
 def main(args: Sequence[str] | None = None) -> int:

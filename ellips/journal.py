@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -134,16 +134,12 @@ class Journal:
                 found.setdefault(rows[start].index, rows[start : start + len(self.series)])
         return [record for index in sorted(found) for record in found[index]]
 
-    def latents(self, indices: Iterable[int]) -> Tensor:
-        """Return the latents of some images, ``(N, d)`` float64, in the order asked for.
-
-        Raises:
-            KeyError: If one is not there.
-        """
-        found: dict[int, np.ndarray[Any, np.dtype[np.float64]]] = {}
+    def latents(self) -> dict[int, Tensor]:
+        """Return the latents by position, each ``(d,)``, float64."""
+        found: dict[int, Tensor] = {}
         for path in sorted(self.folder.glob("latents-*.bin")):
-            found.update(_read_latents(path))
-        return torch.from_numpy(np.stack([found[index] for index in indices]).astype(np.float64))
+            found.update((index, torch.tensor(values)) for index, values in _latent_entries(path))
+        return found
 
     def _complete(self, path: Path) -> list[ImageRecord]:
         """Return the rows of a file up to the first image that was cut off."""
@@ -165,10 +161,6 @@ class Journal:
         if path.exists():
             os.truncate(path, sum(2 * _INDEX.size + 8 * len(values) for _, values in _latent_entries(path)))
         return path
-
-
-def _read_latents(path: Path) -> dict[int, np.ndarray[Any, np.dtype[np.float64]]]:
-    return dict(_latent_entries(path))
 
 
 def _latent_entries(path: Path) -> list[tuple[int, np.ndarray[Any, np.dtype[np.float64]]]]:

@@ -16,18 +16,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from decimal import ROUND_DOWN, Context, Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ellips.certificates.certificate import Certificate
 from ellips.types import SOUNDNESS_ORDER, Soundness, Space
-
-if TYPE_CHECKING:
-    from ellips.certificates import Certificate
 
 TSV_HEADER = ("idx", "label", "predict", "radius", "correct", "time")
 ABSTAIN = -1
+_CARRIED = ("latent_radius", "lipschitz", "ball_radius")
 _TIME = re.compile(r"(?:(?P<days>\d+) days?, )?(?P<hours>\d+):(?P<minutes>\d\d):(?P<seconds>\d\d(?:\.\d+)?)")
 
 
@@ -118,6 +117,34 @@ def records_from_certificate(
         )
         for row, (i, y) in enumerate(zip(index.tolist(), label.tolist(), strict=True))
     ]
+
+
+def certificate_from_records(records: Sequence[ImageRecord]) -> Certificate:
+    """Return the certificate that the records of one series came from.
+
+    Raises:
+        ValueError: If the records are of several series, or there are none.
+    """
+    kinds = {(r.series, r.method, r.soundness, r.space, r.source) for r in records}
+    if len(kinds) != 1:
+        raise ValueError(f"Expected records of one series but got {len(kinds)}: {sorted(map(str, kinds))}.")
+
+    def column(name: str) -> Tensor | None:
+        values = [getattr(record, name) for record in records]
+        return None if None in values else torch.tensor(values, dtype=torch.float64)
+
+    radius, prediction, _ = records_to_tensors(records)
+    rows: dict[str, Any] = {name: column(name) for name in ("margin", "multiplier", *_CARRIED)}
+    first = records[0]
+    about: dict[str, Any] = {"method": first.method, "soundness": first.soundness, "source": first.source}
+    return Certificate(
+        prediction=prediction,
+        radius=radius,
+        rival=torch.tensor([r.rival for r in records]),
+        space=first.space,
+        **rows,
+        **about,
+    )
 
 
 def records_to_tensors(records: Sequence[ImageRecord]) -> tuple[Tensor, Tensor, Tensor]:
@@ -295,7 +322,7 @@ def _parse_table_row(row: dict[str, str]) -> ImageRecord:
     values: dict[str, Any] = {
         **{name: int(row[name]) for name in ("index", "label", "prediction", "rival", "seed")},
         **{name: float(row[name]) for name in ("radius", "seconds", "margin", "multiplier")},
-        **{name: float(row[name]) if row[name] else None for name in ("latent_radius", "lipschitz", "ball_radius")},
+        **{name: float(row[name]) if row[name] else None for name in _CARRIED},
         **{name: row[name] for name in ("series", "space", "soundness", "method")},
         "source": row["source"] or None,
         "diagnostics": json.loads(row["diagnostics"]) if row["diagnostics"] else {},

@@ -8,9 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
+from torch import Tensor
 
-from ellips.records import ImageRecord, replace_file, write_table, write_tsv
+from ellips.certificates import save_certificates
+from ellips.classifier import Ellips
+from ellips.records import ImageRecord, certificate_from_records, replace_file, write_table, write_tsv
 from ellips.reporting.curves import LabelledCurve, group_by_claim
 from ellips.reporting.figures import plot_curves, save_figure
 from ellips.reporting.html import ReportImage, choose_images, render_report
@@ -30,6 +34,8 @@ class RunReport:
         confidence: Coverage of the Clopper–Pearson intervals.
         title: What was certified, for headings.
         info: Further entries of the summary: settings, digests, fingerprints.
+        proofs: The classifier and, by position, the latents that were certified; with them, latent certificates are
+            saved in files that can be checked.
     """
 
     folder: Path
@@ -39,6 +45,7 @@ class RunReport:
     confidence: float = 0.95
     title: str = "Certified accuracy"
     info: Mapping[str, Any] = field(default_factory=dict)
+    proofs: tuple[Ellips, Mapping[int, Tensor]] | None = None
 
     def summary(self) -> dict[str, Any]:
         """Return the summary, ready for JSON."""
@@ -49,7 +56,8 @@ class RunReport:
         """Write every file and return the summary.
 
         ``<series>.tsv`` for each series, ``certificates.csv`` (full precision), ``summary.json``, curves as PNG and
-        SVG, one pair per space and soundness class, and ``report.html``, which needs no other file.
+        SVG, one pair per space and soundness class, and ``report.html``, which needs no other file. With
+        :attr:`proofs`, also ``<series>.safetensors`` for each latent series: see :func:`ellips.certificates.check`.
 
         Args:
             images: Images to show in the report; see :meth:`wanted_images`.
@@ -57,6 +65,11 @@ class RunReport:
         self.folder.mkdir(parents=True, exist_ok=True)
         for name, rows in records_by_series(self.records).items():
             write_tsv(self.folder / f"{name}.tsv", rows)
+            if self.proofs is not None and rows[0].space == "latent":
+                ellips, latents = self.proofs
+                z, index = torch.stack([latents[r.index] for r in rows]), torch.tensor([r.index for r in rows])
+                certificate = certificate_from_records(rows)
+                save_certificates(self.folder / f"{name}.safetensors", certificate, z, ellips, index)
         write_table(self.folder / "certificates.csv", self.records)
         summary = self.summary()
         replace_file(self.folder / "summary.json", json.dumps(summary, indent=1) + "\n")
