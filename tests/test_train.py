@@ -78,9 +78,7 @@ def test_the_checkpoint_is_small_and_self_contained(run: Run) -> None:
 
 
 @pytest.mark.parametrize("subcommand", ["test", "validate", "predict"])
-def test_a_saved_run_can_be_used_and_stays_as_it_is(
-    run: Run, subcommand: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_saved_run_can_be_used_and_stays_as_it_is(run: Run, subcommand: str, monkeypatch: pytest.MonkeyPatch) -> None:
     _, folder, _ = run
     monkeypatch.chdir(folder)
     kept = {p: p.read_bytes() for p in (folder / "runs/digits").glob("*") if p.is_file()}
