@@ -1,0 +1,234 @@
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from certify import main
+from datamodules import DigitsDataModule
+from ellips.encoders import FrozenEncoder
+from ellips.errors import EncoderMismatchError
+from ellips.head import EllipsHead
+from ellips.pipeline import ImageClassifier
+from ellips.records import read_table, read_tsv
+
+ENCODER = {"class_path": "ellips.encoders.FrozenEncoder", "init_args": {"model": "test_resnet", "weights": "digits"}}
+DATA = {"class_path": "datamodules.DigitsDataModule", "init_args": {"encoder": ENCODER, "batch_size": 512}}
+SOURCE = {"class_path": "ellips.lipschitz.JacobianNorm", "init_args": {"num_iterations": 4, "ball_radius": 0.8}}
+SERIES = ["latent-theorem", "latent-pairwise", "latent-exact", "input-jacobian-norm"]
+
+
+@pytest.fixture(scope="module")
+def encoder() -> FrozenEncoder:
+    return FrozenEncoder("test_resnet", weights="digits")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, encoder: FrozenEncoder) -> Path:
+    data = DigitsDataModule(encoder, batch_size=2000)
+    data.setup("fit")
+    batch = data.encode(next(iter(data.fit_dataloader())))
+    head = EllipsHead(96, 10, latent_dim=None, shrinkage=0.3).fit(batch.feature, batch.label)
+    state = {f"head.{name}": value for name, value in head.state_dict().items()}
+    path = tmp_path_factory.mktemp("checkpoint") / "last.ckpt"
+    torch.save({"state_dict": state, "head": head.config, "encoder_fingerprint": encoder.fingerprint()}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
+    content = {
+        # As a training run's configuration, with parts that certify.py does not use.
+        "seed_everything": 3,
+        "name": "digits",
+        "data": DATA,
+        "model": {"latent_dim": 16, "objective": None},
+        "trainer": {"accelerator": "cpu", "devices": 1, "max_epochs": 7, "callbacks": None},
+        "ckpt_path": str(checkpoint),
+        "sources": [SOURCE],
+        "skip": 10,
+    }
+    path = tmp_path_factory.mktemp("config") / "certify.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, config: Path) -> Path:
+    out = tmp_path_factory.mktemp("run") / "out"
+    assert main(["--config", str(config), "--out", str(out)]) == 0
+    return out
+
+
+def test_every_file_is_there(run: Path) -> None:
+    names = {path.name for path in run.iterdir()}
+    assert names >= {f"{name}.tsv" for name in SERIES} | {"certificates.csv", "summary.json", "report.html"}
+    assert names >= {
+        f"curve_{claim}.{kind}" for claim in ("latent_exact", "input_estimated") for kind in ("png", "svg")
+    }
+    assert names >= {f"{name}.safetensors" for name in SERIES[:3]}
+
+
+def test_rows_are_what_the_classifier_says(run: Path, checkpoint: Path, encoder: FrozenEncoder) -> None:
+    classifier = ImageClassifier.from_checkpoint(checkpoint, encoder)
+    data = DigitsDataModule(encoder, batch_size=2000)
+    data.setup("test")
+    batch = next(iter(data.test_dataloader()))
+    expected = classifier.certify(batch.image[::10])
+    rows = [row for row in read_table(run / "certificates.csv") if row.series == "latent-exact"]
+    assert [row.index for row in rows] == list(range(0, 359, 10))
+    assert [row.label for row in rows] == batch.label[::10].tolist()
+    assert [row.prediction for row in rows] == expected.prediction.tolist()
+    np.testing.assert_allclose([row.radius for row in rows], expected.radius.numpy(), rtol=1e-4)
+    assert {row.seed for row in rows} == {3}
+
+
+def test_the_compatible_file_never_promises_more_than_the_table(run: Path) -> None:
+    table = {(row.series, row.index): row for row in read_table(run / "certificates.csv")}
+    for series in SERIES:
+        for row in read_tsv(run / f"{series}.tsv"):
+            full = table[series, row.index]
+            assert (row.label, row.prediction) == (full.label, full.prediction)
+            assert full.radius * (1 - 1e-5) <= row.radius <= full.radius
+
+
+def test_methods_and_spaces_are_in_order(run: Path) -> None:
+    table = read_table(run / "certificates.csv")
+    radius = {(row.series, row.index): row.radius for row in table}
+    for row in table:
+        theorem, pairwise, exact = (radius[f"latent-{m}", row.index] for m in ("theorem", "pairwise", "exact"))
+        assert theorem <= pairwise * (1 + 1e-12) <= exact * (1 + 1e-9)
+        if row.space == "input":
+            assert row.soundness == "estimated"
+            assert row.latent_radius == exact
+            assert row.ball_radius == 0.8
+            assert row.radius <= min(row.latent_radius / row.lipschitz, 0.8)
+
+
+def test_the_summary_says_it_all(run: Path, checkpoint: Path, encoder: FrozenEncoder) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["complete"] is True
+    assert summary["expected"] == 36
+    assert list(summary["series"]) == SERIES
+    assert summary["settings"]["seed"] == 3
+    assert summary["encoder"] == encoder.fingerprint()
+    assert summary["digests"] == ImageClassifier.from_checkpoint(checkpoint, encoder).digests()
+    assert torch.__version__.startswith(summary["versions"]["torch"])
+    for name, entry in summary["series"].items():
+        rows = read_tsv(run / f"{name}.tsv")
+        correct = np.array([row.correct for row in rows])
+        assert entry["clean_accuracy"]["accuracy"] == pytest.approx(correct.mean())
+        assert entry["seconds_per_image"]["median"] <= entry["seconds_per_image"]["p95"]
+        for point in entry["certified_accuracy"]:
+            radii = np.array([row.radius for row in rows])
+            assert point["accuracy"] == pytest.approx((correct & (radii >= point["radius"])).mean(), abs=1 / 36 + 1e-9)
+            assert point["lower"] <= point["accuracy"] <= point["upper"]
+
+
+def test_the_report_needs_nothing_else(run: Path) -> None:
+    page = (run / "report.html").read_text()
+    assert page.count("<svg") == 2
+    assert "data:image/png;base64," in page
+    assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    ).replace("https://matplotlib.org", "")
+    assert "Latent space, exact" in page
+    assert "Input space, estimated" in page
+    assert "<script" not in page
+
+
+def test_saved_certificates_hold_and_tampered_ones_do_not(run: Path, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from ellips.certificates import load_certificates, save_certificates
+
+    path = run / "latent-exact.safetensors"
+    assert main(["check", str(path)]) == 0
+    saved = load_certificates(path)
+    assert saved.index.tolist() == list(range(0, 359, 10))
+    larger = replace(saved.certificate, radius=saved.certificate.radius * 1.001)
+    save_certificates(tmp_path / "larger.safetensors", larger, saved.z, saved.ellips)
+    assert main(["check", str(tmp_path / "larger.safetensors")]) == 1
+
+
+def test_max_counts_after_skipping_and_val_is_another_split(config: Path, tmp_path: Path) -> None:
+    args = ["--config", str(config), "--out", str(tmp_path), "--skip", "20", "--max", "5", "--split", "val"]
+    assert main([*args, "--sources", "[]", "--methods", "[exact]"]) == 0
+    assert [row.index for row in read_tsv(tmp_path / "latent-exact.tsv")] == [0, 20, 40, 60, 80]
+    assert not list(tmp_path.glob("input*"))
+
+
+def cells(path: Path) -> list[list[str]]:
+    """The full table without its time column."""
+    rows = list(csv.reader(path.open()))
+    time = rows[0].index("seconds")
+    return [[*row[:time], *row[time + 1 :]] for row in rows]
+
+
+def test_an_interrupted_run_goes_on_where_it_was(config: Path, run: Path, tmp_path: Path) -> None:
+    args = ["--config", str(config), "--out", str(tmp_path)]
+    assert main(args) == 0
+    assert cells(tmp_path / "certificates.csv") == cells(run / "certificates.csv")
+    rows = tmp_path / "journal" / "rows-0.csv"
+    # As if killed in the middle of writing an image of the second batch; results are gone.
+    lines = rows.read_text().splitlines(keepends=True)
+    kept = "".join(lines[: 1 + 4 * 33 + 2]) + lines[1 + 4 * 33 + 2][:20]
+    rows.write_text(kept)
+    (tmp_path / "certificates.csv").unlink()
+    times = {(r.series, r.index): r.seconds for r in read_table(run / "certificates.csv")}
+    first = {(r.series, r.index): r.seconds for r in read_table(rows, allow_partial=True)[: 4 * 33]}
+    assert main(args) == 0
+    assert cells(tmp_path / "certificates.csv") == cells(run / "certificates.csv")
+    again = {(r.series, r.index): r.seconds for r in read_table(tmp_path / "certificates.csv")}
+    assert len(times) == len(again) == 36 * 4
+    assert all(again[key] == seconds for key, seconds in first.items()), "an image was certified twice"
+    # Nothing left to do: nothing is computed again.
+    assert main(args) == 0
+    assert {(r.series, r.index): r.seconds for r in read_table(tmp_path / "certificates.csv")} == again
+
+
+def test_a_folder_keeps_the_rows_of_one_setting(config: Path, run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"differs in skip \(there 10, here 12\)"):
+        main(["--config", str(config), "--out", str(run), "--skip", "12"])
+    small = ["--config", str(config), "--out", str(tmp_path), "--max", "2", "--sources", "[]"]
+    assert main(small) == 0
+    assert main([*small, "--skip", "100", "--overwrite", "true"]) == 0
+    assert [row.index for row in read_tsv(tmp_path / "latent-exact.tsv")] == [0, 100]
+
+
+def test_what_is_missing_is_said_and_the_run_fails(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from callbacks.certificate_writer import CertificateWriter
+
+    def lose_some(self: CertificateWriter, trainer: object, module: object, outputs: list, *rest: object) -> None:
+        for image in outputs:
+            if image.records[0].index != 30:
+                self.journal.append(image.records, image.latent)
+
+    monkeypatch.setattr(CertificateWriter, "on_predict_batch_end", lose_some)
+    assert main(["--config", str(config), "--out", str(tmp_path), "--max", "5", "--sources", "[]"]) == 1
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["complete"] is False
+    assert summary["series"]["latent-exact"]["missing"] == [30]
+    assert "Not complete. " in (tmp_path / "report.html").read_text()
+
+
+def test_mistakes_are_named(config: Path, checkpoint: Path, tmp_path: Path) -> None:
+    base = ["--config", str(config), "--out", str(tmp_path / "out")]
+    with pytest.raises(ValueError, match="`skip` to be at least 1"):
+        main([*base, "--skip", "0"])
+    with pytest.raises(ValueError, match="`split` to be one of"):
+        main([*base, "--split", "exam"])
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        main([*base, "--ckpt_path", str(tmp_path / "nowhere.ckpt")])
+    other = torch.load(checkpoint, weights_only=True)
+    other["encoder_fingerprint"]["weights"] = "sha256:other"
+    torch.save(other, tmp_path / "other.ckpt")
+    with pytest.raises(EncoderMismatchError, match="sha256:other"):
+        main([*base, "--ckpt_path", str(tmp_path / "other.ckpt")])
+    with pytest.raises(SystemExit):
+        main([*base, "--skips", "1"])
