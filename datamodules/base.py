@@ -24,7 +24,7 @@ from .sources import FeatureDataset, ImageDataset, ImageSource
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 Precision = Literal["32", "16", "bf16"]
-HALF_TYPES = {"16": torch.float16, "bf16": torch.bfloat16}
+HALF_TYPES: dict[str, torch.dtype] = {"16": torch.float16, "bf16": torch.bfloat16}
 
 
 class EncodedDataModule(L.LightningDataModule):
@@ -255,11 +255,10 @@ class EncodedDataModule(L.LightningDataModule):
             return self.trainer.strategy.root_device
         return self.encoder.preprocess.mean.device
 
-    def _encoding_precision(self) -> str:
+    def _encoding_precision(self) -> Precision:
         if self.precision is not None:
             return self.precision
-        name = str(self.trainer.precision).partition("-")[0] if self.trainer is not None else "32"
-        return name if name in HALF_TYPES else "32"
+        return encoding_precision(self.trainer.precision if self.trainer is not None else "32-true")
 
     def _dataset(self, split: Split) -> Dataset[Any]:
         if self.cache_dir is None:
@@ -279,6 +278,17 @@ class EncodedDataModule(L.LightningDataModule):
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
+
+
+def encoding_precision(name: str | int | None) -> Precision:
+    """What the encoder runs under when the trainer runs under a precision that Lightning knows by this name."""
+    match str(name).partition("-")[0]:
+        case "16":
+            return "16"
+        case "bf16":
+            return "bf16"
+        case _:
+            return "32"
 
 
 def splits_of(stage: str | None) -> tuple[Split, ...]:

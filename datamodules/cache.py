@@ -21,7 +21,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from ellips.types import FeatureBatch
@@ -114,7 +114,7 @@ class CacheWriter:
             "index": index.cpu().contiguous(),
         }
         with _rename_into(self.folder / shard_name(shard)) as part:
-            save_file(tensors, part, metadata={"plan": self.plan.digest()})
+            part.write_bytes(save(tensors, metadata={"plan": self.plan.digest()}))
 
     def finish(self, path_of: Callable[[int], Path | None]) -> None:
         """Write the manifest, once every shard is there; one process calls this.

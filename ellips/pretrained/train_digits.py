@@ -22,7 +22,7 @@ from typing import Any, Final
 
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import QuadraticDiscriminantAnalysis
 from torch import Tensor, nn
@@ -116,7 +116,7 @@ def write(encoder: FrozenEncoder, recipe: Recipe, folder: Path) -> Path:
     """Write ``digits.safetensors`` and ``digits.json`` into a folder and return the weights' path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{NAME}.safetensors"
-    save_file({name: value.contiguous() for name, value in encoder.backbone.state_dict().items()}, path)
+    path.write_bytes(save({name: value.contiguous() for name, value in encoder.backbone.state_dict().items()}))
     record = {
         "name": NAME,
         "architecture": ARCHITECTURE,

@@ -1,0 +1,169 @@
+"""Any folder of classes, and ImageNet, which is one."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from ellips.encoders import FrozenEncoder
+from ellips.splits import stratified_split
+
+from .base import EncodedDataModule, Split
+from .folder import FolderSource, OnBadImage, Reading, SkipLog, check_policy, find_class_names, list_images
+from .sampling import process_rank
+
+
+class ImageFolderDataModule(EncodedDataModule):
+    """Images in ``root/train/<class>/`` and ``root/test/<class>/``.
+
+    Every file counts, whatever its ending, unless its name starts with a dot. What cannot be used is named with its
+    path: a file that is no image or is cut off, an image with 16 bits per channel or of another mode than expected, an
+    empty class folder, a class that is not in all splits.
+
+    Args:
+        encoder: The frozen encoder.
+        root: The folder.
+        train_dir: Sub-folder with the training images.
+        val_dir: Sub-folder with validation images; None: they are set apart from the training images.
+        test_dir: Sub-folder with the test images.
+        val_fraction: Share of the training images set apart where there is no ``val_dir``, stratified, by ``seed``.
+        mode: ``"RGB"`` or ``"L"`` (grey): what the images are expected to be.
+        convert: Convert 8-bit images of another mode; False refuses them.
+        resize: Length of the shorter side after resizing; None: as they are.
+        crop: Side of the square cut from the middle; None: no crop. ``resize`` and ``crop`` make the images that radii
+            are measured on; what the encoder resizes afterwards lies inside the certified map.
+        on_bad_image: ``"raise"``, or ``"skip"``: go on without the file, and list it at the end and in
+            ``skipped_images.tsv`` in the run folder.
+        **base_args: Of :class:`EncodedDataModule`.
+
+    Raises:
+        BadImageError: While reading, if an image cannot be used and ``on_bad_image`` is ``"raise"``.
+        FileNotFoundError: If a folder is missing.
+        ValueError: If a class folder is empty or the splits have different classes, or an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        encoder: FrozenEncoder,
+        root: str | Path,
+        *,
+        train_dir: str = "train",
+        val_dir: str | None = None,
+        test_dir: str = "test",
+        val_fraction: float = 0.1,
+        mode: Literal["RGB", "L"] = "RGB",
+        convert: bool = False,
+        resize: int | None = None,
+        crop: int | None = None,
+        on_bad_image: OnBadImage = "raise",
+        **base_args: Any,
+    ) -> None:
+        super().__init__(encoder, **base_args)
+        check_policy(on_bad_image)
+        self.root = Path(root)
+        self.train_dir = train_dir
+        self.val_dir = val_dir
+        self.test_dir = test_dir
+        self.val_fraction = val_fraction
+        self.reading = Reading(mode, convert, resize, crop)
+        self.on_bad_image = on_bad_image
+        self._log = SkipLog(Path(tempfile.mkdtemp(prefix="ellips-")) / "skipped") if on_bad_image == "skip" else None
+
+    @cached_property
+    def class_names(self) -> list[str]:  # type: ignore[override]
+        """Sorted names of the training folder's sub-folders."""
+        return find_class_names(self.root / self.train_dir)
+
+    def make_source(self, split: Split) -> FolderSource:
+        """List the files of a split."""
+        own = {"train": self.train_dir, "val": self.val_dir, "test": self.test_dir}[split]
+        folder = self.root / (self.train_dir if own is None else own)
+        files, labels = list_images(folder, self.class_names)
+        if split != "test" and self.val_dir is None:
+            rows = stratified_split(labels, {"val": self.val_fraction}, self.seed)[split]
+            files, labels = [files[row] for row in rows], labels[rows]
+        return FolderSource(f"folder/{split}", folder, files, labels, self.reading, self._log)
+
+    def check_skipped(self, split: Split, skipped: dict[int, str]) -> None:
+        """Accept a cache that lacks images if they may be skipped, and remember to list them."""
+        if self._log is None:
+            super().check_skipped(split, skipped)
+            return
+        for row, path in skipped.items():
+            self._log.add(row, Path(path), f"{path}: skipped when the feature cache was made")
+
+    def skipped(self) -> dict[str, str]:
+        """Files skipped so far by this process and its readers, each with the reason."""
+        return self._log.entries() if self._log is not None else {}
+
+    def teardown(self, stage: str) -> None:
+        """List what was skipped, on the screen and in the run folder."""
+        del stage
+        if not (skipped := self.skipped()):
+            return
+        world, rank = process_rank(self.trainer)
+        folder = Path(self.trainer.default_root_dir) if self.trainer is not None else self.cache_dir or Path(".")
+        folder.mkdir(parents=True, exist_ok=True)
+        target = folder / ("skipped_images.tsv" if world == 1 else f"skipped_images-{rank}.tsv")
+        rows = [f"{path}\t{' '.join(reason.split())}" for path, reason in skipped.items()]
+        target.write_text("\n".join(["path\treason", *rows]) + "\n", encoding="utf-8")
+        listed = "\n".join(f"  {path}" for path in list(skipped)[:20])
+        more = f"\n  and {len(skipped) - 20} more" if len(skipped) > 20 else ""
+        rank_zero_warn(f"{len(skipped)} images were skipped (reasons in {target}):\n{listed}{more}")
+
+
+class ImageNetDataModule(ImageFolderDataModule):
+    """ImageNet in its standard layout, ``root/train/<wnid>/`` and ``root/val/<wnid>/``.
+
+    The validation images of ImageNet are the *test* split here, as in the literature; the validation split is set apart
+    from the training images. Images are resized to 256 at their shorter side and cut to 224, which is the resolution
+    that radii are measured at. The few grey and CMYK files are converted, as everyone does.
+
+    Args:
+        encoder: The frozen encoder.
+        root: Folder with ``train`` and ``val``.
+        val_fraction: Share of the training images set apart for validation.
+        resize: Length of the shorter side after resizing.
+        crop: Side of the square cut from the middle.
+        on_bad_image: ``"raise"`` or ``"skip"``.
+        **base_args: Of :class:`EncodedDataModule`.
+    """
+
+    def __init__(
+        self,
+        encoder: FrozenEncoder,
+        root: str | Path,
+        *,
+        val_fraction: float = 0.01,
+        resize: int | None = 256,
+        crop: int | None = 224,
+        on_bad_image: OnBadImage = "raise",
+        **base_args: Any,
+    ) -> None:
+        super().__init__(
+            encoder,
+            root,
+            test_dir="val",
+            val_fraction=val_fraction,
+            convert=True,
+            resize=resize,
+            crop=crop,
+            on_bad_image=on_bad_image,
+            **base_args,
+        )
+
+    @cached_property
+    def class_names(self) -> list[str]:  # type: ignore[override]
+        """The WordNet ids, sorted, which is the order of ImageNet's labels."""
+        names = find_class_names(self.root / self.train_dir)
+        if wrong := [name for name in names if not re.fullmatch(r"n\d{8}", name)]:
+            raise ValueError(
+                f"Expected folders named by WordNet id (n01440764, ...) in {self.root / self.train_dir} but got "
+                f"{wrong[:5]}; for other folders of classes take ImageFolderDataModule."
+            )
+        return names
