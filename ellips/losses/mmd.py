@@ -61,14 +61,19 @@ class ClassMMD(LatentLoss):
         self.std = float(std)
         self.seed = int(seed)
 
-    def noise(self, latents: Tensor, step: int) -> Tensor:
-        """Return the standard normal noise of a step, shape ``(n, d)``, the same on every device."""
+    def noise(self, latents: Tensor, labels: Tensor, step: int) -> Tensor:
+        """Return a step's standard normal noise, shape ``(n, d)``, the same on every device.
+
+        It is dealt out in order of the labels: whichever way a batch is spread over processes, each class gets the
+        same noise.
+        """
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + step) % 2**63)
-        return torch.randn(latents.shape, generator=generator, dtype=latents.dtype).to(latents.device)
+        drawn = torch.randn(latents.shape, generator=generator, dtype=latents.dtype).to(latents.device)
+        return torch.empty_like(drawn).index_copy_(0, torch.argsort(labels, stable=True), drawn)
 
     def compute(self, latents: Tensor, labels: Tensor, mixture: Ellips | None, step: int) -> Tensor:
         """Return the sum over the batch's classes."""
-        noise = self.noise(latents, step) if self.reference == "sampled" else None
+        noise = self.noise(latents, labels, step) if self.reference == "sampled" else None
         total = latents.new_zeros(())
         for block in class_blocks(labels):
             total = total + (

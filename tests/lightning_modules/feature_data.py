@@ -32,15 +32,18 @@ class Rows(Dataset[FeatureBatch]):
 
 
 class Share(DistributedSampler):  # type: ignore[type-arg]
-    """Every row in exactly one process, unlike its base class, which pads."""
+    """Every row in exactly one process, unlike its base class, which pads; another order each epoch if shuffled."""
 
-    def __init__(self, dataset: Dataset[FeatureBatch]) -> None:
+    def __init__(self, dataset: Dataset[FeatureBatch], shuffle: bool = False) -> None:
         active = dist.is_available() and dist.is_initialized()
         rank, world = (dist.get_rank(), dist.get_world_size()) if active else (0, 1)
-        super().__init__(dataset, world, rank, shuffle=False)
+        super().__init__(dataset, world, rank, shuffle=shuffle)
 
     def __iter__(self) -> Iterator[int]:
-        return iter(range(self.rank, len(self.dataset), self.num_replicas))
+        order = torch.arange(len(self.dataset))
+        if self.shuffle:
+            order = torch.randperm(len(order), generator=torch.Generator().manual_seed(self.epoch))
+        return iter(order[self.rank :: self.num_replicas].tolist())
 
     def __len__(self) -> int:
         return len(range(self.rank, len(self.dataset), self.num_replicas))
@@ -74,11 +77,11 @@ class FeatureData(L.LightningDataModule):
     def encoder_fingerprint(self) -> dict[str, Any]:
         return {"architecture": self.encoder_name, "weights": "none"}
 
-    def _loader(self, rows: Rows, sampler: Sampler[int] | None, shuffle: bool = False) -> DataLoader[FeatureBatch]:
-        return DataLoader(rows, batch_size=self.batch_size, shuffle=shuffle, sampler=sampler, collate_fn=stack)
+    def _loader(self, rows: Rows, sampler: Sampler[int]) -> DataLoader[FeatureBatch]:
+        return DataLoader(rows, batch_size=self.batch_size, sampler=sampler, collate_fn=stack)
 
     def train_dataloader(self) -> DataLoader[FeatureBatch]:
-        return self._loader(self.train, None, self.shuffle)
+        return self._loader(self.train, Share(self.train, self.shuffle))
 
     def fit_dataloader(self) -> DataLoader[FeatureBatch]:
         return self._loader(self.train, Share(self.train))

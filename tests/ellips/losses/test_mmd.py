@@ -36,9 +36,12 @@ def test_value_agrees_with_the_dense_loop(bandwidth: float | None, std: float) -
     rng = np.random.default_rng(0)
     z, labels = rng.normal(size=(30, 4)), rng.integers(0, 4, 30)
     loss = ClassMMD(bandwidth, std=std, seed=5)
-    latents = torch.from_numpy(z)
-    expected = reference(z, labels, loss.noise(latents, 7).numpy(), bandwidth, std)
-    assert float(loss(latents, torch.from_numpy(labels), step=7)) == pytest.approx(expected, rel=1e-9)
+    latents, target = torch.from_numpy(z), torch.from_numpy(labels)
+    expected = reference(z, labels, loss.noise(latents, target, 7).numpy(), bandwidth, std)
+    assert float(loss(latents, target, step=7)) == pytest.approx(expected, rel=1e-9)
+    # Spread over processes the rows come in another order.
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(0))
+    assert float(loss(latents[order], target[order], step=7)) == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("kind", ["sampled", "expected"])
