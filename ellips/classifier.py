@@ -96,7 +96,7 @@ class Ellips(nn.Module):
         self.register_buffer("fitted", torch.tensor(False))
         # Derived quantities of the current mixture (see `derived`); never part of the state.
         self._derived: dict[str, Any] = {}
-        self._derived_key: tuple[Any, ...] = ()
+        self._derived_key: tuple[tuple[Tensor, int, int], ...] = ()
 
     # ------------------------------------------------------------------ making one
 
@@ -379,16 +379,25 @@ class Ellips(nn.Module):
     # ------------------------------------------------------------------ state
 
     def derived(self, name: str, compute: Callable[[], Any]) -> Any:  # noqa: ANN401 - as the caller computes it
-        """Return ``compute()``, remembered under ``name`` until the mixture changes or moves to another device."""
+        """Return ``compute()``, remembered under ``name`` until the mixture changes or moves to another device.
+
+        While a trainable mixture is being differentiated nothing is remembered.
+        """
         tensors = (self.means, self.precision_factors, self.log_priors)
-        key = tuple((t.data_ptr(), t._version, t.device) for t in tensors)
-        if key != self._derived_key:
+        fresh = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+        # The tensors themselves are part of the key: an address alone may come to hold another one.
+        key = tuple((tensor, tensor.data_ptr(), tensor._version) for tensor in tensors)
+        known = self._derived_key
+        if not known or any(a[0] is not b[0] or a[1:] != b[1:] for a, b in zip(key, known, strict=True)):
             self._derived, self._derived_key = {}, key
-        if name not in self._derived:
-            # Tensors made in inference mode could not take part in training later.
-            with torch.inference_mode(False), torch.no_grad():
-                self._derived[name] = compute()
-        return self._derived[name]
+        if not fresh and name in self._derived:
+            return self._derived[name]
+        # Tensors made in inference mode could not take part in training later.
+        with torch.inference_mode(False), torch.no_grad():
+            value = compute()
+        if not fresh:
+            self._derived[name] = value
+        return value
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the derived quantities out of copies and pickles."""

@@ -102,6 +102,12 @@ class Geometry:
         return (values[:, -1] - error).clamp(min=0), values[:, 0] + error
 
     @cached_property
+    def extreme_vectors(self) -> tuple[Tensor, Tensor]:
+        """Eigenvectors of λ_max(P_k) and of λ_min(P_k), shapes ``(K, d)``; for full covariances."""
+        right = torch.linalg.svd(self.factors)[2]
+        return right[:, 0], right[:, -1]
+
+    @cached_property
     def affordable(self) -> bool:
         """Whether all K(K−1)/2 differences of precisions may be decomposed and kept (about 0.2 GB, some seconds)."""
         pairs = self.num_classes * (self.num_classes - 1) // 2

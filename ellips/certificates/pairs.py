@@ -75,6 +75,16 @@ class PairSpectra:
         ends = torch.where(first < second, spectra.values[slot, 0], -spectra.values[slot, -1])
         return ends - spectra.error[slot]
 
+    def lowest_vector(self, first: Tensor, second: Tensor) -> Tensor:
+        """Return the eigenvector of λ_min(P_second − P_first) for each pair, shape ``(M, d)``."""
+        geometry = self._geometry
+        if geometry.diagonal:
+            values, _ = _diagonal_spectrum(geometry.factors[first], geometry.factors[second])
+            return torch.nn.functional.one_hot(values.argmin(-1), geometry.dim).to(values)
+        slot, spectra = self._find(torch.minimum(first, second), torch.maximum(first, second))
+        ends = (spectra.vectors[slot, :, 0], spectra.vectors[slot, :, -1])
+        return torch.where((first < second).unsqueeze(1), *ends)
+
     def coefficient_slack(self, norm: Tensor, first: Tensor, second: Tensor) -> Tensor:
         """Bound by how much ‖β‖, as :meth:`problems` returns it, can exceed ‖b‖.
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from ellips.certificates.closed_form import closed_form_radius
 
 _MAX_STEPS = 200
-_STEP_TOLERANCE = 1e-6  # relative; D is flat at its maximum, so its own relative error is of the order of the square
+_STEP_TOLERANCE = 1e-9  # relative; D itself is flat there, but the nearest boundary point follows from t
 
 
 class SecularSolution(NamedTuple):

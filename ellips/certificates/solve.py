@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from ellips.certificates.certificate import METHODS, Certificate, Method, round_down
 from ellips.certificates.closed_form import closed_form_multiplier, closed_form_radius
 from ellips.certificates.geometry import Geometry
+from ellips.certificates.gradients import differentiable_radius
 from ellips.certificates.screen import Screen, screen
 from ellips.certificates.secular import SecularSolution, solve_secular
 
@@ -40,12 +42,18 @@ def certify(ellips: Ellips, z: Tensor, method: Method = "exact", *, chunk_size: 
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"Expected `chunk_size` to be at least 1 but got {chunk_size}.")
     z = ellips.check(z)
-    # Not in inference mode: what is remembered of the mixture must serve training, too.
-    with torch.inference_mode(False), torch.no_grad(), torch.autocast(z.device.type, enabled=False):
+    with torch.autocast(z.device.type, enabled=False):
         geometry = Geometry.of(ellips)
-        rows = chunk_size or default_chunk_size(geometry)
-        parts = [_certify(geometry, part, method) for part in z.detach().split(rows)]
-    return Certificate.cat(parts)
+        # Not in inference mode: what is remembered of the mixture must serve training, too.
+        with torch.inference_mode(False), torch.no_grad():
+            rows = chunk_size or default_chunk_size(geometry)
+            certificate = Certificate.cat([_certify(geometry, part, method) for part in z.detach().split(rows)])
+        trainable = any(
+            tensor.requires_grad for tensor in (z, ellips.means, ellips.precision_factors, ellips.log_priors)
+        )
+        if method == "theorem" or not (trainable and torch.is_grad_enabled()):
+            return certificate
+        return replace(certificate, radius=differentiable_radius(ellips, geometry, z, certificate))
 
 
 def default_chunk_size(geometry: Geometry) -> int:
