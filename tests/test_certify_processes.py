@@ -1,0 +1,119 @@
+"""certify.py as processes: shared by two of them, and killed in the middle."""
+
+import csv
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from datamodules import DigitsDataModule
+from ellips.encoders import FrozenEncoder
+from ellips.head import EllipsHead
+
+ROOT = Path(__file__).parents[1]
+# One thread, so that sums are added up in one order whatever the number of processes.
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    encoder = FrozenEncoder("test_resnet", weights="digits")
+    data = DigitsDataModule(encoder, batch_size=2000)
+    data.setup("fit")
+    batch = data.encode(next(iter(data.fit_dataloader())))
+    head = EllipsHead(96, 10, latent_dim=None, shrinkage=0.3).fit(batch.feature, batch.label)
+    state = {f"head.{name}": value for name, value in head.state_dict().items()}
+    path = tmp_path_factory.mktemp("checkpoint") / "last.ckpt"
+    torch.save({"state_dict": state, "head": head.config, "encoder_fingerprint": encoder.fingerprint()}, path)
+    arguments = {
+        "data": "datamodules.DigitsDataModule",
+        "data.encoder": "ellips.encoders.FrozenEncoder",
+        "data.encoder.model": "test_resnet",
+        "data.encoder.weights": "digits",
+        "sources+": "ellips.lipschitz.JacobianNorm",
+        "sources.num_iterations": "5",
+        "batch_size": "8",
+        "ckpt_path": str(path),
+        "trainer.accelerator": "cpu",
+    }
+    return [sys.executable, "certify.py", *(f"--{name}={value}" for name, value in arguments.items())]
+
+
+def run(command: list[str], out: Path, *more: str) -> None:
+    done = subprocess.run(
+        [*command, f"--out={out}", *more], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def table(out: Path) -> list[list[str]]:
+    """The full table without its time column."""
+    rows = list(csv.reader((out / "certificates.csv").open()))
+    place = rows[0].index("seconds")
+    return [[*row[:place], *row[place + 1 :]] for row in rows]
+
+
+def journal_rows(out: Path) -> int:
+    return sum(path.read_bytes().count(b"\n") for path in out.glob("journal/rows-*.csv"))
+
+
+def test_two_processes_give_the_table_of_one(command: list[str], tmp_path: Path) -> None:
+    run(command, tmp_path / "one", "--skip=4")
+    run(command, tmp_path / "two", "--skip=4", "--trainer.devices=2", "--trainer.strategy=ddp")
+    assert len(table(tmp_path / "one")) == 1 + 4 * 90
+    assert table(tmp_path / "two") == table(tmp_path / "one")
+    shares = [path.read_bytes().count(b"\n") - 1 for path in sorted(tmp_path.glob("two/journal/rows-*.csv"))]
+    assert len(shares) == 2
+    assert min(shares) > 100, f"one process did all the work: {shares}"
+
+
+def kill_at(command: list[str], out: Path, rows: int) -> None:
+    """Start the run and kill it, and whatever it started, once its journal has so many rows."""
+    process = subprocess.Popen(
+        [*command, f"--out={out}"], cwd=ROOT, env=ENVIRONMENT, start_new_session=True, stderr=subprocess.DEVNULL
+    )
+    try:
+        while process.poll() is None and journal_rows(out) < rows:
+            time.sleep(0.002)
+        assert process.poll() is None, "the run ended before it was killed"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert not (out / "summary.json").exists()
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_killed_three_times_ends_with_the_undisturbed_table(
+    command: list[str], tmp_path: Path, processes: int
+) -> None:
+    seed = random.randrange(2**32)
+    print("seed", seed)
+    moments = sorted(random.Random(seed).sample(range(10, 1300), 3))
+    command = [*command, f"--trainer.devices={processes}", f"--trainer.strategy={'ddp' if processes > 1 else 'auto'}"]
+    run(command, tmp_path / "undisturbed")
+    for rows in moments:
+        kill_at(command, tmp_path / "killed", rows)
+    before = {tuple(row) for row in _journal(tmp_path / "killed")}
+    run(command, tmp_path / "killed")
+    assert len(table(tmp_path / "killed")) == 1 + 4 * 359
+    assert table(tmp_path / "killed") == table(tmp_path / "undisturbed")
+    # Times tell whether an image was certified again: those from before the last kill are unchanged.
+    after = {tuple(row) for row in csv.reader((tmp_path / "killed" / "certificates.csv").open())}
+    assert len(before & after) >= moments[-1] - 4 * processes
+    assert len(_journal(tmp_path / "killed")) == 4 * 359, "an image was certified twice"
+
+
+def _journal(out: Path) -> list[list[str]]:
+    """Whole rows of whole images in every process's file."""
+    rows = []
+    for path in sorted(out.glob("journal/rows-*.csv")):
+        whole = path.read_text().rpartition("\n")[0].splitlines()[1:]
+        rows += list(csv.reader(whole[: len(whole) // 4 * 4]))
+    return rows
