@@ -105,8 +105,6 @@ class EllipsHead(nn.Module):
         head = cls(**checkpoint["head"])
         prefix = "head."
         state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
-        if "ellips.means" in state and checkpoint.get("trainable_mixture", False):
-            head.ellips.trainable_()
         head.load_state_dict(state)
         return head.eval()
 

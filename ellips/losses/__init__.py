@@ -3,15 +3,20 @@
 from ellips.losses.base import LatentLoss, Objective
 from ellips.losses.coding_rate import CodingRateReduction, class_coding_rate, coding_rate
 from ellips.losses.isotropy import Isotropy, isotropy
+from ellips.losses.mixture import CertifiedRadius, MixtureLoss, ScoreCrossEntropy, signed_radius
 from ellips.losses.mmd import ClassMMD
 
 __all__ = [
+    "CertifiedRadius",
     "ClassMMD",
     "CodingRateReduction",
     "Isotropy",
     "LatentLoss",
+    "MixtureLoss",
     "Objective",
+    "ScoreCrossEntropy",
     "class_coding_rate",
     "coding_rate",
     "isotropy",
+    "signed_radius",
 ]

@@ -40,6 +40,11 @@ class LatentLoss(nn.Module, ABC):
         """Whether :meth:`compute` reads the Gaussian mixture."""
         return False
 
+    @property
+    def needs_fitted_mixture(self) -> bool:
+        """Whether the mixture must be fitted before the first step."""
+        return False
+
     def forward(self, latents: Tensor, labels: Tensor, mixture: Ellips | None = None, step: int = 0) -> Tensor:
         """Return the unweighted loss.
 
@@ -97,6 +102,11 @@ class Objective(nn.Module):
     def uses_mixture(self) -> bool:
         """Whether a term reads the Gaussian mixture."""
         return any(loss.uses_mixture for loss in self._terms())
+
+    @property
+    def needs_fitted_mixture(self) -> bool:
+        """Whether a term needs the mixture to be fitted before the first step."""
+        return any(loss.needs_fitted_mixture for loss in self._terms())
 
     def _terms(self) -> list[LatentLoss]:
         return [loss for loss in self.losses if isinstance(loss, LatentLoss)]

@@ -1,0 +1,213 @@
+"""Losses on what the Gaussian classifier says: cross-entropy of its scores, hinge on its certified radius."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ellips.classifier import Ellips
+from ellips.covariance import class_covariances, precision_factor
+from ellips.losses.base import LatentLoss
+from ellips.losses.groups import class_blocks
+from ellips.moments import Moments
+
+Gaussians = Literal["batch", "fitted"]
+
+
+def batch_moments(latents: Tensor, labels: Tensor, num_classes: int) -> Moments:
+    """Return a batch's moments per class, differentiable in the latents; float64.
+
+    Args:
+        latents: Shape ``(n, d)``.
+        labels: Shape ``(n,)``, int64.
+        num_classes: K.
+    """
+    wide = latents.double()
+    d = wide.shape[1]
+    count = torch.zeros(num_classes, dtype=torch.int64, device=labels.device)
+    mean, scatter = wide.new_zeros(num_classes, d), wide.new_zeros(num_classes, d, d)
+    for block in class_blocks(labels):
+        rows = block.gather(wide)
+        center = rows.sum(1) / block.count.unsqueeze(1)
+        rows = (rows - center.unsqueeze(1)) * block.mask.unsqueeze(-1)
+        count = count.index_copy(0, block.label, block.count)
+        mean = mean.index_copy(0, block.label, center)
+        scatter = scatter.index_copy(0, block.label, rows.mT @ rows)
+    return Moments(count, mean, scatter)
+
+
+def batch_mixture(latents: Tensor, labels: Tensor, like: Ellips) -> Ellips:
+    """Return the Gaussian classifier fitted to a batch, differentiable in its latents.
+
+    Args:
+        latents: Shape ``(n, d)``.
+        labels: Shape ``(n,)``, int64; every class must occur.
+        like: The classifier whose classes, covariance type, pooling and shrinkage are taken over; it is not changed.
+
+    Raises:
+        ValueError: If a class has no samples in the batch or its covariance is singular.
+    """
+    moments = batch_moments(latents, labels, like.num_classes)
+    covariances = class_covariances(moments, like.covariance_type, like.pooling, like.shrinkage)
+    ellips = Ellips(like.num_classes, like.dim, covariance_type=like.covariance_type).to(latents.device)
+    # Buffers may hold tensors with a history; `fit_moments` would copy their values alone.
+    ellips.means = moments.mean
+    ellips.precision_factors = precision_factor(covariances)
+    ellips.log_priors = (moments.count.double() / len(labels)).log()
+    ellips.fitted = torch.ones_like(ellips.fitted)
+    return ellips
+
+
+class MixtureLoss(LatentLoss):
+    """A loss that needs Gaussians.
+
+    Args:
+        gaussians: ``"batch"``: those of the batch itself, so that the loss sees how means and covariances move with
+            the latents; every class must occur in every global batch. ``"fitted"``: the classifier's own, from the last
+            exact fit, or trained along if they are parameters (:meth:`ellips.Ellips.trainable_`).
+        weight: See :class:`LatentLoss`.
+        start_step: See :class:`LatentLoss`.
+
+    Raises:
+        ValueError: If ``gaussians`` is unknown.
+    """
+
+    def __init__(self, gaussians: Gaussians = "batch", weight: float = 1.0, start_step: int = 0) -> None:
+        super().__init__(weight, start_step)
+        if gaussians not in get_args(Gaussians):
+            raise ValueError(f"Expected `gaussians` to be one of {get_args(Gaussians)} but got {gaussians!r}.")
+        self.gaussians: Gaussians = gaussians
+
+    @property
+    def uses_mixture(self) -> bool:
+        """Always: for its settings if not for its Gaussians."""
+        return True
+
+    @property
+    def needs_fitted_mixture(self) -> bool:
+        """Whether the classifier must be fitted before the first step."""
+        return self.gaussians == "fitted"
+
+    def resolve(self, latents: Tensor, labels: Tensor, mixture: Ellips | None) -> Ellips:
+        """Return the Gaussians to use for a batch.
+
+        Raises:
+            ValueError: If there is no mixture, or a class is missing from the batch.
+        """
+        if mixture is None:
+            raise ValueError(f"Expected a `mixture` for {type(self).__name__} but got None; pass an Ellips.")
+        return mixture if self.gaussians == "fitted" else batch_mixture(latents, labels, mixture)
+
+
+class ScoreCrossEntropy(MixtureLoss):
+    """Cross-entropy of the classifier's posterior, whose logits are half its scores.
+
+    Args:
+        gaussians: See :class:`MixtureLoss`.
+        weight: See :class:`LatentLoss`.
+        start_step: See :class:`LatentLoss`.
+
+    Raises:
+        ValueError: From the call, if a label is not a class of the mixture.
+    """
+
+    def compute(self, latents: Tensor, labels: Tensor, mixture: Ellips | None, step: int) -> Tensor:
+        """Return the mean over the batch, in nats."""
+        scores = self.resolve(latents, labels, mixture)(latents)
+        return F.cross_entropy(0.5 * scores, labels).to(latents.dtype)
+
+
+class CertifiedRadius(MixtureLoss):
+    """Hinge on the certified radius: ``mean max(0, ε − R_i)``, so that training optimises what is reported.
+
+    ``R_i`` is the radius around a correctly classified latent. Where the prediction is wrong it is continued below
+    zero by the first-order distance to the boundary with the winning class, ``m / (2‖b‖)`` with margin m < 0, which
+    meets the radius at m = 0. Images whose radius exceeds ε no longer count.
+
+    The radius is in units of the latents, so a projector that may scale them can meet any ε by scaling: use it with
+    latents on the unit ball (``latent_norm="ball"``), or beside losses that hold the scale.
+
+    Args:
+        radius: Target ε, in latent space.
+        method: ``"exact"`` or ``"pairwise"``.
+        gaussians: See :class:`MixtureLoss`.
+        weight: See :class:`LatentLoss`.
+        start_step: See :class:`LatentLoss`.
+
+    Raises:
+        ValueError: If ``radius`` is not positive or ``method`` is not differentiable.
+    """
+
+    def __init__(
+        self,
+        radius: float,
+        method: Literal["exact", "pairwise"] = "exact",
+        gaussians: Gaussians = "batch",
+        weight: float = 1.0,
+        start_step: int = 0,
+    ) -> None:
+        super().__init__(gaussians, weight, start_step)
+        if not radius > 0:
+            raise ValueError(f"Expected `radius` to be positive but got {radius}.")
+        if method not in ("exact", "pairwise"):
+            raise ValueError(f"Expected `method` to be 'exact' or 'pairwise' but got {method!r}.")
+        self.radius = float(radius)
+        self.method: Literal["exact", "pairwise"] = method
+
+    def compute(self, latents: Tensor, labels: Tensor, mixture: Ellips | None, step: int) -> Tensor:
+        """Return the mean hinge over the batch."""
+        ellips = self.resolve(latents, labels, mixture)
+        signed = signed_radius(ellips, latents, labels, self.method, self.radius)
+        return (self.radius - signed).clamp(min=0).mean().to(latents.dtype)
+
+
+def signed_radius(
+    ellips: Ellips,
+    latents: Tensor,
+    labels: Tensor,
+    method: Literal["exact", "pairwise"] = "exact",
+    ceiling: float = float("inf"),
+) -> Tensor:
+    """Return the certified radius where the prediction is right, minus a first-order distance where it is wrong.
+
+    Args:
+        ellips: A fitted classifier.
+        latents: Shape ``(n, d)``.
+        labels: Shape ``(n,)``, int64.
+        method: ``"exact"`` or ``"pairwise"``.
+        ceiling: Radii above it are cut to it, without gradient.
+
+    Returns:
+        Shape ``(n,)``, float64, differentiable in latents and mixture.
+    """
+    z = latents.double()
+    scores = ellips(z)
+    own = F.one_hot(labels, ellips.num_classes).bool()
+    margin, rival = (scores.gather(1, labels.unsqueeze(1)) - scores).masked_fill(own, torch.inf).min(1)
+    right = (margin > 0).nonzero().squeeze(1)
+    wrong = (margin <= 0).nonzero().squeeze(1)
+    signed = 0 * margin  # in the graph even where every radius is above the ceiling
+    if len(wrong):
+        slope = score_gradient(ellips, z[wrong], rival[wrong]) - score_gradient(ellips, z[wrong], labels[wrong])
+        distance = margin[wrong] / torch.linalg.vector_norm(slope, dim=1).clamp(min=torch.finfo(z.dtype).tiny)
+        signed = signed.index_copy(0, wrong, distance)
+    if len(right):
+        with torch.no_grad():
+            below = ellips.certify(z[right], method).radius < ceiling
+        signed = signed.index_fill(0, right[~below], ceiling)
+        if bool(below.any()):
+            signed = signed.index_copy(0, right[below], ellips.certify(z[right[below]], method).radius)
+    return signed
+
+
+def score_gradient(ellips: Ellips, z: Tensor, classes: Tensor) -> Tensor:
+    """Return each point's gradient of the score of one class, ``−2 P_k (z − μ_k)``, shape ``(n, d)``."""
+    offset = z - ellips.means[classes]
+    factors = ellips.factors[classes]
+    if factors.ndim == 2:
+        return -2 * factors.square() * offset
+    whitened = factors @ offset.unsqueeze(-1)
+    return -2 * (factors.mT @ whitened).squeeze(-1)
