@@ -2,6 +2,7 @@
 
 from ellips.lipschitz.base import LipschitzBound, LipschitzSource
 from ellips.lipschitz.clever import Clever, MarginClever
+from ellips.lipschitz.encoder import LipschitzEncoder
 from ellips.lipschitz.jacobian import JacobianNorm
 from ellips.lipschitz.known import KnownConstant
 from ellips.lipschitz.smoothing import SmoothedEncoder
@@ -12,6 +13,7 @@ __all__ = [
     "JacobianNorm",
     "KnownConstant",
     "LipschitzBound",
+    "LipschitzEncoder",
     "LipschitzSource",
     "MarginClever",
     "SmoothedEncoder",

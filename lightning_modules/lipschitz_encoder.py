@@ -1,0 +1,199 @@
+"""Training of 1-Lipschitz encoders from deel-torchlip's layers."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import Tensor, nn
+from torch.nn import functional
+from torchmetrics import MeanMetric
+
+from ellips.lipschitz.encoder import LipschitzArchitecture, LipschitzEncoder, export_encoder
+from ellips.types import FeatureBatch, ImageBatch
+from ellips.weights import file_digest
+
+
+class LipschitzEncoderTraining(L.LightningModule):
+    """Trains a 1-Lipschitz encoder, and writes it in plain layers at the end of fit.
+
+    Classes are told apart by fixed directions, the corners of a regular simplex: the cosine part of cross-entropy with
+    a margin, on 1-Lipschitz features, so that the margin is a distance between images. The encoder that comes out is
+    for :class:`ellips.lipschitz.LipschitzEncoder`, with Gaussians fitted to its features.
+
+    Logged: ``train/loss``; ``val/accuracy`` and ``val/certified_accuracy/linear@<radius>`` of the simplex classifier.
+
+    Args:
+        num_classes: K (linked from the datamodule in ``train_encoder.py``).
+        image_shape: Channels, height and width of the images.
+        channels: Channels of the convolutions; empty: none.
+        widths: Widths of the linear layers.
+        feature_dim: Width of the features, at least ``num_classes - 1``.
+        temperature: Factor of the scores before the softmax; the larger, the more the closest images count.
+        margin: Distance by which a score is asked to lead; it sets accuracy against radius.
+        noise: Standard deviation of Gaussian noise on the [0, 1] pixels of training images.
+        learning_rate: Peak of Adam's one-cycle schedule.
+        radii: Radii at which validation logs the certified accuracy.
+        export_name: Stem of the two files written to the run folder at the end of fit.
+
+    Raises:
+        ValueError: If there are fewer features than a simplex needs, or an argument is out of its range.
+    """
+
+    directions: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        image_shape: tuple[int, int, int] = (1, 8, 8),
+        channels: Sequence[int] = (),
+        widths: Sequence[int] = (256, 256),
+        feature_dim: int = 16,
+        temperature: float = 10.0,
+        margin: float = 1.0,
+        noise: float = 0.15,
+        learning_rate: float = 5e-3,
+        radii: Sequence[float] = (0.25, 0.5, 1.0),
+        export_name: str = "encoder",
+    ) -> None:
+        super().__init__()
+        if feature_dim < num_classes - 1:
+            raise ValueError(
+                f"Expected `feature_dim` to be at least {num_classes - 1}, which a simplex of {num_classes} corners "
+                f"needs, but got {feature_dim}."
+            )
+        if not temperature > 0 or not noise >= 0:
+            raise ValueError(f"Expected temperature > 0 and noise >= 0 but got {temperature} and {noise}.")
+        self.recipe = {
+            "image_shape": list(image_shape),
+            "channels": list(channels),
+            "widths": list(widths),
+            "feature_dim": feature_dim,
+            "temperature": temperature,
+            "margin": margin,
+            "noise": noise,
+            "learning_rate": learning_rate,
+        }
+        self.save_hyperparameters()
+        self.architecture = LipschitzArchitecture(tuple(image_shape), tuple(channels), tuple(widths), feature_dim)
+        self.encoder = self.architecture.build(*_torchlip_layers())
+        self.register_buffer("directions", simplex(num_classes, feature_dim))
+        self.temperature = temperature
+        self.margin = margin
+        self.noise = noise
+        self.learning_rate = learning_rate
+        self.radii = tuple(radii)
+        self.export_name = export_name
+        self.certified = nn.ModuleList(MeanMetric() for _ in (0.0, *self.radii))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return scores ``(N, K)`` of images ``(N, C, H, W)``."""
+        scores: Tensor = self.encoder(images) @ self.directions.T
+        return scores
+
+    def training_step(self, batch: FeatureBatch | ImageBatch, batch_idx: int) -> Tensor:
+        """Return the cross-entropy with margin of noisy images."""
+        images = images_of(batch)
+        scores = self(images + self.noise * torch.randn_like(images))
+        lead = self.margin * functional.one_hot(batch.label, scores.shape[1])
+        loss = functional.cross_entropy(self.temperature * (scores - lead), batch.label)
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: FeatureBatch | ImageBatch, batch_idx: int) -> None:
+        """Log clean and certified accuracy of the simplex classifier."""
+        scores = self(images_of(batch))
+        own = scores.gather(1, batch.label[:, None])
+        lead = own - scores.scatter(1, batch.label[:, None], -torch.inf)
+        # Scores are 1-Lipschitz along unit directions, their differences along those of the simplex's edges.
+        radius = lead.amin(dim=1) / torch.dist(self.directions[0], self.directions[1])
+        names = ("accuracy", *(f"certified_accuracy/linear@{limit:g}" for limit in self.radii))
+        for name, limit, metric in zip(names, (0.0, *self.radii), self.certified, strict=True):
+            metric.update((radius > 0) & (radius >= limit))
+            self.log(f"val/{name}", metric, prog_bar=name == "accuracy")
+
+    def configure_optimizers(self) -> Any:  # noqa: ANN401 - one of the many types that Lightning takes
+        """Return Adam with a one-cycle schedule."""
+        optimizer = torch.optim.Adam(self.encoder.parameters(), lr=self.learning_rate)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, total_steps=steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_fit_end(self) -> None:
+        """Write the encoder in plain layers, prove it, and write the record beside it."""
+        self._export(Path(self.trainer.default_root_dir) / f"{self.export_name}.safetensors")
+
+    @rank_zero_only
+    def _export(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.encoder.eval()
+        before = export_encoder(self.encoder, self.architecture, path)
+        metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items() if "val/" in name}
+        record = {
+            "name": self.export_name,
+            "architecture": "ellips.lipschitz.LipschitzEncoder",
+            "sha256": file_digest(path),
+            "proven_constant": LipschitzEncoder(path).constant,
+            "proven_constant_before_division": before,
+            "command": f"python {shlex.join(sys.argv)}",
+            "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+            "recipe": {
+                "seed": int(os.environ.get("PL_GLOBAL_SEED", -1)),
+                "epochs": self.trainer.max_epochs,
+                **self.recipe,
+            },
+            "data": {"datamodule": _name_of(getattr(self.trainer, "datamodule", None)), "part": "train"},
+            "validation": metrics,
+            "made_with": {
+                "python": platform.python_version(),
+                **{name: version(name) for name in ("torch", "lightning", "deel-torchlip")},
+                "machine": platform.machine(),
+                "threads": torch.get_num_threads(),
+            },
+        }
+        path.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def images_of(batch: FeatureBatch | ImageBatch) -> Tensor:
+    """Return the images of a batch.
+
+    Raises:
+        ValueError: If the datamodule did not keep them.
+    """
+    if batch.image is None:
+        raise ValueError("Expected batches with images but got features alone; set keep_images=True on the datamodule.")
+    return batch.image
+
+
+def simplex(corners: int, dim: int) -> Tensor:
+    """Return unit vectors with equal angles between them, the widest there are; shape ``(corners, dim)``."""
+    centred = torch.eye(corners, dtype=torch.float64) - 1 / corners
+    # The centred corners span corners - 1 dimensions; their coordinates in an orthonormal basis of that span.
+    basis = torch.linalg.svd(centred).U[:, : corners - 1]
+    coordinates = functional.normalize(centred @ basis, dim=1)
+    return functional.pad(coordinates, (0, dim - corners + 1)).float()
+
+
+def _torchlip_layers() -> tuple[type[nn.Linear], type[nn.Conv2d]]:
+    try:
+        from deel.torchlip import SpectralConv2d, SpectralLinear
+    except ImportError as error:
+        raise ImportError(
+            "Training 1-Lipschitz encoders needs deel-torchlip: pip install 'ellips[lipschitz]'."
+        ) from error
+    return SpectralLinear, SpectralConv2d
+
+
+def _name_of(value: object) -> str | None:
+    return None if value is None else f"{type(value).__module__}.{type(value).__qualname__}"
