@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from datamodules import DigitsDataModule, encode
+from ellips.encoders import FrozenEncoder
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    encoder = {
+        "class_path": "ellips.encoders.FrozenEncoder",
+        "init_args": {"model": "test_resnet", "weights": "digits"},
+    }
+    content = {
+        "name": "x",
+        "data": {"class_path": "datamodules.DigitsDataModule", "init_args": {"encoder": encoder, "batch_size": 128}},
+        "model": {"latent_dim": 4},
+        "trainer": {"precision": "bf16-mixed"},
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+    return tmp_path / "config.yaml"
+
+
+def test_fills_the_cache_that_training_then_finds(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    encode.main(["--config", str(config), "--data.cache_dir", str(cache), "--accelerator", "cpu", "--splits", "[val]"])
+    assert "val: 270 images in" in capsys.readouterr().out
+    manifest = json.loads((cache / "val" / "manifest.json").read_text())
+    assert manifest["complete"]
+    assert manifest["identity"]["precision"] == "bf16"
+    assert not (cache / "train").exists()
+    monkeypatch.setattr(FrozenEncoder, "encode", lambda *_: pytest.fail("encoded again"))
+    data = DigitsDataModule(FrozenEncoder("test_resnet", weights="digits"), cache_dir=cache, precision="bf16")
+    assert torch.cat([batch.index for batch in data.val_dataloader()]).tolist() == list(range(270))
+
+
+def test_what_is_missing_is_named(config: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="`cache_dir`"):
+        encode.build(["--config", str(config)])
+    with pytest.raises(FileNotFoundError, match="`--config`"):
+        encode.build(["--config", str(tmp_path / "none.yaml")])
+    (tmp_path / "empty.yaml").write_text("model: {}\n")
+    with pytest.raises(ValueError, match="`data` section"):
+        encode.build(["--config", str(tmp_path / "empty.yaml")])
