@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, get_args
 
 import lightning as L
+import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from ellips.distributed import gather_with_gradient
-from ellips.head import EllipsHead
+from ellips.head import EllipsHead, eval_mode
 from ellips.losses import CodingRateReduction, Isotropy, LatentLoss, Objective
 from ellips.pipeline import check_fingerprint
+from ellips.regularization import Estimator, RegularizationSearch, fit_shrunk, select_regularization
 from ellips.types import FeatureBatch, HeadOutput
 
 from .optimization import Optimization
@@ -41,10 +44,16 @@ class GenEllips(L.LightningModule):
         sync_batchnorm: Whether BatchNorm uses the global batch's statistics when several processes train.
         objective: The losses; None: MCR² (50 warm-up steps) with isotropy after it, as [E26] for CIFAR-10.
         optimization: Optimiser and schedule; None: those published for CPP.
+        regularization: A grid from which pooling and shrinkage are chosen after every exact fit, by certified accuracy
+            on the validation split; None: they stay as given.
+        covariance_estimator: ``"moments"``, or scikit-learn's ``"ledoit_wolf"`` or ``"oas"``, which take the place of
+            pooling and shrinkage and hold all latents of the training split in memory.
+        train_mixture: Make the Gaussians parameters: fitted exactly once, before the first step, then trained with the
+            objective, which must have a loss with ``gaussians="fitted"``.
         slow_fit_seconds: A pass for the exact fit that takes longer than this is warned about, once.
 
     Raises:
-        ValueError: If an argument is out of its range.
+        ValueError: If an argument is out of its range, or two exclude each other.
     """
 
     def __init__(
@@ -60,11 +69,14 @@ class GenEllips(L.LightningModule):
         sync_batchnorm: bool = True,
         objective: list[LatentLoss] | None = None,
         optimization: Optimization | None = None,
+        regularization: RegularizationSearch | None = None,
+        covariance_estimator: str = "moments",
+        train_mixture: bool = False,
         slow_fit_seconds: float = 30.0,
     ) -> None:
         super().__init__()
         # Losses and optimiser settings are not needed to use a checkpoint; the run's config.yaml has them.
-        self.save_hyperparameters(ignore=["objective", "optimization"])
+        self.save_hyperparameters(ignore=["objective", "optimization", "regularization"])
         self.head = EllipsHead(
             in_features,
             num_classes,
@@ -80,6 +92,12 @@ class GenEllips(L.LightningModule):
             objective = [CodingRateReduction(warmup_steps=50), Isotropy(start_step=50)]
         self.objective = Objective(objective)
         self.optimization = optimization or Optimization()
+        self.regularization = regularization
+        self.covariance_estimator = covariance_estimator
+        self.train_mixture = train_mixture
+        self._check_mixture_settings()
+        if train_mixture:
+            self.head.ellips.trainable_()
         self.slow_fit_seconds = slow_fit_seconds
         self.accuracy = nn.ModuleDict(
             {stage: MulticlassAccuracy(num_classes, average="micro") for stage in ("val_split", "test_split")}
@@ -154,13 +172,66 @@ class GenEllips(L.LightningModule):
                 f"unaugmented) but got {type(datamodule).__name__}; pass `datamodule=` to `trainer.fit`."
             )
         start = time.monotonic()
-        self.head.reset()
-        for batch in datamodule.fit_dataloader():
-            batch = self.trainer.strategy.batch_to_device(batch, self.device)
-            self.head.update(batch.feature, batch.label)
-        self.head.finalize()
+        if self.covariance_estimator != "moments":
+            latents, labels = self._all_latents(datamodule.fit_dataloader())
+            estimator: Any = self.covariance_estimator
+            fit_shrunk(self.head.ellips, gather_with_gradient(latents), gather_with_gradient(labels), estimator)
+        else:
+            self.head.reset()
+            for batch in datamodule.fit_dataloader():
+                batch = self.trainer.strategy.batch_to_device(batch, self.device)
+                self.head.update(batch.feature, batch.label)
+            if self.regularization is not None:
+                self._choose_regularization(*self._all_latents(datamodule.val_dataloader()))
+            self.head.finalize()
         self.mixture_step = self.trainer.global_step
         self._warn_if_slow(time.monotonic() - start)
+
+    def _all_latents(self, loader: Iterable[Any]) -> tuple[Tensor, Tensor]:
+        """Return this process's eval-mode latents and labels of a whole split."""
+        latents, labels = [], []
+        with eval_mode(self.head), torch.no_grad():
+            for batch in loader:
+                batch = self.trainer.strategy.batch_to_device(batch, self.device)
+                latents.append(self.head.latents(batch.feature))
+                labels.append(batch.label)
+        return torch.cat(latents), torch.cat(labels)
+
+    def _choose_regularization(self, latents: Tensor, labels: Tensor) -> None:
+        """Set pooling and shrinkage to the grid's best on validation latents, from the collected moments."""
+        if self.regularization is None:
+            return
+        ellips = self.head.ellips
+        moments = self.head.moments.compute()
+        kind = ellips.covariance_type
+        best, _ = select_regularization(moments, latents, labels, self.regularization, covariance_type=kind)
+        ellips.pooling, ellips.shrinkage = best.pooling, best.shrinkage
+        self.head.config.update(pooling=best.pooling, shrinkage=best.shrinkage)
+
+    def _refresh_mixture(self) -> None:
+        """Fit the Gaussians if they are older than the projector; trained ones are fitted once, to start from."""
+        if self.train_mixture:
+            if not self.head.ellips.is_fitted:
+                self.fit_mixture()
+        elif self.mixture_step != self.trainer.global_step:
+            self.fit_mixture()
+
+    def _check_mixture_settings(self) -> None:
+        if self.covariance_estimator not in ("moments", *get_args(Estimator)):
+            raise ValueError(
+                f"Expected `covariance_estimator` to be one of {('moments', *get_args(Estimator))} but got "
+                f"{self.covariance_estimator!r}."
+            )
+        if self.regularization is not None and self.covariance_estimator != "moments":
+            raise ValueError(
+                f"Expected no `regularization` with covariance_estimator={self.covariance_estimator!r}, which sets the "
+                "shrinkage itself; leave one of them out."
+            )
+        if self.train_mixture and not self.objective.needs_fitted_mixture:
+            raise ValueError(
+                "Expected an objective that trains the mixture for train_mixture=True but no loss reads it; add "
+                "ScoreCrossEntropy or CertifiedRadius with gaussians='fitted'."
+            )
 
     def _warn_if_slow(self, seconds: float) -> None:
         if seconds > self.slow_fit_seconds:
@@ -173,13 +244,17 @@ class GenEllips(L.LightningModule):
     def on_validation_start(self) -> None:
         """Fit the Gaussians first if this validation is part of a fit."""
         self._check_encoder()
-        if self.trainer.state.fn == "fit" and self.mixture_step != self.trainer.global_step:
+        if self.trainer.state.fn == "fit":
+            self._refresh_mixture()
+
+    def on_train_start(self) -> None:
+        """Fit the Gaussians first if the objective reads them."""
+        if self.objective.needs_fitted_mixture and not self.head.ellips.is_fitted:
             self.fit_mixture()
 
     def on_train_epoch_end(self) -> None:
         """Leave no epoch with Gaussians older than the projector: checkpoints are written right after this."""
-        if self.mixture_step != self.trainer.global_step:
-            self.fit_mixture()
+        self._refresh_mixture()
 
     # ------------------------------------------------------------------ checkpoints and the encoder
 
@@ -204,6 +279,10 @@ class GenEllips(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over the encoder's fingerprint."""
         self.encoder_fingerprint = checkpoint.get("encoder_fingerprint")
+        chosen = checkpoint.get("head", {})
+        self.head.config.update({key: chosen[key] for key in ("pooling", "shrinkage") if key in chosen})
+        self.head.ellips.pooling = self.head.config["pooling"]
+        self.head.ellips.shrinkage = self.head.config["shrinkage"]
         self.mixture_step = checkpoint.get("mixture_step")
 
     def _check_encoder(self) -> None:

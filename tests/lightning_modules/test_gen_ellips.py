@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import pytest
@@ -15,7 +15,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from ellips import Ellips
 from ellips.errors import EncoderMismatchError, NotFittedError
 from ellips.head import EllipsHead
-from ellips.losses import CodingRateReduction, Isotropy
+from ellips.losses import CertifiedRadius, CodingRateReduction, Isotropy, LatentLoss, ScoreCrossEntropy
+from ellips.regularization import RegularizationSearch, fit_shrunk, select_regularization
 from ellips.types import HeadOutput
 from lightning_modules import GenEllips, Optimization
 from tests.lightning_modules.feature_data import FeatureData, latents_of
@@ -208,3 +209,96 @@ def test_the_cosine_schedule_ends_at_zero(tmp_path: Path) -> None:
 def test_unknown_optimisation_is_refused(options: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         Optimization(**options)
+
+
+def test_regularisation_is_chosen_on_the_validation_split_and_travels_with_the_checkpoint(tmp_path: Path) -> None:
+    data, search = FeatureData(), RegularizationSearch(0.5, pooling=(0.0, 0.5), shrinkage=(0.0, 0.2, 0.6))
+    module = make_module(regularization=search)
+    trainer = make_trainer(tmp_path, callbacks=[ModelCheckpoint(tmp_path, filename="last")])
+    trainer.fit(module, data)
+    moments, latents = module.head.moments.compute(), latents_of(module.head, data.val)
+    best, _ = select_regularization(moments, latents, data.val.label, search)
+    assert (module.head.ellips.pooling, module.head.ellips.shrinkage) == (best.pooling, best.shrinkage)
+    expected = Ellips(4, 5, pooling=best.pooling, shrinkage=best.shrinkage).fit_moments(*moments)
+    torch.testing.assert_close(module.head.ellips.covariances, expected.covariances)
+    loaded = GenEllips.load_from_checkpoint(tmp_path / "last.ckpt")
+    for head in (loaded.head, EllipsHead.from_checkpoint(tmp_path / "last.ckpt")):
+        assert (head.ellips.pooling, head.ellips.shrinkage) == (best.pooling, best.shrinkage)
+        assert (head.config["pooling"], head.config["shrinkage"]) == (best.pooling, best.shrinkage)
+
+
+@pytest.mark.parametrize("estimator", ["ledoit_wolf", "oas"])
+def test_scikit_learns_shrinkage_can_take_the_place_of_ours(
+    tmp_path: Path, estimator: Literal["ledoit_wolf", "oas"]
+) -> None:
+    data, module = FeatureData(), make_module(covariance_estimator=estimator)
+    make_trainer(tmp_path, enable_checkpointing=False).fit(module, data)
+    expected = fit_shrunk(Ellips(4, 5), latents_of(module.head, data.train), data.train.label, estimator)
+    torch.testing.assert_close(module.head.ellips.covariances, expected.covariances, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", [ScoreCrossEntropy("fitted"), CertifiedRadius(0.5, gaussians="fitted")])
+def test_the_mixture_can_be_trained_from_the_exact_fit_on(tmp_path: Path, loss: LatentLoss) -> None:
+    data = FeatureData()
+    optimization = Optimization("adamw", learning_rate=0.0, mixture_learning_rate=1e-2)
+    module = make_module(objective=[loss], optimization=optimization, train_mixture=True)
+    groups = module.optimization.build_optimizer(module.head).param_groups
+    assert [(g["name"], g["lr"]) for g in groups] == [("pre_feature", 0.0), ("feature_head", 0.0), ("mixture", 1e-2)]
+    trainer = make_trainer(tmp_path, max_epochs=8, callbacks=[ModelCheckpoint(tmp_path, filename="last")])
+    trainer.fit(module, data)
+    latents, labels = latents_of(module.head, data.train), data.train.label
+    # BatchNorm statistics moved with the epochs, so the start is fitted to the latents as they are now.
+    start = Ellips(4, 5, shrinkage=0.1).fit(latents, labels)
+    with torch.no_grad():
+        assert float(loss(latents, labels, module.head.ellips)) < float(loss(latents, labels, start))
+    head = EllipsHead.from_checkpoint(tmp_path / "last.ckpt")
+    assert head.ellips.digest() == module.head.ellips.digest()
+    assert not any(name.startswith("ellips") for name, _ in head.named_parameters())
+
+
+def test_an_objective_on_fitted_gaussians_finds_them_fitted(tmp_path: Path) -> None:
+    module = make_module(objective=[CertifiedRadius(0.5, "pairwise", "fitted")])
+    make_trainer(tmp_path, num_sanity_val_steps=0, enable_checkpointing=False).fit(module, FeatureData())
+    assert module.head.ellips.is_fitted
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"covariance_estimator": "mcd"}, "covariance_estimator"),
+        ({"covariance_estimator": "oas", "regularization": RegularizationSearch(0.5)}, "regularization"),
+        ({"train_mixture": True}, "train_mixture"),
+    ],
+)
+def test_settings_that_exclude_each_other_are_refused(options: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        make_module(**options)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_mixed_precision_keeps_the_certificate_in_float64(tmp_path: Path, accumulate: int) -> None:
+    objective = [CodingRateReduction(), Isotropy(), CertifiedRadius(0.5)]
+    data, module = FeatureData(), make_module(objective=objective)
+    options = {"precision": "bf16-mixed", "accumulate_grad_batches": accumulate, "enable_checkpointing": False}
+    trainer = make_trainer(tmp_path, **options)
+    trainer.fit(module, data)
+    assert trainer.global_step == 2 * -(-5 // accumulate)
+    assert all(buffer.dtype == torch.float64 for buffer in (module.head.ellips.means, module.head.ellips.log_priors))
+    output = trainer.predict(module, data)[0]  # type: ignore[index]
+    certificate = module.head.ellips.certify(output.latent)
+    assert output.scores.dtype == certificate.radius.dtype == torch.float64
+    assert output.latent.dtype == torch.float32
+    # Evaluated without autocast: the mixture is fitted to, and certifies, the float32 projector.
+    latents = latents_of(module.head, data.train)
+    expected = Ellips(4, 5, shrinkage=0.1).fit(latents, data.train.label)
+    torch.testing.assert_close(module.head.ellips.means, expected.means, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_half_precision_on_a_gpu_keeps_the_certificate_in_float64(tmp_path: Path) -> None:
+    data, module = FeatureData(), make_module()
+    trainer = make_trainer(tmp_path, accelerator="gpu", precision="16-mixed", enable_checkpointing=False)
+    trainer.fit(module, data)
+    assert module.head.ellips.means.dtype == torch.float64
+    assert trainer.test(module, data, verbose=False)[0]["test/accuracy"] > 0.6
