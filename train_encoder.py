@@ -1,4 +1,4 @@
-"""Train a 1-Lipschitz encoder: ``python train_encoder.py fit --config configs/digits_lipschitz_encoder.yaml``."""
+"""Train a 1-Lipschitz encoder: ``python train_encoder.py fit --config configs/encoders/digits_lipschitz.yaml``."""
 
 from __future__ import annotations
 
