@@ -121,12 +121,13 @@ class SmoothedEncoder(LipschitzSource):
             count = min(self.chunk_size, remaining)
             remaining -= count
             noise = torch.randn((count, *image.shape), generator=generator)
-            samples.append(self._project(latents(image + self.sigma * noise.to(image)).double()))
+            samples.append(self.project(latents(image + self.sigma * noise.to(image)).double()))
         values = torch.cat(samples)
         error = mean_error(values, self.norm_bound, self.alpha / self.num_images, self.concentration)
         return SmoothedLatents(values.mean(dim=0), values.new_tensor(error))
 
-    def _project(self, values: Tensor) -> Tensor:
+    def project(self, values: Tensor) -> Tensor:
+        """Project latents ``(N, d)`` on the ball of radius ``norm_bound``, differentiably."""
         length = torch.linalg.vector_norm(values, dim=1, keepdim=True)
         projected: Tensor = values * (self.norm_bound / length).clamp_max(1.0)
         return projected
