@@ -1,0 +1,143 @@
+"""How much of the bare encoder's speed is left when images stream through a datamodule, and what the cache gains.
+
+    python -m benchmarks.streaming [--quick] [--json FILE] [--jpeg-root FOLDER]
+
+Three ways to one epoch over the same 32x32 images, in turn: the encoder in a loop over a float tensor in memory; a
+Lightning trainer that reads 8-bit images through the datamodule and encodes them; the same trainer on the feature
+cache. With ``--jpeg-root`` (or the variable CIFAR10_JPEG_ROOT) a fourth: the trainer on CIFAR-10 as JPEG files, which
+have to be opened and decoded.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from benchmarks._common import interleaved_seconds, make_parser, median_ratio, report
+from datamodules import EncodedDataModule, ImageFolderDataModule
+from datamodules.base import Split
+from datamodules.sources import ArraySource
+from ellips.encoders import FrozenEncoder
+from ellips.types import FeatureBatch
+
+
+class InMemory(EncodedDataModule):
+    """Random 8-bit images in memory, as CIFAR-10 and the digits are held."""
+
+    images = torch.empty(0, 3, 32, 32, dtype=torch.uint8)
+
+    @property
+    def class_names(self) -> list[str]:
+        """One class."""
+        return ["noise"]
+
+    def make_source(self, split: Split) -> ArraySource:
+        """The same images in every split."""
+        return ArraySource(split, self.images, [0] * len(self.images))
+
+
+class Sink(L.LightningModule):
+    """Takes features and does nothing with them."""
+
+    def validation_step(self, batch: FeatureBatch) -> None:
+        """Count, so that the features are used."""
+        self.count = getattr(self, "count", 0) + len(batch.feature)
+
+
+def epoch(data: EncodedDataModule) -> Callable[[], None]:
+    """A function that runs a trainer over the validation split once."""
+    trainer = L.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+    return lambda: trainer.validate(Sink(), datamodule=data, verbose=False) and None
+
+
+def measure(name: str, size: int | None, count: int, batch_size: int, rounds: int) -> dict[str, Any]:
+    """Seconds per epoch of one encoder, each way."""
+    encoder = FrozenEncoder(name, weights="random", input_size=size)
+    data, images = _data(encoder, count, batch_size)
+    loops = {"bare": _bare(encoder, images, batch_size), "streamed": epoch(data)}
+    with tempfile.TemporaryDirectory() as folder:
+        cached, _ = _data(encoder, count, batch_size, cache_dir=folder)
+        loops["cached"] = epoch(cached)
+        return interleaved_seconds(loops, rounds)
+
+
+def _data(encoder: FrozenEncoder, count: int, batch_size: int, **arguments: Any) -> tuple[InMemory, torch.Tensor]:
+    images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    data = InMemory(encoder, batch_size=batch_size, **arguments)
+    data.images = images
+    return data, images.float() / 255
+
+
+def _bare(encoder: FrozenEncoder, images: torch.Tensor, batch_size: int) -> Callable[[], None]:
+    def loop() -> None:
+        for batch in images.split(batch_size):
+            encoder.encode(batch)
+
+    return loop
+
+
+def measure_folder(root: Path, batch_size: int, rounds: int, workers: int) -> dict[str, Any]:
+    """Seconds per epoch over the 10,000 JPEG test images of CIFAR-10, and of the bare encoder over as many."""
+    encoder = FrozenEncoder("test_resnet", weights="random", input_size=32)
+    data = ImageFolderDataModule(encoder, root, val_dir="test", batch_size=batch_size, num_workers=workers)
+    _, images = _data(encoder, 10_000, batch_size)
+    return interleaved_seconds({"bare": _bare(encoder, images, batch_size), "streamed": epoch(data)}, rounds)
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measure and print."""
+    parser = make_parser(__doc__)
+    jpeg = os.environ.get("CIFAR10_JPEG_ROOT")
+    parser.add_argument("--jpeg-root", type=Path, default=Path(jpeg) if jpeg else None, help="CIFAR-10 as JPEG files")
+    parser.add_argument("--workers", type=int, default=0, help="reading processes for the JPEG files")
+    options = parser.parse_args(arguments)
+    warnings.filterwarnings("ignore", module="lightning")
+    rounds = 2 if options.quick else 7
+    counts = {"test_resnet": 2_000 if options.quick else 20_000, "resnet10t": 64 if options.quick else 512}
+    batch_sizes = {"test_resnet": 512, "resnet10t": 64}
+    start = time.perf_counter()
+    times = {
+        name: measure(name, 32 if name == "test_resnet" else None, counts[name], batch_sizes[name], rounds)
+        for name in counts
+    }
+    ratios = {f"stream_over_bare_{name}": median_ratio(run["bare"], run["streamed"]) for name, run in times.items()}
+    ratios["cached_speedup"] = median_ratio(times["test_resnet"]["streamed"], times["test_resnet"]["cached"])
+    speeds = {
+        name: {way: counts[name] / statistics.median(values) for way, values in run.items()}
+        for name, run in times.items()
+    }
+    if options.jpeg_root is not None:
+        folder = measure_folder(options.jpeg_root, 256, min(rounds, 3), options.workers)
+        ratios["stream_over_bare_test_resnet_jpeg_files"] = median_ratio(folder["bare"], folder["streamed"])
+        speeds["test_resnet_jpeg_files"] = {way: 10_000 / statistics.median(values) for way, values in folder.items()}
+    settings = {
+        "quick": options.quick,
+        "images": counts,
+        "batch_size": batch_sizes,
+        "image_size": 32,
+        "input_size": {"test_resnet": 32, "resnet10t": 176},
+        "rounds": rounds,
+        "jpeg_files": options.jpeg_root is not None,
+        "workers": options.workers,
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+    return report("streaming", ratios, settings, measurements={"images_per_second": speeds}, json_file=options.json)
+
+
+if __name__ == "__main__":
+    main()
