@@ -3,8 +3,8 @@
 With equal weights it is a scaled non-central χ², which SciPy has. In two dimensions it is one integral over an angle,
 whose integrand is smooth. With unequal weights in more dimensions the characteristic function is inverted by the
 trapezoidal sum of R. B. Davies, "Numerical inversion of a characteristic function", Biometrika 60 (1973), whose two
-errors are controlled: the step is chosen so that the aliased mass is below 1e-12, and the sum goes on until what is left
-of it is below the tolerance.
+errors are controlled: the step is chosen so that the aliased mass is below 1e-12, and the sum goes on until what is
+left of it is below the tolerance.
 """
 
 from __future__ import annotations
