@@ -113,8 +113,10 @@ class GenEllips(L.LightningModule):
 
     # ------------------------------------------------------------------ steps
 
-    def training_step(self, batch: FeatureBatch, batch_idx: int) -> dict[str, Tensor]:
-        """Return the objective on the latents of the global batch."""
+    def training_step(self, batch: FeatureBatch, batch_idx: int) -> dict[str, Tensor] | None:
+        """Return the objective on the latents of the global batch; None for a head with nothing to train."""
+        if not self._trains:
+            return None
         latents = gather_with_gradient(self.head.latents(batch.feature))
         labels = gather_with_gradient(batch.label)
         terms = self.objective(latents, labels, self.head.ellips, self.global_step)
@@ -148,8 +150,15 @@ class GenEllips(L.LightningModule):
         self.log(f"{stage}/accuracy", accuracy, on_step=False, on_epoch=True, prog_bar=True)
         return output
 
+    @property
+    def _trains(self) -> bool:
+        """Whether the head has parameters: without a projector it is Gaussians, which are fitted, not trained."""
+        return any(True for _ in self.head.parameters())
+
     def configure_optimizers(self) -> Any:  # noqa: ANN401 - one of the many types that Lightning takes
-        """Return optimiser and schedule as :class:`Optimization` says."""
+        """Return optimiser and schedule as :class:`Optimization` says; None for a head with nothing to train."""
+        if not self._trains:
+            return None
         optimizer = self.optimization.build_optimizer(self.head)
         schedule = self.optimization.build_schedule(optimizer, self.trainer.estimated_stepping_batches)
         if schedule is None:
