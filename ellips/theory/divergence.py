@@ -184,8 +184,8 @@ def kl_likelihood(
 ) -> KLEstimate:
     """Estimate KL(P‖Q) from below: by how much a richer density predicts held-out latents better than Q does.
 
-    Per class, Gaussian mixtures with full and with diagonal covariances are fitted to all folds but one (the best chosen
-    on a fifth of those, Q itself among the choices) and compared with Q on the fold left out.
+    Per class, Gaussian mixtures with full and with diagonal covariances are fitted to all folds but one, the best is
+    chosen on a fifth of those (Q itself among the choices) and compared with Q on the fold left out.
 
     Limits. In expectation this is KL(P‖Q) − KL(P‖P̂), never more than KL(P‖Q): the degradation bound that follows from
     it is optimistic by what the richer density misses. With few latents per dimension no richer density wins and it
