@@ -18,6 +18,7 @@ from ellips.types import FeatureBatch, ImageBatch
 
 from .cache import CacheWriter, FeatureCache, Plan
 from .filling import fill, progress_bar
+from .resuming import ResumableLoader
 from .sampling import BalancedBatches, process_rank
 from .sources import FeatureDataset, ImageDataset, ImageSource
 
@@ -270,7 +271,7 @@ class EncodedDataModule(L.LightningDataModule):
         size = len(dataset)  # type: ignore[arg-type]
         # Features come from memory: other processes would only add the cost of handing them over.
         workers = 0 if isinstance(dataset, FeatureDataset) and dataset.source is None else self.num_workers
-        return DataLoader(
+        return ResumableLoader(
             dataset,
             sampler=BalancedBatches(size, batch_size, shuffle=shuffle, seed=self.seed, num_replicas=world, rank=rank),
             batch_size=None,  # the sampler yields whole batches

@@ -160,7 +160,7 @@ class GenEllips(L.LightningModule):
         if not self._trains:
             return None
         optimizer = self.optimization.build_optimizer(self.head)
-        schedule = self.optimization.build_schedule(optimizer, self.trainer.estimated_stepping_batches)
+        schedule = self.optimization.build_schedule(optimizer, lambda: self.trainer.estimated_stepping_batches)
         if schedule is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

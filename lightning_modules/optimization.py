@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -80,20 +82,30 @@ class Optimization:
             if parameters
         ]
 
-    def build_schedule(self, optimizer: torch.optim.Optimizer, total_steps: int) -> Any:  # noqa: ANN401 - torch's type is private
+    def build_schedule(
+        self, optimizer: torch.optim.Optimizer, total_steps: Callable[[], float]
+    ) -> torch.optim.lr_scheduler.LambdaLR | None:
         """Return the learning-rate scheduler, None for a constant rate.
 
         Args:
             optimizer: From :meth:`build_optimizer`.
-            total_steps: Optimiser steps of the whole fit.
+            total_steps: Returns the optimiser steps of the whole fit. It is asked after the first step, not here: to
+                know, a trainer opens its training data, and Lightning would then not restore their position.
 
         Raises:
-            ValueError: If a cosine schedule was asked for a fit without an end.
+            ValueError: From the first step of the schedule, if a cosine was asked for a fit without an end.
         """
         if self.schedule == "constant":
             return None
-        if not 0 < total_steps < float("inf"):
-            raise ValueError(
-                f"Expected a fit of known length for schedule='cosine' but got {total_steps} steps; set max_epochs."
-            )
-        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=int(total_steps))
+
+        def factor(step: int) -> float:
+            if step == 0:
+                return 1.0
+            total = total_steps()
+            if not 0 < total < math.inf:
+                raise ValueError(
+                    f"Expected a fit of known length for schedule='cosine' but got {total} steps; set max_epochs."
+                )
+            return 0.5 * (1 + math.cos(math.pi * min(step / total, 1.0)))
+
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
