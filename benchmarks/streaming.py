@@ -29,6 +29,9 @@ from datamodules.sources import ArraySource
 from ellips.encoders import FrozenEncoder
 from ellips.types import FeatureBatch
 
+COUNTS = {"full": {"test_resnet": 20_000, "resnet10t": 512}, "quick": {"test_resnet": 2_000, "resnet10t": 64}}
+BATCH_SIZES = {"test_resnet": 512, "resnet10t": 64}
+
 
 class InMemory(EncodedDataModule):
     """Random 8-bit images in memory, as CIFAR-10 and the digits are held."""
@@ -108,11 +111,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     options = parser.parse_args(arguments)
     warnings.filterwarnings("ignore", module="lightning")
     rounds = 2 if options.quick else 7
-    counts = {"test_resnet": 2_000 if options.quick else 20_000, "resnet10t": 64 if options.quick else 512}
-    batch_sizes = {"test_resnet": 512, "resnet10t": 64}
+    counts = COUNTS["quick" if options.quick else "full"]
     start = time.perf_counter()
     times = {
-        name: measure(name, 32 if name == "test_resnet" else None, counts[name], batch_sizes[name], rounds)
+        name: measure(name, 32 if name == "test_resnet" else None, counts[name], BATCH_SIZES[name], rounds)
         for name in counts
     }
     ratios = {f"stream_over_bare_{name}": median_ratio(run["bare"], run["streamed"]) for name, run in times.items()}
@@ -128,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     settings = {
         "quick": options.quick,
         "images": counts,
-        "batch_size": batch_sizes,
+        "batch_size": BATCH_SIZES,
         "image_size": 32,
         "input_size": {"test_resnet": 32, "resnet10t": 176},
         "rounds": rounds,

@@ -203,11 +203,13 @@ class EncodedDataModule(L.LightningDataModule):
             barrier = self.trainer.strategy.barrier if self.trainer is not None else lambda: None
         plan = self._plan(split)
         writer = CacheWriter(self.cache_dir / split, plan)
-        if not writer.is_complete():
-            self._fill(split, writer, device or self._device(), world, rank)
-            barrier()
-            if rank == 0:
-                writer.finish(self.source(split).path)
+        # Every process meets both barriers, even if another run completes the cache between two processes' looks at it.
+        shards = [] if writer.is_complete() else writer.missing(world, rank)
+        if shards:
+            self._fill(split, writer, shards, device or self._device(), show=rank == 0)
+        barrier()
+        if rank == 0 and not writer.is_complete():
+            writer.finish(self.source(split).path)
         barrier()
         cache = FeatureCache(self.cache_dir / split, plan)
         self.check_skipped(split, cache.skipped)
@@ -226,19 +228,17 @@ class EncodedDataModule(L.LightningDataModule):
                 "skipped when it was made; set on_bad_image: skip to accept that, or mend them and delete the cache."
             )
 
-    def _fill(self, split: Split, writer: CacheWriter, device: torch.device, world: int, rank: int) -> None:
-        missing = sum(len(writer.plan.shard_range(shard)) for shard in writer.missing(world, rank))
-        title = f"Encoding {split}" + (f" (process {rank + 1} of {world})" if world > 1 else "")
-        with progress_bar(title, missing, show=rank == 0) as on_images:
+    def _fill(self, split: Split, writer: CacheWriter, shards: list[int], device: torch.device, *, show: bool) -> None:
+        images = sum(len(writer.plan.shard_range(shard)) for shard in shards)
+        with progress_bar(f"Encoding {split}", images, show=show) as on_images:
             fill(
                 writer,
                 ImageDataset(self.source(split)),
                 self.encode,
+                shards,
                 batch_size=self.eval_batch_size,
                 num_workers=self.num_workers,
                 device=device,
-                world=world,
-                rank=rank,
                 on_images=on_images,
             )
 

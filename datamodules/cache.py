@@ -168,8 +168,8 @@ class FeatureCache:
 
     def __init__(self, folder: Path, plan: Plan) -> None:
         check_manifest(folder, plan)
-        manifest = read_manifest(folder) if (folder / MANIFEST).exists() else {"complete": False}
-        if not manifest["complete"]:
+        manifest = read_manifest(folder) if (folder / MANIFEST).exists() else {}
+        if not manifest.get("complete"):
             raise FileNotFoundError(
                 f"Expected a complete feature cache in {folder} but it is missing or incomplete; fill it with "
                 "`python -m datamodules.encode --config ...`."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -21,28 +21,25 @@ def fill(
     writer: CacheWriter,
     dataset: ImageDataset,
     encode: Callable[[ImageBatch], FeatureBatch],
+    shards: Sequence[int],
     *,
     batch_size: int,
     num_workers: int,
     device: torch.device,
-    world: int = 1,
-    rank: int = 0,
     on_images: OnImages = lambda count: None,
 ) -> None:
-    """Write the shards of this process that are not there yet.
+    """Encode and write some shards of a cache.
 
     Args:
         writer: Of the cache.
         dataset: The images, without augmentation.
         encode: Image batch on ``device`` to features.
+        shards: Which to write.
         batch_size: Largest batch; none reaches over the end of a shard.
         num_workers: Processes that read images.
         device: Where to encode.
-        world: Number of processes that fill the cache together.
-        rank: This process.
         on_images: Told the number of images after each batch.
     """
-    shards = writer.missing(world, rank)
     batches = [(shard, rows) for shard in shards for rows in _batches(writer.plan.shard_range(shard), batch_size)]
     loader = DataLoader(
         dataset,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import re
+import shutil
 import tempfile
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 
 from ellips.encoders import FrozenEncoder
 from ellips.splits import stratified_split
@@ -72,10 +74,10 @@ class ImageFolderDataModule(EncodedDataModule):
         self.val_fraction = val_fraction
         self.reading = Reading(mode, convert, resize, crop)
         self.on_bad_image = on_bad_image
-        self._log = SkipLog(Path(tempfile.mkdtemp(prefix="ellips-")) / "skipped") if on_bad_image == "skip" else None
+        self._log = _temporary_log() if on_bad_image == "skip" else None
 
     @cached_property
-    def class_names(self) -> list[str]:  # type: ignore[override]
+    def class_names(self) -> list[str]:
         """Sorted names of the training folder's sub-folders."""
         return find_class_names(self.root / self.train_dir)
 
@@ -115,6 +117,12 @@ class ImageFolderDataModule(EncodedDataModule):
         listed = "\n".join(f"  {path}" for path in list(skipped)[:20])
         more = f"\n  and {len(skipped) - 20} more" if len(skipped) > 20 else ""
         rank_zero_warn(f"{len(skipped)} images were skipped (reasons in {target}):\n{listed}{more}")
+
+
+def _temporary_log() -> SkipLog:
+    folder = tempfile.mkdtemp(prefix="ellips-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return SkipLog(Path(folder) / "skipped")
 
 
 class ImageNetDataModule(ImageFolderDataModule):
@@ -158,7 +166,7 @@ class ImageNetDataModule(ImageFolderDataModule):
         )
 
     @cached_property
-    def class_names(self) -> list[str]:  # type: ignore[override]
+    def class_names(self) -> list[str]:
         """The WordNet ids, sorted, which is the order of ImageNet's labels."""
         names = find_class_names(self.root / self.train_dir)
         if wrong := [name for name in names if not re.fullmatch(r"n\d{8}", name)]:

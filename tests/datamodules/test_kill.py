@@ -47,11 +47,11 @@ def test_killed_three_times_the_cache_ends_the_same(tmp_path: Path) -> None:
         return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "2"})
 
     assert start(tmp_path / "whole").wait() == 0
-    for goal in (2, 6, 11):  # of 15 shards: the kills fall in the training, validation and test splits' order
+    for goal in (2, 8, 13):  # of 11 training, 2 validation and 3 test shards
         process = start(tmp_path / "killed")
         while shards(tmp_path / "killed") < goal and process.poll() is None:
             time.sleep(0.05)
-        time.sleep(0.3)  # in the middle of the next shard
+        time.sleep(0.1)  # in the middle of the next shard
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
         assert goal <= shards(tmp_path / "killed") < 16
