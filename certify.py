@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from jsonargparse import ActionConfigFile, ArgumentParser
+import torch
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from rich.console import Console
 
 from callbacks.certificate_writer import CertificateWriter
 from datamodules.selection import SelectionDataModule
+from ellips.audit import (
+    AttackSettings,
+    AuditedImage,
+    audit_series,
+    audit_table,
+    input_target,
+    latent_target,
+    verdict,
+    write_audit,
+)
 from ellips.certificates import Method, check, load_certificates
 from ellips.journal import Journal
 from ellips.lipschitz import LipschitzSource
 from ellips.pipeline import ImageClassifier
+from ellips.records import read_table, replace_file
 from ellips.reporting.html import ReportImage
 from ellips.reporting.run import RunReport
-from lightning_modules.certifier import Certifier
+from ellips.reporting.summary import records_by_series, versions
+from lightning_modules.certifier import Certifier, source_names
 
 DESCRIPTION = """Certify the images of a split with the classifier of a checkpoint.
 
@@ -52,6 +67,7 @@ def certify(
     confidence: float = 0.95,
     overwrite: bool = False,
     hardware: dict[str, Any] | None = None,
+    config: str | None = None,
 ) -> dict[str, Any]:
     """Certify the images of a split and write everything about them into a folder.
 
@@ -75,6 +91,7 @@ def certify(
         confidence: Coverage of the Clopper-Pearson intervals.
         overwrite: Start anew, deleting the run that the folder holds.
         hardware: Arguments of the trainer: accelerator, devices, num_nodes, strategy.
+        config: Text to keep as config.yaml beside the results; `certify.py audit` reads it.
 
     Returns:
         The summary that was written.
@@ -90,6 +107,7 @@ def certify(
     settings = {
         "checkpoint": str(checkpoint),
         "data": type(data).__name__,
+        "images": data.source(split).identity() if hasattr(data, "source") else {},
         "split": split,
         "skip": skip,
         "max": max,
@@ -115,29 +133,29 @@ def certify(
         if images.batches():
             trainer.predict(certifier, datamodule=images, return_predictions=False)
     finally:  # an interrupted run leaves what it has, and says what is missing
-        summary = _report(trainer, classifier, images, data, journal, radii, input_radii, confidence, folder)
+        summary: dict[str, Any] = {}
+        if trainer.is_global_zero:
+            if config is not None:
+                replace_file(folder / "config.yaml", config)
+            grids = {"latent": radii, "input": input_radii}
+            summary = _report(folder, journal, classifier, images, data, grids, confidence)
     return summary
 
 
 def _report(
-    trainer: L.Trainer,
+    folder: Path,
+    journal: Journal,
     classifier: ImageClassifier,
     images: SelectionDataModule,
     data: L.LightningDataModule,
-    journal: Journal,
-    radii: Sequence[float],
-    input_radii: Sequence[float],
+    grids: dict[str, Sequence[float]],
     confidence: float,
-    folder: Path,
 ) -> dict[str, Any]:
-    if not trainer.is_global_zero:
-        return {}
     records = journal.records()
     encoder = data.encoder.fingerprint() if hasattr(data.encoder, "fingerprint") else {}
     info = {"settings": journal.settings, "encoder": encoder, "digests": classifier.digests()}
     what = journal.settings
     title = f"Certified accuracy, {what['data']}, {what['split']} split ({len(images.indices)} images)"
-    grids = {"latent": radii, "input": input_radii}
     proofs = (classifier.head.ellips.cpu(), journal.latents())
     report = RunReport(folder, records, images.indices, grids, confidence, title, info, proofs)
     summary = report.write(_pictures(report, images, data))
@@ -171,25 +189,29 @@ def certify_parser() -> ArgumentParser:
     """Return the parser of the main command; it reads the configurations of train.py as they are."""
     parser = ArgumentParser(prog="certify.py", description=DESCRIPTION)
     parser.add_argument("--config", action=ActionConfigFile, help="A YAML file; several are read in turn.")
-    parser.add_function_arguments(certify, skip={"hardware"})
+    parser.add_function_arguments(certify, skip={"hardware", "config"})
     parser.add_class_arguments(L.Trainer, "trainer", instantiate=False)
     for name in TRAINING_ONLY:
         parser.add_argument(f"--{name}", type=Any, help="Of training; not used.")
     return parser
 
 
-def run_certify(args: Sequence[str] | None) -> int:
+def run_certify(args: Sequence[str]) -> int:
     """Certify; the exit code is 1 if images are missing."""
     parser = certify_parser()
-    config = parser.parse_args(args)
+    config = parser.parse_args(list(args))
     hardware = {key: config.trainer[key] for key in HARDWARE}
-    for name in TRAINING_ONLY:
-        config.pop(name)
-    config.pop("trainer")
-    config.pop("config")
-    chosen = parser.instantiate(config)
-    summary = certify(**chosen.as_dict(), hardware=hardware)
+    summary = certify(**_instantiate(parser, config), hardware=hardware, config=parser.dump(config))
     return 0 if not summary or summary["complete"] else 1
+
+
+def _instantiate(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
+    """Return the arguments of :func:`certify`, with datamodule and sources built."""
+    used = config.clone()
+    for name in (*TRAINING_ONLY, "trainer", "config"):
+        used.pop(name)
+    arguments: dict[str, Any] = parser.instantiate(used).as_dict()
+    return arguments
 
 
 def run_check(args: Sequence[str]) -> int:
@@ -207,7 +229,68 @@ def run_check(args: Sequence[str]) -> int:
     return int(len(failed) > 0)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"check": run_check}
+def run_audit(args: Sequence[str]) -> int:
+    """Attack a run's claims; the exit code is 1 if one that must hold does not."""
+    parser = ArgumentParser(prog="certify.py audit", description="Attack inside every claimed radius of a run.")
+    parser.add_argument("folder", type=Path, help="Where certify.py wrote its results.")
+    parser.add_argument("--max", type=int | None, default=None, help="Attack at most so many images, spread evenly.")
+    parser.add_class_arguments(AttackSettings, "attack", help="How hard to attack.")
+    config = parser.parse_args(list(args))
+    settings = parser.instantiate(config).attack
+    found = audit(config.folder, settings, config.max)
+    return int(any(entry["passed"] is False for entry in found["series"].values()))
+
+
+def audit(folder: Path, settings: AttackSettings, max_images: int | None = None) -> dict[str, Any]:
+    """Attack the claims of a run, print what was found and write it to audit.json and audit.csv.
+
+    Args:
+        folder: Where :func:`certify` wrote its results.
+        settings: How hard to attack.
+        max_images: Attack at most so many images, spread evenly over the run; None: all.
+
+    Returns:
+        What was written to audit.json.
+
+    Raises:
+        FileNotFoundError: If the folder holds no results.
+        ValueError: If checkpoint or encoder are not those of the run.
+    """
+    parser = certify_parser()
+    chosen = _instantiate(parser, parser.parse_args(["--config", str(folder / "config.yaml")]))
+    data, sources = chosen["data"], chosen["sources"]
+    what = json.loads((folder / "journal" / "settings.json").read_text(encoding="utf-8"))
+    classifier = ImageClassifier.from_checkpoint(what["checkpoint"], data.encoder)
+    present = {f"{part}_digest": digest for part, digest in classifier.digests().items()}
+    if any(what[name] != digest for name, digest in present.items()):
+        raise ValueError(f"Expected the classifier that was certified, but encoder or head changed since: {present}.")
+    images = SelectionDataModule(data, what["split"], what["skip"], what["max"], what["batch_size"])
+    series = records_by_series(read_table(folder / "certificates.csv"))
+    journal = Journal(folder, list(series), what)
+    targets = {
+        name: input_target(classifier, source) for name, source in zip(source_names(sources), sources, strict=True)
+    }
+    found: dict[str, list[AuditedImage]] = {}
+    verdicts: dict[str, Any] = {}
+    latents = journal.latents()
+    for name, rows in series.items():
+        rows = rows[:: max(1, -(-len(rows) // (max_images or len(rows))))]
+        target = targets.get(name) or latent_target(classifier)
+        points = (
+            images.dataset[[row.index for row in rows]].image
+            if name in targets
+            else torch.stack([latents[row.index] for row in rows])
+        )
+        found[name] = audit_series(rows, points, target.scores, target.judge, settings, function=target.function)
+        if found[name]:
+            verdicts[name] = verdict(found[name], target.alpha)
+    result = {"series": verdicts, "attack": asdict(settings), "versions": versions()}
+    write_audit(folder, result, [image for images in found.values() for image in images])
+    Console().print(audit_table(verdicts))
+    return result
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"check": run_check, "audit": run_audit}
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -1,0 +1,176 @@
+"""What is claimed for each image, what an attack makes of it, and what that says about the kind of claim."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ellips.audit.attacks import AttackSettings, Scores, attack_balls
+from ellips.audit.slopes import Function, steepest_slopes
+from ellips.records import ImageRecord
+from ellips.types import Soundness
+
+Judge = Callable[[Tensor], Tensor]
+"""Maps points (float64) to predicted classes, −1 where the classifier abstains."""
+
+# Slopes and constants are both rounded; only what is steeper by more than this refutes a constant.
+_SLOPE_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class AuditedImage:
+    """What the audit found at one image of one series.
+
+    Attributes:
+        series: Name of the series.
+        soundness: What was claimed.
+        index: Position of the image.
+        radius: The claimed radius.
+        violated_by: The attack that changed the prediction inside the radius, or None.
+        distance: ℓ2 distance of that point, or None.
+        valid_image: Whether all its values lie in [0, 1], or None.
+        constant: The claimed Lipschitz constant, or None where its claim was not attacked.
+        slope: The steepest slope found in the ball that the constant covers, or None.
+    """
+
+    series: str
+    soundness: Soundness
+    index: int
+    radius: float
+    violated_by: str | None = None
+    distance: float | None = None
+    valid_image: bool | None = None
+    constant: float | None = None
+    slope: float | None = None
+
+    @property
+    def refuted(self) -> bool:
+        """Whether a slope steeper than the claimed constant was found."""
+        if self.slope is None or self.constant is None:
+            return False
+        return self.slope > self.constant * (1 + _SLOPE_TOLERANCE)
+
+
+def audit_series(
+    records: Sequence[ImageRecord],
+    points: Tensor,
+    scores: Scores,
+    judge: Judge,
+    settings: AttackSettings,
+    *,
+    function: Function | None = None,
+) -> list[AuditedImage]:
+    """Attack the claims of one series.
+
+    Args:
+        records: Records of the series, of any of its images.
+        points: Shape ``(N, ...)``, the images of these records (the latents, for a series in latent space).
+        scores: The scores to attack, differentiable, of points in float32.
+        judge: The predictions to hold the claims against.
+        settings: How hard to attack.
+        function: Maps images to latents in float64, to attack the Lipschitz constants too; None: leave them.
+
+    Returns:
+        One entry per record whose radius is positive. An infinite radius is attacked at 10 times the largest finite
+        one, or 10.
+    """
+    rows = [i for i, record in enumerate(records) if record.radius > 0]
+    if not rows:
+        return []
+    chosen, points = [records[i] for i in rows], points[rows]
+    radius = torch.tensor([record.radius for record in chosen], dtype=torch.float64, device=points.device)
+    finite = radius[radius.isfinite()]
+    radius = torch.where(radius.isfinite(), radius, 10 * (finite.max() if len(finite) else 1.0))
+    prediction = torch.tensor([record.prediction for record in chosen], device=points.device)
+    rival = torch.tensor([max(record.rival, 0) for record in chosen], device=points.device)
+    attacked = attack_balls(scores, points.float(), radius, rival, settings)
+    violated = _violations(attacked, points.double(), radius, prediction, judge)
+    slopes = _slopes(chosen, points.double(), function, settings) if function is not None else {}
+    return [
+        AuditedImage(record.series, record.soundness, record.index, record.radius, **violated[i], **slopes.get(i, {}))
+        for i, record in enumerate(chosen)
+    ]
+
+
+def _violations(
+    attacked: dict[str, Tensor], points: Tensor, radius: Tensor, prediction: Tensor, judge: Judge
+) -> list[dict[str, Any]]:
+    """For each point, the nearest of the changed points that another class was predicted for."""
+    found: list[dict[str, Any]] = [{} for _ in points]
+    for name, moved in attacked.items():
+        # The attack works in float32; what it means to be inside the radius is decided here.
+        distance = torch.linalg.vector_norm((moved - points).flatten(1), dim=1)
+        judged = judge(moved)
+        hit = (judged != prediction) & (judged >= 0) & (distance <= radius)
+        for i in hit.nonzero().flatten().tolist():
+            if found[i].get("distance", torch.inf) > distance[i]:
+                valid = bool(((moved[i] >= 0) & (moved[i] <= 1)).all())
+                found[i] = {"violated_by": name, "distance": float(distance[i]), "valid_image": valid}
+    return found
+
+
+def _slopes(
+    records: Sequence[ImageRecord], points: Tensor, function: Function, settings: AttackSettings
+) -> dict[int, dict[str, Any]]:
+    """For each record with a constant, the steepest slope in the ball that it covers."""
+    rows = [i for i, r in enumerate(records) if r.lipschitz is not None and r.ball_radius is not None]
+    if not rows:
+        return {}
+    # A constant that is claimed everywhere is attacked where it matters: twice as far as the certificate reaches.
+    reach = [min(records[i].ball_radius or 0.0, max(2 * records[i].radius, 1e-3)) for i in rows]
+    found = steepest_slopes(
+        function,
+        points[rows],
+        torch.tensor(reach),
+        steps=settings.steps,
+        restarts=settings.restarts,
+        seed=settings.seed,
+    )
+    return {
+        i: {"constant": records[i].lipschitz, "slope": slope} for i, slope in zip(rows, found.tolist(), strict=True)
+    }
+
+
+def verdict(images: Sequence[AuditedImage], alpha: float | None = None) -> dict[str, Any]:
+    """Sum up the audit of one series.
+
+    Args:
+        images: What was found, all of one series.
+        alpha: For a ``probabilistic`` series, the share of certificates that are allowed to fail.
+
+    Returns:
+        Counts, the largest ratio of a slope to its constant, and ``passed``: whether the kind of claim stands. For
+        ``exact`` and ``deterministic`` nothing may be found; for ``probabilistic`` the share of violations may be at
+        most alpha; for ``estimated``, which promises nothing, it is None.
+
+    Raises:
+        ValueError: If a probabilistic series comes without alpha.
+    """
+    soundness = images[0].soundness
+    violations = sum(image.violated_by is not None for image in images)
+    refuted = sum(image.refuted for image in images)
+    ratios = [image.slope / image.constant for image in images if image.slope is not None and image.constant]
+    match soundness:
+        case "exact" | "deterministic":
+            passed: bool | None = violations == 0 and refuted == 0
+        case "probabilistic":
+            if alpha is None:
+                raise ValueError("Expected `alpha` for a probabilistic series but got none.")
+            passed = violations <= alpha * len(images)
+        case _:
+            passed = None
+    return {
+        "soundness": soundness,
+        "attacked": len(images),
+        "violations": violations,
+        "violations_valid_images": sum(bool(image.valid_image) for image in images),
+        "constants_attacked": len(ratios),
+        "constants_refuted": refuted,
+        "largest_slope_over_constant": max(ratios, default=None),
+        "alpha": alpha if soundness == "probabilistic" else None,
+        "passed": passed,
+    }
