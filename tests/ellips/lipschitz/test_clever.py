@@ -133,9 +133,9 @@ def test_margin_certificate_is_larger_than_the_latent_one_divided_by_the_constan
 
 
 def test_clever_certificate_carries_its_kind() -> None:
-    function, images = relu_network(), torch.rand(2, 1, 6, 6)
+    function, images, classifier = relu_network(), torch.rand(2, 1, 6, 6), gaussians()
     with torch.inference_mode():
-        certificate = Clever(**FEW).certify(gaussians(), function, images)
+        certificate = Clever(**FEW).certify(classifier, function, images)
     kind: Soundness = "estimated"
     assert certificate.soundness == kind
     assert certificate.space == "input"

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+import train_encoder
+from ellips.encoders import FrozenEncoder
+from ellips.lipschitz import LipschitzEncoder, SpectralProduct
+from ellips.pipeline import ImageClassifier
+from ellips.splits import digits_part
+from ellips.types import FeatureBatch
+from lightning_modules.lipschitz_encoder import LipschitzEncoderTraining, images_of, simplex
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+needs_torchlip = pytest.mark.skipif(
+    importlib.util.find_spec("deel") is None, reason="deel-torchlip is not installed (extra `lipschitz`)"
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as patch:
+        path = tmp_path_factory.mktemp("runs")
+        patch.chdir(path)
+        yield path
+
+
+@needs_torchlip
+def test_training_writes_a_proven_encoder_with_its_record(folder: Path) -> None:
+    config = str(CONFIGS / "encoders" / "digits_lipschitz.yaml")
+    short = ["--trainer.max_epochs=6", "--trainer.check_val_every_n_epoch=6", "--model.widths=[32]"]
+    cli = train_encoder.main(["fit", "--config", config, *QUIET, *short])
+    run = folder / "runs" / "digits_lipschitz_encoder"
+    record = json.loads((run / "digits_lipschitz.json").read_text())
+    encoder = LipschitzEncoder(run / "digits_lipschitz.safetensors")
+    assert encoder.constant == record["proven_constant"] <= 1.00001
+    # torchlip's own constraint was nearly exact before the export divided by what was left.
+    assert record["proven_constant_before_division"] == pytest.approx(1, abs=0.02)
+    assert record["recipe"]["epochs"] == 6
+    assert record["validation"]["val/accuracy"] > 0.7
+    images, _ = digits_part("val")
+    cli.model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(images), cli.model.encoder(images), rtol=0.05, atol=1e-3)
+        assert torch.equal((encoder(images) @ cli.model.directions.T).argmax(1), cli.model(images).argmax(1))
+
+
+@needs_torchlip
+def test_too_few_features_for_a_simplex_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least 9"):
+        LipschitzEncoderTraining(num_classes=10, feature_dim=8)
+
+
+def test_a_simplex_has_equal_angles_and_unit_corners() -> None:
+    corners = simplex(5, 7).double()
+    products = corners @ corners.T
+    torch.testing.assert_close(products, torch.eye(5).double() * 1.25 - 0.25, atol=1e-6, rtol=0)
+
+
+def test_batches_without_images_are_refused() -> None:
+    batch = FeatureBatch(torch.rand(2, 3), torch.zeros(2, dtype=torch.int64), torch.arange(2))
+    with pytest.raises(ValueError, match="keep_images"):
+        images_of(batch)
+
+
+def test_gaussians_on_the_shipped_encoder_give_deterministic_radii(folder: Path) -> None:
+    """The run of configs/digits_lipschitz.yaml: no projector, nothing to train, and a checkpoint all the same."""
+    train.main(["fit", "--config", str(CONFIGS / "digits_lipschitz.yaml"), *QUIET])
+    path = folder / "runs" / "digits_lipschitz" / "checkpoints" / "last.ckpt"
+    classifier = ImageClassifier.from_checkpoint(path, FrozenEncoder(LipschitzEncoder()))
+    images, labels = digits_part("val")
+    certificate = classifier.certify(images, SpectralProduct())
+    assert certificate.soundness == "deterministic"
+    right = certificate.prediction == labels
+    assert right.double().mean() >= 0.97
+    assert (right & (certificate.radius >= 0.25)).double().mean() >= 0.85
+    assert (right & (certificate.radius >= 0.5)).double().mean() >= 0.65
