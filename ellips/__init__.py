@@ -1,6 +1,9 @@
 """Image classifiers whose robustness is proven: Gaussians on frozen pretrained features, with exact certificates."""
 
 from ellips.classifier import Ellips
+from ellips.encoders import FrozenEncoder
+from ellips.head import EllipsHead
 from ellips.moments import ClassMoments
+from ellips.pipeline import ImageClassifier
 
-__all__ = ["ClassMoments", "Ellips"]
+__all__ = ["ClassMoments", "Ellips", "EllipsHead", "FrozenEncoder", "ImageClassifier"]

@@ -26,8 +26,15 @@ if TYPE_CHECKING:
 CovarianceType = Literal["full", "diagonal"]
 
 _LOG_2PI = math.log(2 * math.pi)
-# Whitened latents of one block of points: beyond this many elements they leave the processor's caches.
-_BLOCK_ELEMENTS = 2**21
+# Latents are whitened in tiles of some points for some classes; larger ones leave the processor's caches.
+TILE_ROWS = 256
+_TILE_ELEMENTS = 2**18
+
+
+def square_norm(whitened: Tensor) -> Tensor:
+    """Return ‖y‖² over the last dimension; y is overwritten where no gradient needs it."""
+    squares = whitened.square() if whitened.requires_grad else whitened.square_()
+    return squares.sum(-1)
 
 
 class Ellips(nn.Module):
@@ -270,28 +277,39 @@ class Ellips(nn.Module):
             NotFittedError: If no mixture was fitted.
         """
         z = self.check(z)
-        whiten, offsets = self.whitening(), self.offsets
+        whiten, offsets, tiles = self.whitening(), self.offsets, self.tiles()
         with torch.autocast(z.device.type, enabled=False):
-            parts = [offsets - whiten(rows).square().sum(-1) for rows in z.split(self.block_rows())]
+            parts = [
+                torch.cat([offsets[k] - square_norm(whiten(rows, k)) for k in tiles], dim=1)
+                for rows in z.split(TILE_ROWS)
+            ]
         return torch.cat(parts)
 
-    def block_rows(self) -> int:
-        """Return how many points to whiten at a time so that the result stays in the processor's caches."""
-        return max(1, _BLOCK_ELEMENTS // (self.num_classes * self.dim))
+    def tiles(self) -> list[slice]:
+        """Return ranges of classes such that whitening ``TILE_ROWS`` points for one stays in the processor's caches."""
+        classes = max(1, _TILE_ELEMENTS // (TILE_ROWS * self.dim))
+        return [slice(k, min(k + classes, self.num_classes)) for k in range(0, self.num_classes, classes)]
 
-    def whitening(self) -> Callable[[Tensor], Tensor]:
-        """Return the map from z, shape ``(N, d)``, to A_k(z − μ_k), shape ``(N, K, d)``, for all classes at once.
+    def whitening(self) -> Callable[[Tensor, slice], Tensor]:
+        """Return the map from z, shape ``(N, d)``, and a range of k classes to A(z − μ), shape ``(N, k, d)``.
 
         Latents are centred on the mean of the means first: data far from the origin would otherwise cost digits.
         """
-        factors, center = self.factors, self.means.mean(0)
+        factors, center, dim = self.factors, self.means.mean(0), self.dim
         offset = self.means - center
         if factors.ndim == 2:
             scaled = factors * offset
-            return lambda z: (z - center).unsqueeze(1) * factors - scaled
-        stacked = factors.reshape(-1, self.dim).mT
+            return lambda z, k: (z - center).unsqueeze(1) * factors[k] - scaled[k]
+        stacked = factors.reshape(-1, dim).mT
         shifted = (factors @ offset.unsqueeze(-1)).reshape(1, -1)
-        return lambda z: torch.addmm(shifted, z - center, stacked, beta=-1).view(-1, self.num_classes, self.dim)
+
+        def whiten(z: Tensor, k: slice) -> Tensor:
+            columns = slice(k.start * dim, k.stop * dim)
+            return torch.addmm(shifted[:, columns], z - center, stacked[:, columns], beta=-1).view(
+                len(z), k.stop - k.start, dim
+            )
+
+        return whiten
 
     def predict(self, z: Tensor) -> Tensor:
         """Return the class of the highest score, shape ``(N,)``; of equal scores the lowest class index."""

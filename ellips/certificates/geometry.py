@@ -26,16 +26,16 @@ class Geometry:
         center: c, the mean of the means, shape ``(d,)``.
         offsets_from_center: ν_k = μ_k − c, shape ``(K, d)``.
         offsets: Constant parts of the scores, shape ``(K,)``.
-        whiten: The classifier's own map from z to A_k(z − μ_k).
-        block_rows: Points to whiten at a time.
+        whiten: The classifier's own map from z and a range of classes to A_k(z − μ_k).
+        tiles: Ranges of classes to whiten at a time.
     """
 
     factors: Tensor
     center: Tensor
     offsets_from_center: Tensor
     offsets: Tensor
-    whiten: Callable[[Tensor], Tensor]
-    block_rows: int
+    whiten: Callable[[Tensor, slice], Tensor]
+    tiles: list[slice]
 
     @classmethod
     def of(cls, ellips: Ellips) -> Geometry:
@@ -44,9 +44,7 @@ class Geometry:
         def build() -> Geometry:
             center = ellips.means.mean(0)
             offsets_from_center = ellips.means - center
-            return cls(
-                ellips.factors, center, offsets_from_center, ellips.offsets, ellips.whitening(), ellips.block_rows()
-            )
+            return cls(ellips.factors, center, offsets_from_center, ellips.offsets, ellips.whitening(), ellips.tiles())
 
         geometry: Geometry = ellips.derived("geometry", build)
         return geometry
@@ -79,12 +77,35 @@ class Geometry:
         return norms
 
     @cached_property
-    def _single(self) -> Tensor:
-        return self.factors.float()
+    def _pulling(self) -> dict[torch.dtype, Callable[[Tensor, slice], Tensor]]:
+        return {}
 
-    def factors_in(self, dtype: torch.dtype) -> Tensor:
-        """Return A_k in float32 or float64."""
-        return self._single if dtype == torch.float32 else self.factors
+    def pulling(self, dtype: torch.dtype) -> Callable[[Tensor, slice], Tensor]:
+        """Return the map from z − c, shape ``(N, d)``, and a range of k classes to P(z − μ), shape ``(N, k, d)``.
+
+        Args:
+            dtype: Precision of the products; the mixture is rounded to it once.
+        """
+        if dtype not in self._pulling:
+            with torch.inference_mode(False):
+                self._pulling[dtype] = self._make_pulling(dtype)
+        return self._pulling[dtype]
+
+    def _make_pulling(self, dtype: torch.dtype) -> Callable[[Tensor, slice], Tensor]:
+        dim = self.dim
+        if self.diagonal:
+            squares = self.factors.square().to(dtype)
+            scaled = squares * self.offsets_from_center.to(dtype)
+            return lambda x, k: x.unsqueeze(1) * squares[k] - scaled[k]
+        precisions = self.factors.mT @ self.factors
+        shifted = (precisions @ self.offsets_from_center.unsqueeze(-1)).reshape(1, -1).to(dtype)
+        stacked = precisions.reshape(-1, dim).to(dtype).mT
+
+        def pull(x: Tensor, k: slice) -> Tensor:
+            columns = slice(k.start * dim, k.stop * dim)
+            return torch.addmm(shifted[:, columns], x, stacked[:, columns], beta=-1).view(len(x), k.stop - k.start, dim)
+
+        return pull
 
     @cached_property
     def pairs(self) -> PairSpectra:

@@ -71,7 +71,7 @@ def _pairwise_change(ellips: Ellips, geometry: Geometry, z: Tensor, certificate:
 
 def _half_gradient(ellips: Ellips, z: Tensor, certificate: Certificate) -> Tensor:
     """Half the gradient of the margin, P_rival (z − μ_rival) − P_prediction (z − μ_prediction), shape ``(N, d)``."""
-    factors, whitened = ellips.factors, ellips.whitening()(z).transpose(0, 1)
+    factors, whitened = ellips.factors, ellips.whitening()(z, slice(0, ellips.num_classes)).transpose(0, 1)
     pulls = whitened * factors.unsqueeze(1) if factors.ndim == 2 else torch.bmm(whitened, factors)
     rows = torch.arange(len(z), device=z.device)
     half: Tensor = pulls[certificate.rival, rows] - pulls[certificate.prediction, rows]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ellips.certificates.rounding import gamma
+from ellips.certificates.secular import Problems
 
 if TYPE_CHECKING:
     from ellips.certificates.geometry import Geometry
@@ -16,23 +17,12 @@ _KEPT_ELEMENTS = 2**25  # of the eigenvectors remembered: 256 MB in float64
 _BATCH_ELEMENTS = 2**20  # of the matrices decomposed in one go
 
 
-class Problems(NamedTuple):
-    """Secular problems with their rounding errors already subtracted (see :mod:`ellips.certificates.secular`).
-
-    Attributes:
-        coefficients: Upper bounds on β², shape ``(M, d)``.
-        eigenvalues: Lower bounds on λ, shape ``(M, d)``.
-    """
-
-    coefficients: Tensor
-    eigenvalues: Tensor
-
-
 class _Spectra(NamedTuple):
     """W = P_b − P_a = Q diag(λ) Qᵀ + E for pairs a < b, and h = Qᵀ(P_bν_b − P_aν_a), ν = μ − c."""
 
-    vectors: Tensor  # (n, d, d)
+    rotation: Tensor  # (n, d, d), Q diag(λ)
     values: Tensor  # (n, d), ascending
+    ends: Tensor  # (n, 2, d), the first and the last column of Q
     shift: Tensor  # (n, d), h
     error: Tensor  # (n,), ‖E‖, with what Q lacks in orthogonality
     gain_error: Tensor  # (n,), error of diag(λ) Qᵀx per unit of ‖x‖
@@ -53,6 +43,7 @@ class PairSpectra:
         classes = geometry.num_classes
         self._slot = torch.full((classes, classes), -1, dtype=torch.int64, device=geometry.factors.device)
         self._spectra: _Spectra | None = None
+        self._shifted: tuple[Tensor, Tensor] | None = None
 
     def __len__(self) -> int:
         return 0 if self._spectra is None else len(self._spectra.values)
@@ -82,8 +73,7 @@ class PairSpectra:
             values, _ = _diagonal_spectrum(geometry.factors[first], geometry.factors[second])
             return torch.nn.functional.one_hot(values.argmin(-1), geometry.dim).to(values)
         slot, spectra = self._find(torch.minimum(first, second), torch.maximum(first, second))
-        ends = (spectra.vectors[slot, :, 0], spectra.vectors[slot, :, -1])
-        return torch.where((first < second).unsqueeze(1), *ends)
+        return spectra.ends[slot, (first > second).long()]
 
     def coefficient_slack(self, norm: Tensor, first: Tensor, second: Tensor) -> Tensor:
         """Bound by how much ‖β‖, as :meth:`problems` returns it, can exceed ‖b‖.
@@ -103,31 +93,47 @@ class PairSpectra:
         slack: Tensor = 2 * root * (spectra.gain_error[slot] * norm + spectra.shift_error[slot])
         return slack
 
-    def problems(self, x: Tensor, first: Tensor, second: Tensor) -> Problems:
-        """Return the secular problems of points x between classes ``first`` (the prediction) and ``second``.
+    def problems(self, x: Tensor, margin: Tensor, first: Tensor, second: Tensor) -> tuple[Problems, Tensor]:
+        """Return the secular problems of points between classes ``first`` (the prediction) and ``second``.
 
         Args:
             x: z − c, shape ``(M, d)``.
+            margin: Lower bounds on the margins, shape ``(M,)``.
             first: Shape ``(M,)``, class indices.
             second: Shape ``(M,)``, class indices other than ``first``'s.
+
+        Returns:
+            The problems, with their rounding errors subtracted, and the order they are in: problem i is that of row
+            ``order[i]``. Problems of one pair stand together, so that each pair's matrix is read once.
         """
         if self._geometry.diagonal:
-            return self._diagonal_problems(x, first, second)
+            return self._diagonal_problems(x, margin, first, second), torch.arange(len(x), device=x.device)
         slot, spectra = self._find(torch.minimum(first, second), torch.maximum(first, second))
-        beta = (_rotate(x, spectra.vectors, slot) * spectra.values[slot]).sub_(spectra.shift[slot]).abs_()
+        order = slot.argsort()
+        slot, x, downwards = slot[order], x[order], (first > second).long()[order]
+        beta = _rotate(x, spectra, slot).abs_()
         beta += (spectra.gain_error[slot] * x.norm(dim=-1) + spectra.shift_error[slot]).unsqueeze(-1)
-        sign = torch.where(first < second, 1.0, -1.0).to(x).unsqueeze(-1)
-        eigenvalues = (sign * spectra.values[slot]).sub_(spectra.error[slot].unsqueeze(-1))
-        return Problems(beta.square_(), eigenvalues)
+        spread, curvature = self._ends_first(spectra)
+        return Problems(margin[order], beta.square_(), spread[downwards, slot], curvature[downwards, slot]), order
 
-    def _diagonal_problems(self, x: Tensor, first: Tensor, second: Tensor) -> Problems:
+    def _ends_first(self, spectra: _Spectra) -> tuple[Tensor, Tensor]:
+        """λ + ℓ and ℓ = (−λ_min)₊ of W and of −W, errors subtracted, shapes ``(2, n, d)`` and ``(2, n)``."""
+        if self._shifted is None:
+            both = torch.stack([spectra.values, -spectra.values]) - spectra.error.unsqueeze(-1)
+            curvature = (-both.amin(-1)).clamp(min=0)
+            self._shifted = both + curvature.unsqueeze(-1), curvature
+        return self._shifted
+
+    def _diagonal_problems(self, x: Tensor, margin: Tensor, first: Tensor, second: Tensor) -> Problems:
         factors, means = self._geometry.factors, self._geometry.offsets_from_center
         values, error = _diagonal_spectrum(factors[first], factors[second])
         far, near = (factors[k].square() * (x - means[k]) for k in (first, second))
         size = sum(factors[k].square() * (x.abs() + means[k].abs()) for k in (first, second))
         beta = (near - far).abs() + gamma(8) * size
         alike = (factors[first] == factors[second]) & (means[first] == means[second])
-        return Problems(beta.masked_fill(alike, 0.0).square(), values - error)
+        values = values - error
+        curvature = (-values.amin(-1)).clamp(min=0)
+        return Problems(margin, beta.masked_fill(alike, 0.0).square(), values + curvature.unsqueeze(-1), curvature)
 
     def _find(self, low: Tensor, high: Tensor) -> tuple[Tensor, _Spectra]:
         """Return where the spectra of pairs low < high are, after decomposing those that are missing."""
@@ -145,21 +151,26 @@ class PairSpectra:
 
     def _add(self, low: Tensor, high: Tensor) -> None:
         rows = max(1, _BATCH_ELEMENTS // self._geometry.dim**2)
+        self._shifted = None
         new = [_decompose(self._geometry, *pair) for pair in zip(low.split(rows), high.split(rows), strict=True)]
         self._slot[low, high] = torch.arange(len(low), device=low.device) + len(self)
         parts = new if self._spectra is None else [self._spectra, *new]
         self._spectra = _Spectra(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 
-def _rotate(x: Tensor, vectors: Tensor, slot: Tensor) -> Tensor:
-    """Return Qᵀx for each row and its pair: one product per pair where many rows share it, else one per row."""
-    order = slot.argsort()
-    found, counts = torch.unique_consecutive(slot[order], return_counts=True)
+def _rotate(x: Tensor, spectra: _Spectra, slot: Tensor) -> Tensor:
+    """Return β = ΛQᵀx − h for rows sorted by pair: a product per pair where rows share pairs, else one per row."""
+    found, counts = torch.unique_consecutive(slot, return_counts=True)
     if len(found) * 8 > len(x) and x.shape[1] <= 32:
-        return torch.bmm(x.unsqueeze(1), vectors[slot]).squeeze(1)
-    ordered = x[order]
-    parts = [part @ vectors[k] for part, k in zip(ordered.split(counts.tolist()), found.tolist(), strict=True)]
-    return torch.empty_like(x).index_copy_(0, order, torch.cat(parts)) if parts else x
+        return torch.baddbmm(spectra.shift[slot].unsqueeze(1), x.unsqueeze(1), spectra.rotation[slot], beta=-1).squeeze(
+            1
+        )
+    beta, start = torch.empty_like(x), 0
+    for k, count in zip(found.tolist(), counts.tolist(), strict=True):
+        rows = slice(start, start + count)
+        torch.addmm(spectra.shift[k], x[rows], spectra.rotation[k], beta=-1, out=beta[rows])
+        start += count
+    return beta
 
 
 def _diagonal_spectrum(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
@@ -191,4 +202,7 @@ def _decompose(geometry: Geometry, low: Tensor, high: Tensor) -> _Spectra:
     same_place = same_shape & (means[low] == means[high]).all(1)
     values = values.masked_fill(same_shape.unsqueeze(-1), 0.0)
     error, gain_error = (e.masked_fill(same_shape, 0.0) for e in (error, gain_error))
-    return _Spectra(vectors, values, shift, error, gain_error, shift_error.masked_fill(same_place, 0.0))
+    ends = torch.stack([vectors[..., 0], vectors[..., -1]], dim=1)
+    return _Spectra(
+        vectors * values.unsqueeze(1), values, ends, shift, error, gain_error, shift_error.masked_fill(same_place, 0.0)
+    )

@@ -1,4 +1,4 @@
-"""Scores of all classes and, for every rival, a closed-form lower bound on the distance to its boundary."""
+"""Scores of all classes and, for every rival, bounds on margin and gradient."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from torch import Tensor
 
 from ellips.certificates.geometry import Geometry
 from ellips.certificates.rounding import gamma, score_error, whitened_error
+from ellips.classifier import TILE_ROWS, square_norm
+
+_HELD_ELEMENTS = 2**24  # of the gradients of all classes, which wait until the prediction is known
 
 
 class Screen(NamedTuple):
@@ -19,6 +22,7 @@ class Screen(NamedTuple):
         margins: Computed m, shape ``(N, K)``; ``inf`` for the prediction itself.
         safe_margins: Lower bounds on m, not negative, shape ``(N, K)``; ``inf`` for the prediction itself.
         gradients: Upper bounds on ‖b‖, shape ``(N, K)``.
+        distances: ‖A_k(z − μ_k)‖, shape ``(N, K)``.
         point_norms: ‖z − c‖, shape ``(N,)``.
     """
 
@@ -26,6 +30,7 @@ class Screen(NamedTuple):
     margins: Tensor
     safe_margins: Tensor
     gradients: Tensor
+    distances: Tensor
     point_norms: Tensor
 
 
@@ -40,37 +45,40 @@ def screen(geometry: Geometry, z: Tensor, dtype: torch.dtype = torch.float64) ->
     Returns:
         Bounds for every point and rival; scores are always float64.
     """
-    parts = [_screen_block(geometry, rows, dtype) for rows in z.split(geometry.block_rows)]
-    return Screen(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+    classes = geometry.num_classes
+    rows = min(TILE_ROWS, max(16, _HELD_ELEMENTS // (classes * geometry.dim)))
+    parts = [_screen_block(geometry, part, dtype) for part in z.split(rows)]
+    return _bounds(geometry, z, *(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 
-def _screen_block(geometry: Geometry, z: Tensor, dtype: torch.dtype) -> Screen:
-    whitened = geometry.whiten(z)
-    squares = whitened.square().sum(-1)
+def _screen_block(geometry: Geometry, z: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return ‖A_k(z − μ_k)‖² and ‖b_k‖, b_k = P_k(z − μ_k) − P_{i*}(z − μ_{i*}), both of shape ``(N, K)``."""
+    squares = torch.cat([square_norm(geometry.whiten(z, k)) for k in geometry.tiles], dim=1)
+    prediction = (geometry.offsets - squares).argmax(1)
+    x, pull = (z - geometry.center).to(dtype), geometry.pulling(dtype)
+    pulls = (
+        torch.cat([pull(x, k) for k in geometry.tiles], dim=1)
+        if len(geometry.tiles) > 1
+        else pull(x, geometry.tiles[0])
+    )
+    pulls -= pulls[torch.arange(len(z), device=z.device), prediction].unsqueeze(1)
+    return squares, torch.linalg.vector_norm(pulls, dim=-1)
+
+
+def _bounds(geometry: Geometry, z: Tensor, squares: Tensor, gradient_norms: Tensor) -> Screen:
+    """Turn computed squares and norms into predictions and bounds that hold for the exact ones."""
+    dtype, dim = gradient_norms.dtype, geometry.dim
     scores = geometry.offsets - squares
     prediction = scores.argmax(1)
     own = prediction.unsqueeze(1)
     margins = scores.gather(1, own) - scores
     norms = (z - geometry.center).norm(dim=1)
-    distance = squares.sqrt()
-    errors = whitened_error(geometry.dim, geometry.factor_norms, norms.unsqueeze(1), geometry.mean_norms)
-    score_errors = score_error(geometry.dim, distance, errors, geometry.offsets)
+    distances = squares.sqrt_()
+    errors = whitened_error(dim, geometry.factor_norms, norms.unsqueeze(1), geometry.mean_norms)
+    score_errors = score_error(dim, distances, errors, geometry.offsets)
     safe = (margins - score_errors - score_errors.gather(1, own)).clamp_(min=0)
-    gradients = _gradient_norms(geometry, whitened, prediction, dtype)
-    slip = geometry.factor_norms * (gamma(geometry.dim + 4, dtype) * distance + errors)
-    gradients += slip + slip.gather(1, own)
+    slip = gamma(2 * dim + 8, dtype) * geometry.factor_norms.square() * (norms.unsqueeze(1) + geometry.mean_norms)
+    gradients = gradient_norms.double().mul_(1 + gamma(dim + 4, dtype)) + slip + slip.gather(1, own)
     for values in (margins, safe):
         values.scatter_(1, own, torch.inf)
-    return Screen(prediction, margins, safe, gradients, norms)
-
-
-def _gradient_norms(geometry: Geometry, whitened: Tensor, prediction: Tensor, dtype: torch.dtype) -> Tensor:
-    """‖b_i‖ with b_i = g_i − g_{i*}, g_k = A_kᵀ A_k (z − μ_k), computed in ``dtype``, shape ``(N, K)`` float64."""
-    factors = geometry.factors_in(dtype)
-    if geometry.diagonal:
-        pulls = (whitened.to(dtype) * factors).transpose(0, 1)
-    else:
-        pulls = torch.bmm(whitened.to(dtype).transpose(0, 1), factors)
-    rows = torch.arange(len(prediction), device=prediction.device)
-    norms: Tensor = (pulls - pulls[prediction, rows]).norm(dim=-1).mT
-    return norms.double().mul_(1 + gamma(geometry.dim + 4, dtype))
+    return Screen(prediction, margins, safe, gradients, distances, norms)

@@ -23,6 +23,40 @@ from ellips.certificates.closed_form import closed_form_radius
 
 _MAX_STEPS = 200
 _STEP_TOLERANCE = 1e-9  # relative; D itself is flat there, but the nearest boundary point follows from t
+_BATCH_ELEMENTS = 2**17  # of the matrices that each step passes over several times
+
+
+class Problems(NamedTuple):
+    """M secular problems.
+
+    Upper bounds on β² and margins, eigenvalues that are bounded from below keep D a lower bound.
+
+    Attributes:
+        margin: m, shape ``(M,)``; D is 0 where it is not positive.
+        coefficients: β², shape ``(M, d)``.
+        spread: μ = λ + ℓ ≥ 0, shape ``(M, d)``, in any order.
+        curvature: ℓ = (−λ_min)₊, shape ``(M,)``.
+    """
+
+    margin: Tensor
+    coefficients: Tensor
+    spread: Tensor
+    curvature: Tensor
+
+    def take(self, rows: Tensor | slice) -> Problems:
+        """Return some of the problems."""
+        return Problems(*(tensor[rows] for tensor in self))
+
+    def evaluate(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return D'(t), minus its derivative by u, and D."""
+        weight = (self.spread * u.unsqueeze(-1)).add_(1).reciprocal_()
+        term = self.coefficients * weight
+        first = term.sum(-1)
+        second = term.mul_(weight).sum(-1)
+        third = term.mul_(weight).sum(-1)
+        scale = 1 + u * self.curvature
+        remaining = self.margin - u * first
+        return remaining - u * scale * second, 2 * scale * third, u / scale * remaining
 
 
 class SecularSolution(NamedTuple):
@@ -37,50 +71,36 @@ class SecularSolution(NamedTuple):
     dual: Tensor
 
 
-def solve_secular(
-    margin: Tensor, coefficients: Tensor, eigenvalues: Tensor, threshold: Tensor | None = None
-) -> SecularSolution:
+def solve_secular(problems: Problems, threshold: Tensor | None = None) -> SecularSolution:
     """Maximise D(t) for M problems at once.
 
     Args:
-        margin: m, shape ``(M,)``; D is 0 where it is not positive.
-        coefficients: β² (component-wise upper bounds keep D a lower bound), shape ``(M, d)``.
-        eigenvalues: λ (lower bounds keep D a lower bound), shape ``(M, d)``, in any order.
+        problems: What to solve.
         threshold: Shape ``(M,)``: a search may end as soon as D reaches it. None: never.
 
     Returns:
         Multipliers and dual values.
     """
-    curvature = (-eigenvalues.amin(-1)).clamp(min=0)
-    gradient = coefficients.sum(-1).sqrt()
-    spread = eigenvalues + curvature.unsqueeze(-1)
-    start = _start(margin, coefficients, eigenvalues, gradient, curvature)
+    rows = max(1, _BATCH_ELEMENTS // problems.coefficients.shape[-1])
+    parts = []
+    for start in range(0, max(1, len(problems.margin)), rows):
+        part = slice(start, start + rows)
+        parts.append(_solve_batch(problems.take(part), None if threshold is None else threshold[part]))
+    return SecularSolution(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+
+def _solve_batch(problems: Problems, threshold: Tensor | None) -> SecularSolution:
+    margin, coefficients, _, curvature = problems
+    power = coefficients.sum(-1)
+    gradient = power.sqrt()
     closed = closed_form_radius(margin, gradient, curvature)
-    lower = closed / gradient  # the closed form's multiplier, in u: a root would lie right of it
-    open_ = (margin > 0) & (gradient > 0) & lower.isfinite() & (lower > 0)
-    unreachable = (margin > 0) & ~_reachable(margin, coefficients, eigenvalues)
-    u = torch.where(open_, lower, 0.0)
-    dual = torch.where(open_, closed.square(), 0.0)
-    rows = (open_ & ~unreachable).nonzero().squeeze(1)
-    problem = _Problem(margin, coefficients, spread, curvature).take(rows)
-    limit = torch.full_like(margin, torch.inf) if threshold is None else threshold
-    low, high, now, goal = lower[rows], torch.full_like(lower, torch.inf)[rows], start[rows], limit[rows]
-    for _ in range(_MAX_STEPS):
-        if not len(rows):
-            break
-        value, slope, bound = problem.evaluate(now)
-        improved = bound > dual[rows]
-        dual[rows] = torch.where(improved, bound, dual[rows])
-        u[rows] = torch.where(improved, now, u[rows])
-        low, high = torch.where(value >= 0, now, low), torch.where(value < 0, now, high)
-        new = _safeguard(now + value / slope, low, high)
-        going = ((new - now).abs() > _STEP_TOLERANCE * now) & (bound < goal)
-        if not bool(going.all()):
-            keep = going.nonzero().squeeze(1)
-            rows, problem, new, low, high, goal = (
-                rows[keep], problem.take(keep), new[keep], low[keep], high[keep], goal[keep]
-            )  # fmt: skip
-        now = new
+    lower = closed / gradient  # the closed form's multiplier, in u: the root lies right of it
+    usual = (margin > 0) & (gradient > 0) & lower.isfinite() & (lower > 0)
+    unreachable = _unreachable(problems)
+    u = torch.where(usual, lower, 0.0)
+    dual = torch.where(usual, closed.square(), 0.0)
+    rows = usual & ~unreachable
+    _search(problems, rows, _start(problems, power, gradient, lower), lower, threshold, u, dual)
     multiplier = u / (1 + u * curvature)
     flat = (margin > 0) & (gradient == 0) & (curvature > 0)
     multiplier = torch.where(flat, 1 / curvature, multiplier)
@@ -88,48 +108,62 @@ def solve_secular(
     return SecularSolution(torch.where(unreachable, torch.inf, multiplier), torch.where(unreachable, torch.inf, dual))
 
 
-class _Problem(NamedTuple):
-    margin: Tensor
-    coefficients: Tensor
-    spread: Tensor
-    curvature: Tensor
+def _search(
+    problems: Problems, usual: Tensor, now: Tensor, low: Tensor, threshold: Tensor | None, u: Tensor, dual: Tensor
+) -> None:
+    """Newton's method on D'(t) in u, safeguarded by a bracket; ``u`` and ``dual`` receive the best points met."""
+    rows: Tensor | slice = slice(None)
+    high = torch.full_like(now, torch.inf)
+    goal = high if threshold is None else threshold
+    if not bool(usual.all()):
+        rows = usual.nonzero().squeeze(1)
+        problems, now, low, high, goal = problems.take(rows), now[rows], low[rows], high[rows], goal[rows]
+    for _ in range(_MAX_STEPS):
+        if not len(now):
+            return
+        value, slope, bound = problems.evaluate(now)
+        improved = bound > dual[rows]
+        dual[rows] = torch.where(improved, bound, dual[rows])
+        u[rows] = torch.where(improved, now, u[rows])
+        positive = value >= 0
+        low, high = torch.where(positive, now, low), torch.where(positive, high, now)
+        new = _safeguard(now + value / slope, low, high)
+        going = ((new - now).abs() > _STEP_TOLERANCE * now) & (bound < goal)
+        left = int(going.sum())
+        if left == 0:
+            return
+        now = new  # a finished search that is carried along only gets better
+        if 2 * left < len(now):  # copying costs as much as a step
+            keep = going.nonzero().squeeze(1)
+            rows = keep if isinstance(rows, slice) else rows[keep]
+            problems, now, low, high, goal = problems.take(keep), now[keep], low[keep], high[keep], goal[keep]
 
-    def take(self, rows: Tensor) -> _Problem:
-        return _Problem(*(tensor[rows] for tensor in self))
 
-    def evaluate(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """D'(t), minus its derivative by u, and D."""
-        weight = (self.spread * u.unsqueeze(-1)).add_(1).reciprocal_()
-        term = self.coefficients * weight
-        first = term.sum(-1)
-        second = term.mul_(weight).sum(-1)
-        third = term.mul_(weight).sum(-1)
-        scale = 1 + u * self.curvature
-        remaining = self.margin - u * first
-        return remaining - u * scale * second, 2 * scale * third, u / scale * remaining
-
-
-def _start(margin: Tensor, coefficients: Tensor, eigenvalues: Tensor, gradient: Tensor, curvature: Tensor) -> Tensor:
+def _start(problems: Problems, power: Tensor, gradient: Tensor, fallback: Tensor) -> Tensor:
     """The root if all eigenvalues were their mean under the weights β²: right of the true one, and close to it."""
-    mean = (coefficients * eigenvalues).sum(-1) / gradient.square()
-    root = (gradient.square() - mean * margin).sqrt()  # NaN: the gradient direction misses the boundary
-    radius = margin / (gradient + root)
+    margin, coefficients, spread, curvature = problems
+    mean = torch.linalg.vecdot(coefficients, spread) / power - curvature
+    radius = margin / (gradient + (power - mean * margin).sqrt())  # NaN: along the gradient there is no boundary
     multiplier = radius / (gradient - mean * radius)
     start = multiplier / (1 - multiplier * curvature)
-    fallback = closed_form_radius(margin, gradient, curvature) / gradient
     return torch.where((start > fallback) & start.isfinite(), start, fallback)
 
 
-def _reachable(margin: Tensor, coefficients: Tensor, eigenvalues: Tensor) -> Tensor:
-    """Whether m(z+δ) has a zero: not so if W ⪰ 0 and its minimum m − Σ β²/λ is positive."""
-    # Along a direction with β = λ = 0 nothing changes; with λ = 0 alone m falls without end.
-    drop = torch.where(eigenvalues > 0, coefficients / eigenvalues, torch.inf)
-    drop = torch.where((coefficients == 0) & (eigenvalues == 0), 0.0, drop).sum(-1)
-    return (eigenvalues.amin(-1) < 0) | ~(margin - drop > 0)
+def _unreachable(problems: Problems) -> Tensor:
+    """Whether m(z+δ) has no zero: W ⪰ 0 and its minimum m − Σ β²/λ is positive."""
+    unreachable = problems.curvature == 0
+    rows = unreachable.nonzero().squeeze(1)
+    if len(rows):
+        margin, coefficients, eigenvalues, _ = problems.take(rows)
+        # Along a direction with β = λ = 0 nothing changes; with λ = 0 alone m falls without end.
+        drop = torch.where(eigenvalues > 0, coefficients / eigenvalues, torch.inf)
+        drop = torch.where((coefficients == 0) & (eigenvalues == 0), 0.0, drop).sum(-1)
+        unreachable[rows] = margin - drop > 0
+    return unreachable
 
 
 def _safeguard(new: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """Keep a Newton step inside the bracket; where it leaves, halve the bracket (geometrically) or double."""
-    middle = torch.where(high.isinf(), 2 * low, (low * high).sqrt())
     slack = 1e-9  # a step to the bracket's very end is a root there, met up to rounding
-    return torch.where((new >= low * (1 - slack)) & (new <= high * (1 + slack)), new, middle)
+    inside = (new >= low * (1 - slack)) & (new <= high * (1 + slack))
+    return torch.where(inside, new, torch.where(high.isinf(), 2 * low, (low * high).sqrt()))

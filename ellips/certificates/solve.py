@@ -13,7 +13,7 @@ from ellips.certificates.closed_form import closed_form_multiplier, closed_form_
 from ellips.certificates.geometry import Geometry
 from ellips.certificates.gradients import differentiable_radius
 from ellips.certificates.screen import Screen, screen
-from ellips.certificates.secular import SecularSolution, solve_secular
+from ellips.certificates.secular import solve_secular
 
 if TYPE_CHECKING:
     from ellips.classifier import Ellips
@@ -110,13 +110,15 @@ def _exact(geometry: Geometry, z: Tensor) -> Certificate:
     squared = lower.square()
     multiplier = torch.zeros_like(lower)
 
-    def solve(points: Tensor, rivals: Tensor, threshold: Tensor | None) -> SecularSolution:
-        problems = geometry.pairs.problems(x[points], seen.prediction[points], rivals)
-        solution = solve_secular(seen.safe_margins[points, rivals], *problems, threshold)
+    def solve(points: Tensor, rivals: Tensor, threshold: Tensor | None) -> None:
+        margin = seen.safe_margins[points, rivals]
+        problems, order = geometry.pairs.problems(x[points], margin, seen.prediction[points], rivals)
+        solution = solve_secular(problems, None if threshold is None else threshold[order])
+        points, rivals = points[order], rivals[order]
         squared[points, rivals], multiplier[points, rivals] = solution.dual, solution.multiplier
-        return solution
 
-    best = solve(rows, first, None).dual
+    solve(rows, first, None)
+    best = squared[rows, first]
     open_ = lower.square() < best.unsqueeze(1)
     open_[rows, first] = False
     points, rivals = open_.nonzero(as_tuple=True)

@@ -1,0 +1,50 @@
+# Everything a newcomer needs: `make demo` and `make test`. Both make the virtual environment first, if there is none.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+DEMO := runs/demo
+CONFIG := --config configs/digits.yaml
+SLOW := faults or slurm
+
+.PHONY: demo test test-faults test-slurm lint clean
+
+# A fit that was interrupted is started anew: only the stamp says that it ended.
+demo: $(DEMO)/.fitted
+	$(RUN) train.py test $(CONFIG) --name demo --ckpt_path $(DEMO)/checkpoints/best.ckpt
+	$(RUN) certify.py $(CONFIG) --config configs/certify_digits.yaml --name demo --ckpt_path $(DEMO)/checkpoints/best.ckpt
+
+$(DEMO)/.fitted: | $(VENV)/.installed
+	rm -rf $(DEMO)
+	$(RUN) train.py fit $(CONFIG) --name demo
+	touch $@
+
+# Two processes with one thread each use two cores better than one process with two.
+test: $(VENV)/.installed-test
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m "not ($(SLOW))"
+
+test-faults: $(VENV)/.installed-test
+	$(RUN) -m pytest -m faults
+
+test-slurm: $(VENV)/.installed-test
+	$(RUN) -m pytest -m slurm
+
+lint: $(VENV)/.installed-dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+$(VENV)/.installed: pyproject.toml
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.installed-test: pyproject.toml | $(VENV)/.installed
+	$(RUN) -m pip install --quiet --editable ".[test]"
+	touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(VENV)/.installed
+	$(RUN) -m pip install --quiet --editable ".[test,bench,dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(DEMO)
