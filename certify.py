@@ -32,6 +32,7 @@ from ellips.journal import Journal
 from ellips.lipschitz import LipschitzSource
 from ellips.pipeline import ImageClassifier
 from ellips.records import read_table, replace_file
+from ellips.reporting.compare import compare, read_entries
 from ellips.reporting.html import ReportImage
 from ellips.reporting.run import RunReport
 from ellips.reporting.summary import records_by_series, versions
@@ -47,6 +48,8 @@ puts several runs side by side.
 TRAINING_ONLY = ("model", "weights_only")
 HARDWARE = ("accelerator", "devices", "num_nodes", "strategy")
 RUNS = Path("runs")
+LATENT_RADII = [0.25, 0.5, 0.75, 1.0, 1.25, 1.5]
+INPUT_RADII = [0.1, 0.25, 0.5, 0.75, 1.0]
 
 
 def certify(
@@ -62,8 +65,8 @@ def certify(
     sources: Sequence[LipschitzSource] = (),
     input_method: Method = "exact",
     batch_size: int = 32,
-    radii: Sequence[float] = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5),
-    input_radii: Sequence[float] = (0.1, 0.25, 0.5),
+    radii: Sequence[float] = LATENT_RADII,
+    input_radii: Sequence[float] = INPUT_RADII,
     confidence: float = 0.95,
     overwrite: bool = False,
     hardware: dict[str, Any] | None = None,
@@ -290,7 +293,30 @@ def audit(folder: Path, settings: AttackSettings, max_images: int | None = None)
     return result
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"check": run_check, "audit": run_audit}
+def run_compare(args: Sequence[str]) -> int:
+    """Put several runs side by side."""
+    parser = ArgumentParser(prog="certify.py compare", description="Several runs, and files of other tools, compared.")
+    parser.add_argument(
+        "runs", nargs="+", help="Folders of certify.py, or FILE.tsv:SOUNDNESS for a file of another tool."
+    )
+    parser.add_argument("--series", type=list[str], default=[], help="Series to take from each folder; none: all.")
+    parser.add_argument("--radii", type=list[float], default=LATENT_RADII, help="Latent radii to tabulate.")
+    parser.add_argument("--input_radii", type=list[float], default=INPUT_RADII, help="Radii on the image.")
+    parser.add_argument("--confidence", type=float, default=0.95, help="Coverage of the intervals.")
+    parser.add_argument("--together", type=bool, default=False, help="Insist on one table and one panel.")
+    parser.add_argument("--out", type=Path, default=RUNS / "compare", help="Folder for figure and numbers.")
+    config = parser.parse_args(list(args))
+    entries = [entry for run in config.runs for entry in read_entries(run, config.series)]
+    radii = {"latent": config.radii, "input": config.input_radii}
+    compare(entries, config.out, radii, confidence=config.confidence, together=config.together)
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "check": run_check,
+    "audit": run_audit,
+    "compare": run_compare,
+}
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -47,7 +47,7 @@ def audit_table(verdicts: Mapping[str, Mapping[str, Any]]) -> Group:
             "–" if ratio is None else f"{ratio:.3f}",
             _OUTCOMES[entry["passed"]],
         )
-    note = "broken: another class inside the radius; slope/L: steepest slope found over the constant claimed, refuted above 1"
+    note = "broken: another class inside the radius; slope/L: steepest slope found over the claimed constant"
     return Group("\n[b]Audit[/b]: attacks inside every claimed radius", table, f"[dim]{note}[/dim]")
 
 

@@ -60,8 +60,39 @@ def plot_curves(curves: Sequence[LabelledCurve], title: str | None = None, confi
     Raises:
         ValueError: If the curves differ in space or soundness.
     """
-    space, soundness = single_claim(curves)
     axes = new_axes()
+    draw_group(axes, curves, title, confidence)
+    figure = axes.get_figure(root=True)
+    if figure is None:
+        raise RuntimeError("Expected new axes to have a figure but they have none.")
+    return figure
+
+
+def plot_panels(groups: Sequence[Sequence[LabelledCurve]], confidence: float = 0.95) -> Figure:
+    """Draw each group of curves on axes of its own, side by side.
+
+    Args:
+        groups: One group per panel, each of one space and one soundness class.
+        confidence: Coverage of the curves' bands, for the caption.
+
+    Raises:
+        ValueError: If there are no groups, or the curves of one differ in space or soundness.
+    """
+    if not groups:
+        raise ValueError("Expected at least one group of curves but got none.")
+    figure = Figure(figsize=(6.4 * len(groups), 4.2), layout="constrained")
+    for axes, group in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups, strict=True):
+        draw_group(axes, group, None, confidence)
+    return figure
+
+
+def draw_group(axes: Axes, curves: Sequence[LabelledCurve], title: str | None, confidence: float) -> None:
+    """Draw curves of one space and one soundness class, with heading and legend.
+
+    Raises:
+        ValueError: If the curves differ in space or soundness.
+    """
+    space, soundness = single_claim(curves)
     for style, item in enumerate(curves):
         draw_curve(axes, item.curve, item.label, style)
     axes.set_xlim(0, max(float(item.curve.radii[-1]) for item in curves))
@@ -69,10 +100,6 @@ def plot_curves(curves: Sequence[LabelledCurve], title: str | None = None, confi
     axes.set_title((f"{title}\n" if title else "") + f"{soundness}: {CLAIMS[soundness]}", fontsize="medium")
     legend = axes.legend(title=f"band: {confidence:.0%} interval", fontsize="small", title_fontsize="small")
     legend.set_alignment("left")
-    figure = axes.get_figure(root=True)
-    if figure is None:
-        raise RuntimeError("Expected new axes to have a figure but they have none.")
-    return figure
 
 
 def save_figure(figure: Figure, *paths: str | Path, dpi: int = 150) -> list[Path]:

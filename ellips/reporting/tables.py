@@ -35,11 +35,11 @@ def accuracy_table(
     if any(not torch.equal(row.curve.radii, grid) for row in rows):
         raise ValueError("Expected all rows of a table to share one grid of radii but they differ.")
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("method", no_wrap=True)
+    table.add_column("method", overflow="fold", min_width=8)
     for radius in grid.tolist():
-        table.add_column("clean" if radius == 0 else f"{radius:g}", justify="right")
+        table.add_column("clean" if radius == 0 else f"{radius:.4g}", justify="right", no_wrap=True)
     for name, _ in extra:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for i, row in enumerate(rows):
         cells = [
             f"{100 * value:.1f}\n[dim]{math.floor(100 * low)}–{math.ceil(100 * high)}[/dim]"
