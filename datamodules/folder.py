@@ -63,7 +63,8 @@ class Reading:
             with Image.open(path) as image:
                 self._check(image, path)
                 image.load()
-                pixels = np.asarray(self._fit(image.convert(self.mode)))
+                same = image if image.mode == self.mode else image.convert(self.mode)
+                pixels = np.asarray(self._fit(same))
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise BadImageError(f"{path}: expected an image but it could not be read: {error}") from error
         return torch.from_numpy(np.array(pixels)).reshape(*pixels.shape[:2], -1)
