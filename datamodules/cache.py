@@ -172,7 +172,7 @@ class FeatureCache:
         if not manifest.get("complete"):
             raise FileNotFoundError(
                 f"Expected a complete feature cache in {folder} but it is missing or incomplete; fill it with "
-                "`python -m datamodules.encode --config ...`."
+                f"`python -m {__package__}.encode --config ...`."
             )
         self.skipped: dict[int, str] = {entry["row"]: entry["path"] for entry in manifest["skipped"]}
         self._shards = [_open_shard(folder, entry) for entry in manifest["shards"]]

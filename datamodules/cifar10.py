@@ -50,8 +50,12 @@ class CIFAR10DataModule(EncodedDataModule):
 
     def prepare_data(self) -> None:
         """Fetch the data once, if asked to."""
-        if self.download:
+        if not self.download:
+            return
+        try:
             CIFAR10(self.root, download=True)
+        except (OSError, RuntimeError) as error:
+            raise FileNotFoundError(f"CIFAR-10 could not be downloaded ({error}); {self._cure()}") from error
 
     def make_source(self, split: Split) -> ArraySource:
         """Read a split into memory (at most 138 MB)."""
@@ -60,7 +64,7 @@ class CIFAR10DataModule(EncodedDataModule):
         except RuntimeError as error:
             raise FileNotFoundError(
                 f"Expected CIFAR-10 in {(self.root / CIFAR10.base_folder).absolute()} but its files are missing or "
-                f"damaged; set download: true, or fetch {CIFAR10.url} and unpack it into {self.root.absolute()}."
+                f"damaged; set download: true, or {self._cure()}"
             ) from error
         if list(data.classes) != self.class_names:
             raise ValueError(f"Expected the classes {self.class_names} but {self.root} has {data.classes}.")
@@ -70,3 +74,6 @@ class CIFAR10DataModule(EncodedDataModule):
             rows = torch.from_numpy(stratified_split(data.targets, {"val": self.val_fraction}, self.seed)[split])
             images, labels = images[rows], labels[rows]
         return ArraySource(f"cifar10/{split}", images, labels.numpy())
+
+    def _cure(self) -> str:
+        return f"fetch {CIFAR10.url} and unpack it into {self.root.absolute()}."

@@ -95,8 +95,7 @@ class FrozenEncoder(nn.Module):
             TypeError: If the images are not floating point.
             ValueError: If their shape does not fit.
         """
-        if self.backbone.training:  # someone reached past train() below, to the backbone itself
-            self.backbone.eval()
+        self._stay_frozen()
         return _widen(self.backbone(self.preprocess(images)))
 
     def encode(self, images: Tensor) -> Tensor:
@@ -112,7 +111,7 @@ class FrozenEncoder(nn.Module):
             TypeError: If the images are not floating point.
             ValueError: If their shape does not fit.
         """
-        self.backbone.eval()
+        self._stay_frozen()
         with torch.inference_mode():
             inputs = self.preprocess(images).contiguous(memory_format=torch.channels_last)
             features = _widen(self.backbone(inputs))
@@ -141,6 +140,10 @@ class FrozenEncoder(nn.Module):
     def extra_repr(self) -> str:
         """Architecture and feature width, for ``print``."""
         return f"architecture={self.architecture!r}, feature_dim={self.feature_dim}"
+
+    def _stay_frozen(self) -> None:
+        if self.backbone.training:  # someone reached past train(), to the backbone itself
+            self.backbone.eval()
 
     def _measure_width(self) -> int:
         size = self.preprocess.size or (_PROBE_SIZE, _PROBE_SIZE)

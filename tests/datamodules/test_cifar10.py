@@ -74,3 +74,15 @@ def test_missing_or_damaged_files_say_what_to_do(root: Path, encoder: FrozenEnco
         file.write(b"!")
     with pytest.raises(FileNotFoundError, match="missing or damaged"):
         CIFAR10DataModule(encoder, root).setup("test")
+
+
+def test_a_download_that_fails_says_what_to_fetch(
+    tmp_path: Path, encoder: FrozenEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", unreachable)
+    with pytest.raises(FileNotFoundError, match=r"no route to host.*cifar-10-python\.tar\.gz"):
+        CIFAR10DataModule(encoder, tmp_path, download=True).prepare_data()
+    CIFAR10DataModule(encoder, tmp_path).prepare_data()  # asked for nothing

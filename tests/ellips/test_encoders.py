@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -255,3 +256,55 @@ def test_shipped_weights_that_were_changed_are_refused(monkeypatch: pytest.Monke
     monkeypatch.setattr(weights, "SHIPPED_FOLDER", tmp_path)
     with pytest.raises(ValueError, match="SHA-256"):
         FrozenEncoder("test_resnet", weights="digits")
+
+
+@pytest.fixture
+def open_clip_state(tmp_path: Path) -> Path:
+    """The names by which OpenCLIP weights are known, without the weights."""
+    torch.save({"visual.class_embedding": torch.zeros(4), "visual.proj": torch.zeros(4, 2)}, tmp_path / "clip.bin")
+    return tmp_path / "clip.bin"
+
+
+@pytest.mark.parametrize("nested", [True, False])
+@pytest.mark.parametrize("quick", [True, False])
+def test_open_clip_weights_with_the_other_gelu_are_refused(open_clip_state: Path, quick: bool, nested: bool) -> None:
+    model = {"quick_gelu": quick}
+    (open_clip_state.parent / "open_clip_config.json").write_text(json.dumps({"model_cfg": model} if nested else model))
+    name = "vit_base_patch32_clip_224" if quick else "vit_base_patch32_clip_quickgelu_224"
+    with pytest.raises(ValueError, match=f"Expected an architecture {'with' if quick else 'without'} 'quickgelu'"):
+        FrozenEncoder(name, weights=open_clip_state)
+
+
+def test_open_clip_weights_that_do_not_state_their_gelu_are_warned_of(open_clip_state: Path) -> None:
+    with (
+        pytest.warns(UserWarning, match="does not say whether its network uses QuickGELU"),
+        pytest.raises(ValueError, match="do not fit"),
+    ):
+        FrozenEncoder("vit_base_patch32_clip_224", weights=open_clip_state)
+
+
+def test_open_clip_files_of_a_hub_repository_are_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from huggingface_hub.errors import EntryNotFoundError
+
+    class Missing(EntryNotFoundError):
+        def __init__(self) -> None:
+            Exception.__init__(self, "no such file")
+
+    model, asked = timm.create_model("test_resnet"), []
+
+    def load(repository: str, filename: str) -> dict[str, torch.Tensor]:
+        asked.append((repository, filename))
+        if filename != "open_clip_pytorch_model.bin":
+            raise Missing
+        return model.state_dict()
+
+    def no_config(*_: object) -> str:
+        raise Missing
+
+    monkeypatch.setenv("ELLIPS_WEIGHTS", str(tmp_path))
+    monkeypatch.setattr("ellips.weights.load_state_dict_from_hf", load)
+    monkeypatch.setattr("ellips.weights.hf_hub_download", no_config)
+    encoder = FrozenEncoder("test_resnet", weights="hub:someone/model", input_size=32)
+    model.reset_classifier(0)
+    assert encoder.fingerprint()["weights"] == f"sha256:{state_digest(model)}"
+    assert asked == [("someone/model", "pytorch_model.bin"), ("someone/model", "open_clip_pytorch_model.bin")]

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +19,6 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[torch.
     model = open_clip.create_model("ViT-B-32-quickgelu", pretrained=None).eval()
     folder = tmp_path_factory.mktemp("open_clip")
     torch.save(model.state_dict(), folder / "open_clip_pytorch_model.bin")
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"quick_gelu": True}}))
     yield model, folder / "open_clip_pytorch_model.bin"
     (folder / "open_clip_pytorch_model.bin").unlink()  # 600 MB
 
@@ -35,14 +33,3 @@ def test_image_features_are_those_of_open_clip(reference: tuple[torch.nn.Module,
         expected = model.encode_image((images - mean) / std)
         measured = encoder(images)
     torch.testing.assert_close(measured, expected, rtol=1e-4, atol=1e-4)
-
-
-def test_the_other_gelu_is_refused(reference: tuple[torch.nn.Module, Path]) -> None:
-    with pytest.raises(ValueError, match="Expected an architecture with 'quickgelu' in its name"):
-        FrozenEncoder("vit_base_patch32_clip_224", weights=reference[1])
-
-
-def test_without_a_configuration_the_other_gelu_is_warned_of(reference: tuple[torch.nn.Module, Path]) -> None:
-    (reference[1].parent / "open_clip_config.json").unlink()
-    with pytest.warns(UserWarning, match="does not say whether its network uses QuickGELU"):
-        FrozenEncoder("vit_base_patch32_clip_224", weights=reference[1])
