@@ -261,6 +261,16 @@ class GenEllips(L.LightningModule):
         if self.objective.needs_fitted_mixture and not self.head.ellips.is_fitted:
             self.fit_mixture()
 
+    def on_train_batch_start(self, batch: FeatureBatch, batch_idx: int) -> None:
+        """Say that the epoch has begun, which Lightning forgets when it resumes from the last batch of the one before.
+
+        Resumed a second time within that epoch, it would otherwise begin it anew.
+        """
+        progress = self.trainer.fit_loop.epoch_progress
+        if progress.current.ready == progress.current.processed:
+            progress.increment_ready()
+            progress.increment_started()
+
     def on_train_epoch_end(self) -> None:
         """Leave no epoch with Gaussians older than the projector: checkpoints are written right after this."""
         self._refresh_mixture()

@@ -27,13 +27,18 @@ class Interrupt(Exception):
 
 
 class StopAt(L.Callback):
-    """Raises at an optimiser step, before anything of that batch can be saved."""
+    """Raises at an optimiser step, before its batch is trained on or, if told so, in the validation before it."""
 
-    def __init__(self, step: int) -> None:
+    def __init__(self, step: int, in_validation: bool = False) -> None:
         self.step = step
+        self.in_validation = in_validation
 
     def on_train_batch_start(self, trainer: L.Trainer, *rest: object) -> None:
-        if trainer.global_step == self.step:
+        if trainer.global_step == self.step and not self.in_validation:
+            raise Interrupt
+
+    def on_validation_start(self, trainer: L.Trainer, *rest: object) -> None:
+        if trainer.global_step == self.step and self.in_validation:
             raise Interrupt
 
 
@@ -73,28 +78,52 @@ def compare(folder: Path, one: str, other: str) -> None:
     torch.testing.assert_close(certificates[1].radius, certificates[0].radius, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("step", [5, 7, 9])
-def test_interrupted_within_an_epoch_or_between_two(tmp_path: Path, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    whole = train.main(["fit", "--config", str(write_config(tmp_path, "whole", 1))])
-    command = ["fit", "--config", str(write_config(tmp_path, "broken", 1))]
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
+    """Folder and last metrics of a fit that nothing disturbs: three epochs of five steps, a checkpoint at each."""
+    folder = tmp_path_factory.mktemp("work")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        cli = train.main(["fit", "--config", str(write_config(folder, "whole", 1))])
+    assert cli.trainer.global_step == 15
+    return folder, {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
+
+
+@pytest.mark.parametrize(
+    "stops",
+    [
+        [StopAt(5)],
+        [StopAt(7)],
+        # The checkpoint is that of an epoch's last batch; then the epoch after it is interrupted twice.
+        [StopAt(5, in_validation=True), StopAt(8), StopAt(9)],
+    ],
+    ids=["between epochs", "within an epoch", "in validation and again"],
+)
+def test_interrupted_and_resumed(
+    whole: tuple[Path, dict[str, float]], stops: list[StopAt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, expected = whole
+    monkeypatch.chdir(folder)
+    name = f"broken-{len(stops)}-{stops[0].step}"
+    command = ["fit", "--config", str(write_config(folder, name, 1)), "--ckpt_path", "last"]
     original = train.EllipsCLI.after_instantiate_classes
+    for stop in stops:
 
-    def add(cli: train.EllipsCLI) -> None:
-        original(cli)
-        cli.trainer.callbacks.insert(0, StopAt(step))
+        def add(cli: train.EllipsCLI, stop: StopAt = stop) -> None:
+            original(cli)
+            cli.trainer.callbacks.insert(0, stop)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(train.EllipsCLI, "after_instantiate_classes", add)
-        with pytest.raises(Interrupt):
-            train.main(command)
-    resumed = train.main([*command, "--ckpt_path", "last"])
-    assert resumed.trainer.global_step == whole.trainer.global_step == 15
-    compare(tmp_path, "whole", "broken")
-    metrics, expected = resumed.trainer.callback_metrics, whole.trainer.callback_metrics
+        with monkeypatch.context() as patch:
+            patch.setattr(train.EllipsCLI, "after_instantiate_classes", add)
+            with pytest.raises(Interrupt):
+                train.main(command)
+    resumed = train.main(command)
+    assert resumed.trainer.global_step == 15
+    compare(folder, "whole", name)
+    metrics = resumed.trainer.callback_metrics
     assert metrics.keys() == expected.keys()
-    for name, value in expected.items():
-        assert float(metrics[name]) == pytest.approx(float(value), rel=1e-6, abs=1e-6), name
+    for key, value in expected.items():
+        assert float(metrics[key]) == pytest.approx(value, rel=1e-6, abs=1e-6), key
 
 
 @pytest.mark.faults
