@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lightning_modules import GenEllips
 
@@ -39,6 +40,8 @@ class EllipsCLI(LightningCLI):
         config = self.config[self.subcommand]
         folder = RUNS / config.name
         if self.subcommand == "fit":
+            if config.ckpt_path == "last":
+                config.ckpt_path = _newest(folder) or "last"
             files = [folder / "config.yaml", *sorted(folder.glob("config-*.yaml"))]
             if files[0].exists():
                 if not config.ckpt_path:
@@ -62,6 +65,14 @@ class EllipsCLI(LightningCLI):
                 callback.dirpath = str(folder)
 
 
+def _newest(folder: Path) -> str | None:
+    """Return the checkpoint that SLURM's requeueing left, if it is newer than the run's last."""
+    left = [*folder.glob("hpc_ckpt_*.ckpt"), *folder.glob("checkpoints/last*.ckpt")]
+    newest = max(left, key=lambda path: path.stat().st_mtime_ns, default=None)
+    return str(newest) if newest is not None and newest.parent == folder else None
+
+
+@rank_zero_only
 def _set_aside(path: Path) -> None:
     """Rename a file that a resumed run would overwrite to the first free ``stem-N.suffix``."""
     if path.exists():

@@ -1,0 +1,136 @@
+"""The shipped batch scripts on a real SLURM of one node: two gloo processes, a requeue, an array."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from ellips.head import EllipsHead
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = ROOT / "configs" / "slurm"
+CLUSTER = str(Path(__file__).with_name("single_node.sh"))
+MISSING = [name for name in ("slurmctld", "slurmd", "sbatch", "munge") if shutil.which(name) is None]
+REASON = f"{', '.join(MISSING)} missing (Debian: slurm-wlm, munge)" if MISSING else "starting SLURM needs root"
+
+pytestmark = [
+    pytest.mark.slurm,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(bool(MISSING) or os.geteuid() != 0, reason=REASON),
+]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Environment in which SLURM's commands reach a cluster of this test's own; it must come up."""
+    state = tmp_path_factory.mktemp("slurm")
+    result = subprocess.run([CLUSTER, "up", str(state)], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stdout + result.stderr
+    yield {
+        **{k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "PYTEST_"))},
+        "SLURM_CONF": str(state / "slurm.conf"),
+        "ELLIPS_HOME": str(ROOT),
+    }
+    subprocess.run([CLUSTER, "down", str(state)], check=True)
+
+
+def write_config(folder: Path, epochs: int) -> Path:
+    config = yaml.safe_load((ROOT / "configs" / "digits.yaml").read_text())
+    config["data"]["init_args"].update(batch_size=120, keep_images=False)
+    config["model"].update(hidden_dim=32)
+    config["trainer"].update(max_epochs=epochs, enable_progress_bar=False, enable_model_summary=False)
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def submit(cluster: dict[str, str], folder: Path, *arguments: str) -> str:
+    """Submit from `folder` and return the job's number."""
+    command = ["sbatch", "--parsable", "--gpus-per-node=0", "--cpus-per-task=1", "--time=10", *arguments]
+    return subprocess.run(command, env=cluster, cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def show(cluster: dict[str, str], job: str) -> str:
+    return subprocess.run(
+        ["scontrol", "show", "job", job], env=cluster, check=True, capture_output=True, text=True
+    ).stdout
+
+
+def wait(cluster: dict[str, str], job: str, folder: Path, until: Callable[[str], bool]) -> str:
+    """Wait until what SLURM says of the job is as wanted; on a failed job or after 200 s, fail with its log."""
+    deadline = time.monotonic() + 200
+    while True:
+        said = show(cluster, job)
+        if until(said):
+            return said
+        failed = any(f"JobState={state}" in said for state in ("FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"))
+        if failed or time.monotonic() > deadline:
+            logs = "\n".join(path.read_text()[-6000:] for path in folder.glob("*.out"))
+            pytest.fail(f"Job {job} did not get there:\n{said}\n{logs}")
+        time.sleep(0.5)
+
+
+def completed(said: str) -> bool:
+    states = [line for line in said.splitlines() if "JobState=" in line]
+    return bool(states) and all("JobState=COMPLETED" in line for line in states)
+
+
+def last_checkpoint(folder: Path, name: str) -> Path:
+    return folder / "runs" / name / "checkpoints" / "last.ckpt"
+
+
+@pytest.mark.parametrize("script", ["one_node", "several_nodes"])
+def test_two_tasks_train_as_one(cluster: dict[str, str], tmp_path: Path, script: str) -> None:
+    config = str(write_config(tmp_path, epochs=5))
+    job = submit(
+        cluster, tmp_path, "--nodes=1", "--ntasks-per-node=2", str(SCRIPTS / f"{script}.sbatch"), "--config", config
+    )
+    wait(cluster, job, tmp_path, completed)
+    log = next(tmp_path.glob("*.out")).read_text()
+    assert "MEMBER: 2/2" in log
+    checkpoint = torch.load(last_checkpoint(tmp_path, "digits"), weights_only=True)
+    assert checkpoint["global_step"] == 25  # 1,168 images, 2 processes of 120 each
+    assert "val/accuracy" in (tmp_path / "runs/digits/metrics.csv").read_text()
+
+
+def test_a_job_that_is_preempted_is_requeued_and_ends_as_if_it_had_not_been(
+    cluster: dict[str, str], tmp_path: Path
+) -> None:
+    config = str(write_config(tmp_path, epochs=60))
+    command = ("--ntasks-per-node=2", str(SCRIPTS / "one_node.sbatch"), "--config", config)
+    job = submit(cluster, tmp_path, *command, "--name", "preempted")
+    wait(cluster, job, tmp_path, lambda said: last_checkpoint(tmp_path, "preempted").exists())
+    subprocess.run(["scancel", "--signal=USR1", job], env=cluster, check=True)
+    wait(cluster, job, tmp_path, lambda said: "Restarts=1" in said)
+    # SLURM lets two minutes pass before it starts a requeued job again; an administrator need not.
+    subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], env=cluster, check=False)
+    assert "Restarts=1" in wait(cluster, job, tmp_path, completed)
+    left = list((tmp_path / "runs/preempted").glob("hpc_ckpt_*.ckpt"))
+    assert len(left) == 1
+    step = torch.load(left[0], weights_only=True)["global_step"]
+    assert 0 < step < 300
+    whole = submit(cluster, tmp_path, *command, "--name", "whole")
+    wait(cluster, whole, tmp_path, completed)
+    states = []
+    for name in ("preempted", "whole"):
+        assert torch.load(last_checkpoint(tmp_path, name), weights_only=True)["global_step"] == 300
+        states.append(EllipsHead.from_checkpoint(last_checkpoint(tmp_path, name)).state_dict())
+    for key, value in states[1].items():
+        torch.testing.assert_close(states[0][key], value, rtol=1e-6, atol=1e-6, msg=key)
+
+
+def test_a_sweep_runs_one_job_per_value(cluster: dict[str, str], tmp_path: Path) -> None:
+    config = str(write_config(tmp_path, epochs=5))
+    sweep = {**cluster, "SETTING": "model.shrinkage", "VALUES": "0.1 0.4", "NAME": "shrinkage"}
+    job = submit(sweep, tmp_path, "--array=0-1", str(SCRIPTS / "sweep.sbatch"), "--config", config)
+    wait(cluster, job, tmp_path, completed)
+    for value in (0.1, 0.4):
+        assert EllipsHead.from_checkpoint(last_checkpoint(tmp_path, f"shrinkage-{value}")).ellips.shrinkage == value
