@@ -308,3 +308,10 @@ def test_open_clip_files_of_a_hub_repository_are_found(monkeypatch: pytest.Monke
     model.reset_classifier(0)
     assert encoder.fingerprint()["weights"] == f"sha256:{state_digest(model)}"
     assert asked == [("someone/model", "pytorch_model.bin"), ("someone/model", "open_clip_pytorch_model.bin")]
+
+
+def test_a_file_is_loaded_into_a_module(tmp_path: Path) -> None:
+    saved = Flat()
+    torch.save(saved.state_dict(), tmp_path / "flat.pth")
+    encoder = FrozenEncoder(Flat(), weights=tmp_path / "flat.pth", input_size=6)
+    assert encoder.fingerprint()["weights"] == f"sha256:{state_digest(saved)}"
