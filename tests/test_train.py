@@ -106,6 +106,15 @@ def test_a_second_fit_refuses_to_overwrite_and_a_resumed_one_does_not(
     assert re.search(r"^2,", metrics.read_text(), re.MULTILINE)
 
 
+def test_early_stopping_reads_the_logged_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    stop = "--trainer.callbacks"
+    options = [f"{stop}+=lightning.pytorch.callbacks.EarlyStopping", f"{stop}.monitor=val/certified_accuracy/exact@1"]
+    options += [f"{stop}.mode=max", f"{stop}.patience=1", f"{stop}.min_delta=1.0"]
+    cli = train.main(["fit", "--config", CONFIG, *SHORT, *options, "--trainer.max_epochs=9"])
+    assert cli.trainer.current_epoch == 2
+
+
 def test_another_encoder_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     _, folder, _ = run
     monkeypatch.chdir(folder)

@@ -184,12 +184,12 @@ def signed_radius(
         Shape ``(n,)``, float64, differentiable in latents and mixture.
     """
     z = latents.double()
-    scores = ellips(z)
+    scores: Tensor = ellips(z)
     own = F.one_hot(labels, ellips.num_classes).bool()
     margin, rival = (scores.gather(1, labels.unsqueeze(1)) - scores).masked_fill(own, torch.inf).min(1)
     right = (margin > 0).nonzero().squeeze(1)
     wrong = (margin <= 0).nonzero().squeeze(1)
-    signed = 0 * margin  # in the graph even where every radius is above the ceiling
+    signed: Tensor = 0 * margin  # in the graph even where every radius is above the ceiling
     if len(wrong):
         slope = score_gradient(ellips, z[wrong], rival[wrong]) - score_gradient(ellips, z[wrong], labels[wrong])
         distance = margin[wrong] / torch.linalg.vector_norm(slope, dim=1).clamp(min=torch.finfo(z.dtype).tiny)
@@ -210,4 +210,5 @@ def score_gradient(ellips: Ellips, z: Tensor, classes: Tensor) -> Tensor:
     if factors.ndim == 2:
         return -2 * factors.square() * offset
     whitened = factors @ offset.unsqueeze(-1)
-    return -2 * (factors.mT @ whitened).squeeze(-1)
+    gradient: Tensor = -2 * (factors.mT @ whitened).squeeze(-1)
+    return gradient

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ellips.distributed import gather_with_gradient
-from ellips.losses import ClassMMD, CodingRateReduction, Isotropy
+from ellips.losses import CertifiedRadius, ClassMMD, CodingRateReduction, Isotropy
 from lightning_modules import GenEllips, Optimization
 from tests.lightning_modules.feature_data import FeatureData
 
@@ -47,7 +47,12 @@ def fit(world: int, folder: Path, **trainer_options: Any) -> dict[str, Any]:
         latent_dim=5,
         hidden_dim=16,
         shrinkage=0.1,
-        objective=[CodingRateReduction(warmup_steps=2), Isotropy(weight=0.5), ClassMMD(2.0, weight=0.3)],
+        objective=[
+            CodingRateReduction(warmup_steps=2),
+            Isotropy(weight=0.5),
+            ClassMMD(2.0, weight=0.3),
+            CertifiedRadius(0.5, weight=0.3),
+        ],
         optimization=Optimization("sgd", learning_rate=0.05, schedule="cosine"),
     )
     recorder, data = Recorder(), FeatureData(batch_size=GLOBAL_BATCH // world)

@@ -109,7 +109,7 @@ def test_a_job_that_is_preempted_is_requeued_and_ends_as_if_it_had_not_been(
     job = submit(cluster, tmp_path, *command, "--name", "preempted")
     wait(cluster, job, tmp_path, lambda said: last_checkpoint(tmp_path, "preempted").exists())
     subprocess.run(["scancel", "--signal=USR1", job], env=cluster, check=True)
-    wait(cluster, job, tmp_path, lambda said: "Restarts=1" in said)
+    wait(cluster, job, tmp_path, lambda said: "Restarts=1" in said and "JobState=PENDING" in said)
     # SLURM lets two minutes pass before it starts a requeued job again; an administrator need not.
     subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], env=cluster, check=False)
     assert "Restarts=1" in wait(cluster, job, tmp_path, completed)
