@@ -71,7 +71,7 @@ class _Sampler(LipschitzSource):
             f"seed {self.seed}"
         )
 
-    def _points(self, image: Tensor) -> Iterator[Tensor]:
+    def points(self, image: Tensor) -> Iterator[Tensor]:
         """Draw all points around one image ``(C, H, W)`` afresh, a chunk at a time."""
         generator = image_generator(image, self.seed)
         remaining = self.num_batches * self.num_samples
@@ -97,7 +97,8 @@ class Clever(_Sampler):
 
     Args:
         num_iterations: Pairs of forward- and reverse-mode products per point.
-        num_iterations_center: The same at the image itself, from a random start.
+        num_iterations_center: The most at the image itself, from a random start.
+        tolerance_center: The image's own iteration stops at this relative residual; only a start comes from it.
 
     Note:
         It estimates from below: a maximum over samples, of norms approached from below. A network whose gradients
@@ -114,8 +115,9 @@ class Clever(_Sampler):
         num_batches: int = 50,
         num_samples: int = 64,
         *,
-        num_iterations: int = 2,
+        num_iterations: int = 3,
         num_iterations_center: int = 20,
+        tolerance_center: float = 0.05,
         sampling: Sampling = "volume",
         min_pvalue: float = 0.05,
         max_stretch: float = 2.0,
@@ -139,7 +141,10 @@ class Clever(_Sampler):
             if value < 1:
                 raise ValueError(f"Expected `{name}` to be at least 1 but got {value}.")
         self.num_iterations = num_iterations
+        if not tolerance_center >= 0:
+            raise ValueError(f"Expected `tolerance_center` to be at least 0 but got {tolerance_center}.")
         self.num_iterations_center = num_iterations_center
+        self.tolerance_center = tolerance_center
 
     def bound(self, function: ImageMap, images: Tensor) -> LipschitzBound:
         """Estimate each image's constant by itself; see :meth:`LipschitzSource.__call__`."""
@@ -174,10 +179,12 @@ class Clever(_Sampler):
         """
         generator = image_generator(image, self.seed)
         start = torch.randn(image.shape, generator=generator, dtype=torch.float64).to(image)[None]
-        center = spectral_norms(function, image[None], start, num_iterations=self.num_iterations_center)
+        center = spectral_norms(
+            function, image[None], start, num_iterations=self.num_iterations_center, tolerance=self.tolerance_center
+        )
         vector = center.vector.expand(self.chunk_size, *image.shape)
         norms, residuals = [], []
-        for points in self._points(image):
+        for points in self.points(image):
             found = spectral_norms(function, points, vector[: len(points)], num_iterations=self.num_iterations)
             vector = _restarted(found.vector, center.vector)
             norms.append(found.norm)
@@ -242,7 +249,7 @@ class MarginClever(_Sampler):
         with torch.no_grad():
             values = scores(image[None])[0].double()
         prediction = values.argmax()
-        norms = torch.cat([_margin_gradients(scores, points, int(prediction)) for points in self._points(image)])
+        norms = torch.cat([_margin_gradients(scores, points, int(prediction)) for points in self.points(image)])
         constant, pvalue = torch.zeros_like(values), torch.ones_like(values)
         for rival in range(len(values)):
             if rival != int(prediction):

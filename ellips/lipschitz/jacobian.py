@@ -64,13 +64,20 @@ def spectral_norms(
             f"Expected the function to map {tuple(points.shape)} to shape ({len(points)}, d) "
             f"but got {tuple(value.shape)}."
         )
+    push_forward: Callable[[Tensor], tuple[Tensor]] | None = None
     for step in range(num_iterations):
-        if step > 0:
-            product = jvp(function, (points,), (right[step].view_as(points),))[1]
+        if push_forward is not None:
+            (product,) = push_forward(right[step].view_as(points))
         vector, length = _unit(_orthogonal(product, left))
         left.append(vector)
         diagonal.append(length)
-        vector, length = _unit(_orthogonal(pull_back(vector)[0].flatten(1), right))
+        if step == 0 and num_iterations > 1:
+            # The reverse-mode product is linear; its own transpose is the forward-mode one, without the forward pass.
+            transposed: Any = vjp(lambda cotangent: pull_back(cotangent)[0], vector)
+            back, push_forward = transposed
+        else:
+            (back,) = pull_back(vector)
+        vector, length = _unit(_orthogonal(back.flatten(1), right))
         right.append(vector)
         upper.append(length)
         last = step + 1 == num_iterations

@@ -50,7 +50,7 @@ def test_clever_is_at_least_the_largest_jacobian_norm_it_saw() -> None:
 def test_sampled_norms_equal_those_of_full_jacobians() -> None:
     function, image = relu_network(), torch.rand(1, 6, 6)
     source = Clever(radius=0.25, num_iterations=3, **FEW)
-    points = torch.cat(list(source._points(image)))
+    points = torch.cat(list(source.points(image)))
     jacobians = torch.stack([torch.func.jacrev(lambda x: function(x[None])[0])(point) for point in points])
     truth = torch.linalg.matrix_norm(jacobians.flatten(2).double(), ord=2)
     norms, _ = source.norms(function, image)
