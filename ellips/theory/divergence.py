@@ -32,6 +32,10 @@ Rows = NDArray[np.int64]
 _LOG_2PI = math.log(2 * math.pi)
 
 
+class TooFewLatentsError(ValueError):
+    """A class has too few latents, or too few different ones, for an estimate in that dimension."""
+
+
 @dataclass(frozen=True)
 class KLEstimate:
     """An estimate of KL(P‖Q) in nats, with what is needed to judge it.
@@ -110,8 +114,8 @@ def kl_knn(
         The estimate; ``inf`` where more than k latents coincide, because P then has atoms.
 
     Raises:
-        ValueError: If latents or labels are of the wrong kind, a class has too few latents, or an option is out of
-            range.
+        TooFewLatentsError: If a class has too few latents.
+        ValueError: If latents or labels are of the wrong kind, or an option is out of range.
         NotFittedError: If there is no mixture.
     """
     if neighbors < 1 or num_references < 0 or num_references == 1:
@@ -144,7 +148,9 @@ def _entropy_terms(x: Array, neighbors: int) -> Array:
     factor: Array = np.asarray(np.linalg.qr(centred, mode="r"), dtype=np.float64) / math.sqrt(n)
     diagonal = np.abs(np.diag(factor))
     if diagonal.min() <= n * np.finfo(np.float64).eps * diagonal.max():
-        raise ValueError("Expected the latents of every class to span all dimensions; lower the latent dimension.")
+        raise TooFewLatentsError(
+            "Expected the latents of every class to span all dimensions; lower the latent dimension."
+        )
     white = np.linalg.solve(factor.T, centred.T).T
     distance = NearestNeighbors(n_neighbors=neighbors + 1).fit(white).kneighbors(white)[0][:, neighbors]
     log_ball = dim / 2 * math.log(math.pi) - gammaln(dim / 2 + 1)
@@ -207,8 +213,8 @@ def kl_likelihood(
         The estimate.
 
     Raises:
-        ValueError: If latents or labels are of the wrong kind, a class has too few latents, or an option is out of
-            range.
+        TooFewLatentsError: If a class has too few latents.
+        ValueError: If latents or labels are of the wrong kind, or an option is out of range.
         NotFittedError: If there is no mixture.
     """
     if folds < 2 or not components or min(components) < 1:
@@ -286,7 +292,7 @@ def _split(ellips: Ellips, z: Tensor, labels: Tensor, limit: int | None, needed:
         for k in labels.unique().tolist():
             rows = z[labels == k][:limit]
             if len(rows) < needed:
-                raise ValueError(
+                raise TooFewLatentsError(
                     f"Expected at least {needed} latents of every class for an estimate in {ellips.dim} dimensions but "
                     f"class {k} has {len(rows)}; use more held-out data or a smaller latent dimension."
                 )
