@@ -54,6 +54,9 @@ class SafeRequeue(L.Callback):
         batch_idx: int,
     ) -> None:
         """Save, requeue and end, if any process has noted the signal."""
+        # Half an accumulated gradient is in no checkpoint.
+        if (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
+            return
         # Every process has a handler or none has: all run the same job with the same configuration.
         if self._requeue is None or not trainer.strategy.reduce_boolean_decision(self.noted, all=False):
             return

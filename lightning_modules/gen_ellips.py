@@ -75,8 +75,8 @@ class GenEllips(L.LightningModule):
         slow_fit_seconds: float = 30.0,
     ) -> None:
         super().__init__()
-        # Losses and optimiser settings are not needed to use a checkpoint; the run's config.yaml has them.
-        self.save_hyperparameters(ignore=["objective", "optimization", "regularization"])
+        # What concerns training alone is not needed to use a checkpoint; the run's config.yaml has it.
+        self.save_hyperparameters(ignore=["objective", "optimization", "regularization", "train_mixture"])
         self.head = EllipsHead(
             in_features,
             num_classes,

@@ -254,6 +254,8 @@ def test_the_mixture_can_be_trained_from_the_exact_fit_on(tmp_path: Path, loss: 
     head = EllipsHead.from_checkpoint(tmp_path / "last.ckpt")
     assert head.ellips.digest() == module.head.ellips.digest()
     assert not any(name.startswith("ellips") for name, _ in head.named_parameters())
+    loaded = GenEllips.load_from_checkpoint(tmp_path / "last.ckpt")
+    assert loaded.head.ellips.digest() == module.head.ellips.digest()
 
 
 def test_an_objective_on_fitted_gaussians_finds_them_fitted(tmp_path: Path) -> None:
