@@ -64,11 +64,12 @@ def spectral_norms(
             f"Expected the function to map {tuple(points.shape)} to shape ({len(points)}, d) "
             f"but got {tuple(value.shape)}."
         )
+    num_iterations = min(num_iterations, math.prod(points.shape[1:]), value.shape[1])
     push_forward: Callable[[Tensor], tuple[Tensor]] | None = None
     for step in range(num_iterations):
         if push_forward is not None:
             (product,) = push_forward(right[step].view_as(points))
-        vector, length = _unit(_orthogonal(product, left))
+        vector, length = _unit(_orthogonal(product, left), _noise(diagonal + upper))
         left.append(vector)
         diagonal.append(length)
         if step == 0 and num_iterations > 1:
@@ -77,7 +78,7 @@ def spectral_norms(
             back, push_forward = transposed
         else:
             (back,) = pull_back(vector)
-        vector, length = _unit(_orthogonal(back.flatten(1), right))
+        vector, length = _unit(_orthogonal(back.flatten(1), right), _noise(diagonal + upper))
         right.append(vector)
         upper.append(length)
         last = step + 1 == num_iterations
@@ -103,9 +104,23 @@ def _first_product(
     return found[0], found[1], found[2]
 
 
-def _unit(vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Return unit vectors (zero stays zero) and lengths."""
+def _noise(lengths: list[Tensor]) -> Tensor | None:
+    """What rounding leaves of a vector that lies in the span of those before it, given the lengths so far."""
+    if not lengths:
+        return None
+    return 1e3 * torch.finfo(lengths[0].dtype).eps * torch.stack(lengths).amax(dim=0)
+
+
+def _unit(vectors: Tensor, floor: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return unit vectors and lengths; what is not longer than ``floor`` becomes zero.
+
+    Beyond the Jacobian's rank only rounding errors are left. Brought to unit length they would be directions that are
+    not orthogonal to the others, and the norms would come out too large.
+    """
     length = torch.linalg.vector_norm(vectors, dim=1)
+    if floor is not None:
+        length = torch.where(length > floor, length, torch.zeros_like(length))
+        vectors = torch.where(length[:, None] > 0, vectors, torch.zeros_like(vectors))
     return vectors / length.clamp_min(torch.finfo(vectors.dtype).tiny)[:, None], length
 
 

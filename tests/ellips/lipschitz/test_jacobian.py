@@ -126,3 +126,15 @@ def test_an_images_generator_knows_the_image_and_the_seed() -> None:
     states = {image_generator(x, seed).initial_seed() for x in (image, other) for seed in (0, 1)}
     assert len(states) == 4
     assert image_generator(image, 0).initial_seed() == image_generator(image.clone(), 0).initial_seed()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("rank", "width"), [(3, 3), (2, 6)])
+def test_more_iterations_than_the_rank_do_not_enlarge_the_norm(dtype: torch.dtype, rank: int, width: int) -> None:
+    g = torch.Generator().manual_seed(1)
+    matrix = torch.randn(width, rank, generator=g, dtype=dtype) @ torch.randn(rank, 9, generator=g, dtype=dtype)
+    images = torch.rand(5, 1, 3, 3, generator=g, dtype=dtype)
+    start = torch.randn(images.shape, generator=g, dtype=dtype)
+    found = spectral_norms(lambda x: x.flatten(1) @ matrix.mT, images, start, num_iterations=20)
+    truth = torch.linalg.matrix_norm(matrix.double(), 2).expand(5)
+    torch.testing.assert_close(found.norm, truth, rtol=1e-5 if dtype == torch.float32 else 1e-12, atol=0)
