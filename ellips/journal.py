@@ -118,8 +118,8 @@ class Journal:
     # ------------------------------------------------------------------ reading
 
     def done(self) -> set[int]:
-        """Return the positions of the images that are done."""
-        return {record.index for record in self.records()}
+        """Return the positions of the images that are done: their rows and their latent are there."""
+        return {record.index for record in self.records()} & self.latents().keys()
 
     def records(self) -> list[ImageRecord]:
         """Return the rows of all images that are done, in the order of position and series, each once.

@@ -192,7 +192,7 @@ def _autoattack(
         )
         for loss in losses
     ]
-    if point.ndim == 4:  # it changes squares of pixels
+    if point.ndim == 4 and min(point.shape[-2:]) >= 5:  # it changes squares of several pixels
         square = toolbox[0].SquareAttack(estimator, max_iter=settings.queries, nb_restarts=1, verbose=False, **common)
         attacks.append(square)
     attack = toolbox[0].AutoAttack(estimator, eps_step=0.5, attacks=attacks, batch_size=1, **common)

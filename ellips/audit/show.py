@@ -28,8 +28,8 @@ def audit_table(verdicts: Mapping[str, Mapping[str, Any]]) -> Group:
         verdicts: By series, what :func:`ellips.audit.verdict` gives.
     """
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for heading in ("soundness", "series"):
-        table.add_column(heading, no_wrap=True)
+    table.add_column("soundness", no_wrap=True)
+    table.add_column("series", overflow="fold")
     for heading in ("tried", "broken", "L refuted", "slope/L"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("promise", no_wrap=True)

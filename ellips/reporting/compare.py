@@ -62,7 +62,7 @@ def read_entries(argument: str, series: Sequence[str] = ()) -> list[Entry]:
     if missing:
         raise ValueError(f"Expected the series {missing} in {folder} but it has {list(found)}.")
     chosen = {name: rows for name, rows in found.items() if not series or name in series}
-    return [Entry(f"{folder} {name}", rows) for name, rows in chosen.items()]
+    return [Entry(f"{folder} {name.split('-', 1)[1]}", rows) for name, rows in chosen.items()]
 
 
 def _read_other(path: Path, claim: str) -> Entry:

@@ -1,0 +1,159 @@
+"""Attacks on classifiers whose true radii and constants are known."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+pytest.importorskip("art", reason="the audit's attacks come with the extra `bench`")
+
+from ellips.audit import (
+    AttackSettings,
+    AuditedImage,
+    attack_balls,
+    audit_series,
+    input_target,
+    latent_target,
+    steepest_slopes,
+    verdict,
+)
+from ellips.encoders import FrozenEncoder
+from ellips.head import EllipsHead
+from ellips.lipschitz import JacobianNorm, KnownConstant, LipschitzSource, SmoothedEncoder
+from ellips.pipeline import ImageClassifier
+from ellips.records import ImageRecord, records_from_certificate
+
+QUICK = AttackSettings(steps=15, restarts=1, autoattack_points=2, queries=20, batch_size=32)
+SIZE = 24
+
+
+def classifier(factor: float = 2.0) -> tuple[ImageClassifier, Tensor, Tensor]:
+    """An encoder that multiplies by a factor: its Lipschitz constant is that factor, exactly."""
+
+    class Multiply(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor(factor))
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.weight * images.flatten(1)
+
+    g = torch.Generator().manual_seed(0)
+    label = torch.arange(SIZE) % 3
+    image = 0.3 * torch.rand(SIZE, 1, 2, 2, generator=g) + 0.25 * label[:, None, None, None]
+    encoder = FrozenEncoder(Multiply(), in_channels=1, input_size=2)
+    head = EllipsHead(4, 3, latent_dim=None, shrinkage=0.2).fit(encoder(image), label)
+    return ImageClassifier(encoder, head), image, label
+
+
+def records(model: ImageClassifier, image: Tensor, label: Tensor, source: LipschitzSource | None) -> list[ImageRecord]:
+    certificate = model.certify(image, source)
+    return records_from_certificate(certificate, torch.arange(len(image)), label, series="s", seconds=0.0)
+
+
+def test_true_certificates_withstand_every_attack() -> None:
+    model, image, label = classifier()
+    rows = records(model, image, label, KnownConstant(2.0))
+    target = input_target(model, KnownConstant(2.0))
+    found = audit_series(rows, image, target.scores, target.judge, QUICK, function=target.function)
+    assert len(found) == SIZE
+    assert not any(entry.violated_by or entry.refuted for entry in found)
+    assert all(1.99 < entry.slope <= 2.0 * (1 + 1e-9) for entry in found)
+    outcome = verdict(found)
+    assert (outcome["soundness"], outcome["passed"], outcome["violations"]) == ("deterministic", True, 0)
+
+
+def test_a_constant_that_is_too_small_is_refuted_and_its_radii_are_broken() -> None:
+    model, image, label = classifier()
+    # Half the true constant: every radius is twice what it may be, and exact radii are reached.
+    rows = records(model, image, label, KnownConstant(1.0))
+    target = input_target(model, KnownConstant(1.0))
+    found = audit_series(rows, image, target.scores, target.judge, QUICK, function=target.function)
+    assert all(entry.violated_by for entry in found)
+    assert all(entry.distance <= entry.radius for entry in found)
+    assert all(entry.refuted for entry in found)
+    outcome = verdict(found)
+    assert (outcome["passed"], outcome["constants_refuted"]) == (False, SIZE)
+    assert outcome["largest_slope_over_constant"] == pytest.approx(2.0, rel=1e-6)
+
+
+def test_latent_certificates_are_attacked_up_to_their_boundary() -> None:
+    model, image, label = classifier()
+    latents = model.latents(image)
+    rows = records(model, image, label, None)
+    target = latent_target(model)
+    found = audit_series(rows, latents, target.scores, target.judge, QUICK)
+    assert not any(entry.violated_by for entry in found)
+    assert found[0].constant is None
+    # The exact radius is the distance to the boundary: a hundredth more and the attack gets through somewhere.
+    larger = [replace(row, radius=1.01 * row.radius) for row in rows]
+    broken = audit_series(larger, latents, target.scores, target.judge, QUICK)
+    assert sum(entry.violated_by is not None for entry in broken) > SIZE // 2
+
+
+def test_attacks_stay_in_the_ball_and_on_images_if_asked() -> None:
+    model, image, label = classifier()
+    radius = torch.linspace(0.1, 0.9, SIZE, dtype=torch.float64)
+    for clip in (False, True):
+        settings = replace(QUICK, clip=clip)
+        for moved in attack_balls(model, image, radius, (label + 1) % 3, settings).values():
+            distance = torch.linalg.vector_norm((moved - image.double()).flatten(1), dim=1)
+            assert (distance <= radius).all()
+            assert not clip or (0 <= moved.min() and moved.max() <= 1)
+
+
+def test_a_smoothed_encoder_is_judged_by_its_own_predictions() -> None:
+    model, image, label = classifier(0.5)
+    source = SmoothedEncoder(sigma=0.05, num_samples=4000, norm_bound=2.0)
+    rows = [row for row in records(model, image[:4], label[:4], source) if row.prediction >= 0]
+    target = input_target(model, source)
+    assert target.function is None
+    assert target.alpha == source.alpha
+    assert rows, "nothing was certified"
+    found = audit_series(rows, image[[row.index for row in rows]], target.scores, target.judge, QUICK)
+    outcome = verdict(found, target.alpha)
+    assert (outcome["soundness"], outcome["passed"]) == ("probabilistic", True)
+
+
+def test_the_search_for_slopes_finds_the_steepest_direction() -> None:
+    g = torch.Generator().manual_seed(1)
+    matrix = torch.randn(3, 4, generator=g, dtype=torch.float64)
+    images = torch.rand(5, 1, 2, 2, generator=g, dtype=torch.float64)
+    found = steepest_slopes(lambda x: x.flatten(1) @ matrix.mT, images, torch.full((5,), 0.3), steps=5)
+    torch.testing.assert_close(found, torch.linalg.matrix_norm(matrix, 2).expand(5))
+
+
+def test_the_search_for_slopes_leaves_the_image_where_it_is_steeper_elsewhere() -> None:
+    # The slope of |x|² is 2‖x‖: within the ball it is largest at its rim.
+    images = torch.full((3, 1, 2, 2), 0.5, dtype=torch.float64)
+    found = steepest_slopes(
+        lambda x: x.flatten(1).square().sum(1, keepdim=True), images, torch.full((3,), 0.2, dtype=torch.float64)
+    )
+    assert (found > 2 * 1.19).all()
+    assert (found <= 2 * 1.2 * (1 + 1e-9)).all()
+
+
+def test_verdicts_depend_on_what_was_promised() -> None:
+    broken = AuditedImage("s", "estimated", 0, 1.0, "pgd", 0.5, True)
+    kept = AuditedImage("s", "estimated", 1, 1.0)
+    assert verdict([broken, kept])["passed"] is None
+    assert verdict([replace(broken, soundness="exact")])["passed"] is False
+    few = [replace(broken, soundness="probabilistic"), *[replace(kept, soundness="probabilistic")] * 9]
+    assert verdict(few, alpha=0.1)["passed"] is True
+    assert verdict(few, alpha=0.05)["passed"] is False
+    with pytest.raises(ValueError, match="alpha"):
+        verdict(few)
+
+
+def test_images_without_a_radius_are_left_out() -> None:
+    model, image, label = classifier()
+    rows = [replace(row, radius=0.0) for row in records(model, image, label, JacobianNorm())]
+    assert audit_series(rows, image, model, lambda x: model(x).argmax(1), QUICK) == []
+
+
+def test_settings_out_of_range_are_refused() -> None:
+    with pytest.raises(ValueError, match="`steps`"):
+        AttackSettings(steps=0)
+    with pytest.raises(ValueError, match="autoattack_points"):
+        AttackSettings(autoattack_points=-1)
