@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten
 
 from ellips.lipschitz.spectral.norms import convolution_norm, matrix_norm, separable_resize_norm
 from ellips.lipschitz.spectral.tracing import Node, UnprovenOperationError
@@ -47,7 +48,7 @@ _SUMS = {aten.add, aten.sub, aten.cat}
 _SLOPES: dict[Any, float] = {
     aten.relu: 1.0, aten.abs: 1.0, aten.tanh: 1.0, aten.sigmoid: 0.25, aten.clamp: 1.0, aten.clamp_min: 1.0,
     aten.clamp_max: 1.0, aten.hardtanh: 1.0, aten.gelu: 1.13, aten.silu: 1.1, aten.mish: 1.09, aten.hardswish: 1.5,
-    aten.hardsigmoid: 1 / 6, aten.sin: 1.0, aten.cos: 1.0, aten.softplus: 1.0, aten._softmax: 1.0,
+    aten.hardsigmoid: 1 / 6, aten.sin: 1.0, aten.cos: 1.0, aten._softmax: 1.0,
     aten.sort: 1.0, aten.amax: 1.0, aten.amin: 1.0, aten.linalg_vector_norm: 1.0,
 }  # fmt: skip
 
@@ -55,14 +56,14 @@ _SLOPES: dict[Any, float] = {
 def is_affine(node: Node) -> bool:
     """Tell whether a node is an affine function of those it is made from."""
     packet = _packet(node)
+    if not _is_real(node):
+        return False
     if packet in _SUMS:
         return True
     if len(node.occurrences) != 1:  # a product of the image with itself is not affine
         return False
     if packet in _NORMALISATIONS:
         return not _uses_batch_statistics(node)
-    if packet is aten._to_copy:
-        return node.kwargs.get("dtype") in (None, torch.float32, torch.float64)
     if packet is aten.div:
         return isinstance(node.args[0], Node)
     return packet in _LINEAR
@@ -80,7 +81,12 @@ def constant(node: Node, of: Constants, iterations: int) -> float:
         UnprovenOperationError: If nothing is proven for this operation in this use.
     """
     packet = _packet(node)
-    if packet in _MOVES:
+    if not _is_real(node):
+        raise UnprovenOperationError(
+            f"Expected arithmetic in float32 or float64 throughout but got `{node.op}`, which rounds, converts or "
+            "reinterprets numbers."
+        )
+    if packet in _MOVES or packet is aten._to_copy:
         return of(_only(node))
     if packet in _COPIES:
         return of(_only(node)) * math.sqrt(node.numel / _only(node).numel)
@@ -101,6 +107,15 @@ def constant(node: Node, of: Constants, iterations: int) -> float:
 
 def _packet(node: Node) -> Any:  # noqa: ANN401 - torch's operations are untyped
     return node.op.overloadpacket if node.op is not None else None
+
+
+def _is_real(node: Node) -> bool:
+    """Tell whether an operation stays in float32 or float64 and does not round on purpose."""
+    values = tree_flatten((node.args, node.kwargs))[0]
+    kinds = [value for value in values if isinstance(value, torch.dtype)]
+    reinterprets = node.op is not None and node.op is aten.view.dtype
+    rounds = node.kwargs.get("rounding_mode") is not None
+    return not reinterprets and not rounds and all(kind in (torch.float32, torch.float64) for kind in kinds)
 
 
 def _only(node: Node) -> Node:
@@ -127,13 +142,6 @@ def _elu(node: Node, of: Constants, iterations: int) -> float:
         abs(node.argument(i, name, 1)) for i, name in ((1, "alpha"), (2, "scale"), (3, "input_scale"))
     )
     return of(_only(node)) * float(scale * max(1.0, alpha * inner))
-
-
-def _convert(node: Node, of: Constants, iterations: int) -> float:
-    kind = node.kwargs.get("dtype")
-    if kind not in (None, torch.float32, torch.float64):
-        raise UnprovenOperationError(f"Expected float32 or float64 throughout but got a conversion to {kind}.")
-    return of(_only(node))
 
 
 def _sum(node: Node, of: Constants, iterations: int) -> float:
@@ -329,5 +337,4 @@ _RULES: dict[Any, Callable[[Node, Constants, int], float]] = {
     aten.minimum: _extremum,
     aten.leaky_relu: _leaky_relu,
     aten.elu: _elu,
-    aten._to_copy: _convert,
 }
