@@ -1,4 +1,7 @@
-"""Two and three gloo processes against one: losses, gradients, mixture, metrics. If they cannot start, this fails."""
+"""Two and three gloo processes against one: losses, gradients, mixture, metrics. If they cannot start, this fails.
+
+Three processes take half a minute and run with `make test-faults`.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ def launch(folder: Path, world: int) -> list[dict[str, Any]]:
     return results
 
 
-@pytest.fixture(scope="module", params=[2, 3])
+@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.faults)])
 def distributed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return launch(tmp_path_factory.mktemp("ddp"), request.param)
 

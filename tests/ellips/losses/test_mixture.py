@@ -78,7 +78,7 @@ def test_the_hinge_is_the_mean_shortfall_of_the_radius(method: str) -> None:
 @pytest.mark.parametrize("gaussians", ["batch", "fitted"])
 @pytest.mark.parametrize("loss", ["exact", "pairwise", "entropy"])
 def test_gradients_agree_with_finite_differences(loss: str, gaussians: str, covariance_type: str) -> None:
-    latents, labels = make_batch(24, spread=1.2)
+    latents, labels = make_batch(15, spread=1.2)
     ellips = make_ellips(covariance_type)
     term = (
         ScoreCrossEntropy(gaussians)  # type: ignore[arg-type]
