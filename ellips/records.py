@@ -101,7 +101,9 @@ def records_from_certificate(
         seconds: Time spent on each image.
         seed: Seed of the run.
     """
-    columns = {name: value.tolist() for name, value in certificate.cpu().tensors().items()}
+    certificate = certificate.cpu()
+    columns = {name: value.tolist() for name, value in certificate.tensors().items()}
+    diagnostics = {name: value.tolist() for name, value in certificate.diagnostics.items()}
     return [
         ImageRecord(
             index=i,
@@ -113,6 +115,7 @@ def records_from_certificate(
             soundness=certificate.soundness,
             method=certificate.method,
             source=certificate.source,
+            diagnostics={name: values[row] for name, values in diagnostics.items()},
             **{name: values[row] for name, values in columns.items()},
         )
         for row, (i, y) in enumerate(zip(index.tolist(), label.tolist(), strict=True))

@@ -105,6 +105,7 @@ def test_methods_and_spaces_are_in_order(run: Path) -> None:
             assert row.soundness == "estimated"
             assert row.latent_radius == exact
             assert row.ball_radius == 0.8
+            assert row.diagnostics.keys() == {"residual"}
             assert row.radius <= min(row.latent_radius / row.lipschitz, 0.8)
 
 
@@ -159,6 +160,18 @@ def test_max_counts_after_skipping_and_val_is_another_split(config: Path, tmp_pa
     assert main([*args, "--sources", "[]", "--methods", "[exact]"]) == 0
     assert [row.index for row in read_tsv(tmp_path / "latent-exact.tsv")] == [0, 20, 40, 60, 80]
     assert not list(tmp_path.glob("input*"))
+
+
+def test_abstentions_are_written_as_the_field_writes_them(config: Path, tmp_path: Path) -> None:
+    # Features this long, projected on the unit ball, tell nothing apart under so much noise.
+    source = {"class_path": "ellips.lipschitz.SmoothedEncoder", "init_args": {"sigma": 2.0, "num_samples": 20}}
+    args = ["--config", str(config), "--out", str(tmp_path), "--max", "3", "--sources", yaml.safe_dump([source])]
+    assert main(args) == 0
+    lines = (tmp_path / "input-smoothed-encoder.tsv").read_text().splitlines()[1:]
+    assert [line.split("\t")[2:5] for line in lines] == 3 * [["-1", "0.0", "0"]]
+    summary = json.loads((tmp_path / "summary.json").read_text())["series"]["input-smoothed-encoder"]
+    assert (summary["soundness"], summary["abstentions"]) == ("probabilistic", 3)
+    assert summary["clean_accuracy"]["accuracy"] == 0
 
 
 def cells(path: Path) -> list[list[str]]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
@@ -38,6 +38,7 @@ class Certificate:
         lipschitz: In input space, the Lipschitz constant.
         ball_radius: In input space, the radius of the ball on which that constant holds (``inf``: everywhere).
         source: How the Lipschitz constant was obtained.
+        diagnostics: Per-point figures of that, by name, such as a fit's p-value; not saved with certificates.
 
     Raises:
         ValueError: If the tensors' shapes disagree or a radius is negative or NaN.
@@ -55,10 +56,11 @@ class Certificate:
     lipschitz: Tensor | None = None
     ball_radius: Tensor | None = None
     source: str | None = None
+    diagnostics: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         weakest(self.soundness)
-        for name, value in self.tensors().items():
+        for name, value in {**self.tensors(), **self.diagnostics}.items():
             if value.shape != self.prediction.shape or value.ndim != 1:
                 raise ValueError(
                     f"Expected `{name}` to have shape (N,) = {tuple(self.prediction.shape)} but got "
@@ -72,7 +74,7 @@ class Certificate:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the per-point tensors by name."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
     def to_input(self, bound: LipschitzBound) -> Certificate:
@@ -111,12 +113,14 @@ class Certificate:
             lipschitz=constant,
             ball_radius=ball,
             source=bound.source,
+            diagnostics=bound.diagnostics,
         )
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Certificate:
         """Return a copy with ``fn`` applied to every per-point tensor, e.g. to select rows."""
         changed: dict[str, Any] = {name: fn(value) for name, value in self.tensors().items()}
-        return replace(self, **changed)
+        diagnostics = {name: fn(value) for name, value in self.diagnostics.items()}
+        return replace(self, **changed, diagnostics=diagnostics)
 
     def __getitem__(self, rows: slice | Tensor) -> Certificate:
         """Return the certificates of some points."""
@@ -149,7 +153,8 @@ class Certificate:
         joined: dict[str, Any] = {
             name: torch.cat([part.tensors()[name] for part in parts]) for name in parts[0].tensors()
         }
-        return replace(parts[0], **joined)
+        diagnostics = {name: torch.cat([p.diagnostics[name] for p in parts]) for name in parts[0].diagnostics}
+        return replace(parts[0], **joined, diagnostics=diagnostics)
 
 
 def round_down(x: Tensor, ulps: int = 2) -> Tensor:

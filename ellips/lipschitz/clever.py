@@ -287,6 +287,7 @@ class MarginClever(_Sampler):
             lipschitz=margins.constant.gather(1, rival[:, None])[:, 0],
             ball_radius=torch.full_like(radius, self.radius),
             source=f"MarginClever({self._settings()})",
+            diagnostics={"ks_pvalue": margins.pvalue.gather(1, rival[:, None])[:, 0]},
         )
 
 
