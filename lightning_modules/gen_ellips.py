@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import lightning as L
 import torch
@@ -12,10 +12,12 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
+from ellips.classifier import CovarianceType
 from ellips.distributed import gather_with_gradient
 from ellips.head import EllipsHead, eval_mode
 from ellips.losses import CodingRateReduction, Isotropy, LatentLoss, Objective
 from ellips.pipeline import check_fingerprint
+from ellips.projector import LatentNorm
 from ellips.regularization import Estimator, RegularizationSearch, fit_shrunk, select_regularization
 from ellips.types import FeatureBatch, HeadOutput
 
@@ -62,15 +64,15 @@ class GenEllips(L.LightningModule):
         num_classes: int,
         latent_dim: int | None = 128,
         hidden_dim: int = 4096,
-        latent_norm: str = "none",
-        covariance_type: str = "full",
+        latent_norm: LatentNorm = "none",
+        covariance_type: CovarianceType = "full",
         pooling: float = 0.0,
         shrinkage: float = 0.0,
         sync_batchnorm: bool = True,
         objective: list[LatentLoss] | None = None,
         optimization: Optimization | None = None,
         regularization: RegularizationSearch | None = None,
-        covariance_estimator: str = "moments",
+        covariance_estimator: Literal["moments", "ledoit_wolf", "oas"] = "moments",
         train_mixture: bool = False,
         slow_fit_seconds: float = 30.0,
     ) -> None:

@@ -42,6 +42,8 @@ class Optimization:
         for name in ("learning_rate", "momentum", "weight_decay", "pre_feature_weight_decay", "mixture_weight_decay"):
             if getattr(self, name) < 0:
                 raise ValueError(f"Expected `{name}` to be at least 0 but got {getattr(self, name)}.")
+        if self.mixture_learning_rate is not None and self.mixture_learning_rate < 0:
+            raise ValueError(f"Expected `mixture_learning_rate` to be at least 0 but got {self.mixture_learning_rate}.")
         if self.optimizer not in ("sgd", "adamw"):
             raise ValueError(f"Expected `optimizer` to be 'sgd' or 'adamw' but got {self.optimizer!r}.")
         if self.schedule not in ("constant", "cosine"):
