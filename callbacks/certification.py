@@ -93,6 +93,7 @@ class CertificationCallback(L.Callback):
         self.directory = directory
         self._series: list[_Series] = []
         self._soundness: dict[str, Soundness] = {}
+        self._total = 0
         # Fail on a bad grid or confidence here, not at the first validation.
         self._new_series("latent", "latent")
 
@@ -210,6 +211,8 @@ class CertificationCallback(L.Callback):
             if soundness is None:  # no batch came
                 continue
             curve = series.curve.compute()
+            with series.curve.sync_context():  # over all processes
+                self._total = int(series.curve.total)
             curves.append(LabelledCurve(series.name, curve, series.space, soundness))
             key = series.name if series.space == "latent" else f"input_{soundness}_{self.input_method}"
             for radius, accuracy in _at(curve, self.radii[series.space]):
@@ -237,8 +240,7 @@ class CertificationCallback(L.Callback):
         console = Console()
         for (space, _), group in group_by_claim(curves).items():
             rows = [LabelledCurve(c.label, _select(c.curve, self.radii[space]), c.space, c.soundness) for c in group]
-            total = int(self._series[0].curve.total)
-            console.print(accuracy_table(rows, f"Certified accuracy on {total} test images", self.confidence))
+            console.print(accuracy_table(rows, f"Certified accuracy on {self._total} test images", self.confidence))
 
 
 def _with_zero(radii: tuple[float, ...]) -> tuple[float, ...]:
