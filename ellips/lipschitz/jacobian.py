@@ -13,6 +13,9 @@ from torch.func import jvp, vjp
 from ellips.lipschitz.base import ImageMap, LipschitzBound, LipschitzSource
 from ellips.lipschitz.sampling import random_directions
 
+Product = Callable[[Tensor], tuple[Tensor]]
+"""A product with the Jacobians or their transposes, as torch.func returns it."""
+
 
 class SpectralNorms(NamedTuple):
     """Spectral norms of the Jacobians at M points.
@@ -57,51 +60,54 @@ def spectral_norms(
     left: list[Tensor] = []
     diagonal: list[Tensor] = []
     upper: list[Tensor] = []
-
-    value, pull_back, product = _first_product(function, points, right[0].view_as(points))
-    if value.ndim != 2 or len(value) != len(points):
-        raise ValueError(
-            f"Expected the function to map {tuple(points.shape)} to shape ({len(points)}, d) "
-            f"but got {tuple(value.shape)}."
-        )
-    num_iterations = min(num_iterations, math.prod(points.shape[1:]), value.shape[1])
-    push_forward: Callable[[Tensor], tuple[Tensor]] | None = None
-    for step in range(num_iterations):
+    value, product, pull_back = _first_product(function, points, right[0].view_as(points))
+    num_iterations = min(num_iterations, right[0].shape[1], value.shape[1])
+    push_forward: Product | None = None
+    while len(upper) < num_iterations:
         if push_forward is not None:
-            (product,) = push_forward(right[step].view_as(points))
+            (product,) = push_forward(right[-1].view_as(points))
         vector, length = _unit(_orthogonal(product, left), _noise(diagonal + upper))
         left.append(vector)
         diagonal.append(length)
-        if step == 0 and num_iterations > 1:
-            # The reverse-mode product is linear; its own transpose is the forward-mode one, without the forward pass.
-            transposed: Any = vjp(lambda cotangent: pull_back(cotangent)[0], vector)
-            back, push_forward = transposed
+        if push_forward is None and num_iterations > 1:
+            back, push_forward = _transposed(pull_back, vector)
         else:
             (back,) = pull_back(vector)
         vector, length = _unit(_orthogonal(back.flatten(1), right), _noise(diagonal + upper))
         right.append(vector)
         upper.append(length)
-        last = step + 1 == num_iterations
-        if last or (tolerance > 0 and bool((_residual(diagonal, upper) <= tolerance).all())):
+        if tolerance > 0 and bool((_residual(diagonal, upper) <= tolerance).all()):
             break
-    bidiagonal = _bidiagonal(diagonal, upper)
-    _, values, rows = torch.linalg.svd(bidiagonal, full_matrices=False)
+    _, values, rows = torch.linalg.svd(_bidiagonal(diagonal, upper), full_matrices=False)
     vector = torch.einsum("mk,mkd->md", rows[:, 0].to(points), torch.stack(right, dim=1))
     return SpectralNorms(values[:, 0], _residual(diagonal, upper), vector.view_as(points))
 
 
-def _first_product(
-    function: ImageMap, points: Tensor, direction: Tensor
-) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor]], Tensor]:
-    """Return the values, the reverse-mode product as a function, and ``J direction``, from one forward pass."""
+def _first_product(function: ImageMap, points: Tensor, direction: Tensor) -> tuple[Tensor, Tensor, Product]:
+    """Return the values, ``J direction``, and the reverse-mode product as a function, from one forward pass."""
 
     def value_and_product(at: Tensor) -> tuple[Tensor, Tensor]:
         dual: Any = jvp(function, (at,), (direction,))
         return dual[0], dual[1]
 
-    # torch types these for two or three results at once, depending on has_aux.
+    # torch types the result for two or three values at once, depending on has_aux.
     found: Any = vjp(value_and_product, points, has_aux=True)
-    return found[0], found[1], found[2]
+    value, pull_back, product = found
+    if value.ndim != 2 or len(value) != len(points):
+        raise ValueError(
+            f"Expected the function to map {tuple(points.shape)} to shape ({len(points)}, d) "
+            f"but got {tuple(value.shape)}."
+        )
+    return value, product, pull_back
+
+
+def _transposed(pull_back: Product, vector: Tensor) -> tuple[Tensor, Product]:
+    """Return ``J'vector`` and the forward-mode product as a function.
+
+    The reverse-mode product is linear, so its own reverse is the forward-mode product, without another forward pass.
+    """
+    found: Any = vjp(lambda cotangent: pull_back(cotangent)[0], vector)
+    return found[0], found[1]
 
 
 def _noise(lengths: list[Tensor]) -> Tensor | None:

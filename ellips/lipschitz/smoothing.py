@@ -150,13 +150,14 @@ class SmoothedEncoder(LipschitzSource):
         """Certify the smoothed classifier: what is left of the latent radius, over the constant.
 
         See :meth:`LipschitzSource.certify`. ``latent_radius`` of the result is the radius less the uncertainty.
-        Where none is left the prediction is -1 and the radius 0.
+        Where none is left the prediction is -1 and the radius 0. Diagnostic: ``latent_error``, the uncertainty.
         """
         smoothed = self.smooth(latents, images)
         found = classifier.certify(smoothed.mean, method=method)
         left = round_down((found.radius - smoothed.error.to(found.radius)).clamp_min(0))
         prediction = torch.where(left > 0, found.prediction, -torch.ones_like(found.prediction))
-        return replace(found, prediction=prediction, radius=left).to_input(self(latents, images))
+        certificate = replace(found, prediction=prediction, radius=left).to_input(self(latents, images))
+        return replace(certificate, diagnostics={"latent_error": smoothed.error})
 
 
 def mean_error(samples: Tensor, norm_bound: float, alpha: float, concentration: Concentration = "bernstein") -> float:

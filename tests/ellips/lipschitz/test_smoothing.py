@@ -92,6 +92,7 @@ def test_the_certificate_subtracts_the_uncertainty() -> None:
     assert (certificate.latent_radius < latent.radius).all()
     assert (certificate.soundness, certificate.space) == ("probabilistic", "input")
     assert certificate.prediction.tolist() == [0, 0, 0]
+    assert torch.equal(certificate.diagnostics["latent_error"], smoothed.error)
 
 
 def test_it_abstains_where_the_uncertainty_eats_the_radius() -> None:
