@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from ellips import Ellips
+from ellips.lipschitz import Clever, JacobianNorm, LipschitzSource, MarginClever, SmoothedEncoder, SpectralProduct
+
+SOURCES = [
+    Clever(num_batches=5, num_samples=8),
+    MarginClever(num_batches=5, num_samples=8),
+    JacobianNorm(),
+    SmoothedEncoder(num_samples=100),
+    SpectralProduct(),
+    SpectralProduct(dense_limit=0),
+]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: type(source).__name__)
+def test_a_cuda_device_gives_what_the_processor_gives(source: LipschitzSource) -> None:
+    torch.manual_seed(0)
+    function = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(36, 3)
+    ).eval()
+    images = torch.rand(3, 1, 6, 6)
+    means = torch.randn(2, 3, dtype=torch.float64)
+    classifier = Ellips.from_parameters(means, torch.eye(3).double().expand(2, 3, 3), torch.tensor([0.5, 0.5]))
+    here = source.certify(classifier, function, images)
+    there = source.certify(classifier.cuda(), function.cuda(), images.cuda())
+    assert there.radius.is_cuda
+    assert torch.equal(here.prediction, there.prediction.cpu())
+    torch.testing.assert_close(here.radius, there.radius.cpu(), rtol=1e-3, atol=1e-5)
