@@ -192,6 +192,7 @@ class Ellips(nn.Module):
             self.precision_factors.copy_(factors)
             self.log_priors.copy_((priors / priors.sum()).log())
             self.fitted.fill_(True)
+        self._derived, self._derived_key = {}, ()
 
     def trainable_(self) -> Ellips:
         """Turn means, precision factors and log-priors into parameters, to be trained end to end.
@@ -232,7 +233,7 @@ class Ellips(nn.Module):
         if factors.ndim == 2:
             return torch.diag_embed(factors.square().reciprocal())
         eye = torch.eye(self.dim, dtype=factors.dtype, device=factors.device)
-        roots = torch.linalg.solve_triangular(factors, eye.expand_as(factors), upper=False)
+        roots: Tensor = torch.linalg.solve_triangular(factors, eye.expand_as(factors), upper=False)
         return roots @ roots.mT
 
     @property
@@ -344,15 +345,13 @@ class Ellips(nn.Module):
         device = self.means.device
         labels = torch.multinomial(self.priors, n, replacement=True, generator=generator)
         noise = torch.randn(n, self.dim, generator=generator, dtype=torch.float64, device=device)
-        z = torch.empty_like(noise)
-        for k in range(self.num_classes):
+        z, factors = torch.empty_like(noise), self.factors
+        for k in labels.unique().tolist():
             rows = (labels == k).nonzero().squeeze(1)
-            factor = self.factors[k]
-            part = noise[rows]
-            if factor.ndim == 1:
-                z[rows] = self.means[k] + part / factor
-            elif len(rows):
-                z[rows] = self.means[k] + torch.linalg.solve_triangular(factor, part.mT, upper=False).mT
+            if factors.ndim == 2:
+                z[rows] = self.means[k] + noise[rows] / factors[k]
+            else:
+                z[rows] = self.means[k] + torch.linalg.solve_triangular(factors[k], noise[rows].mT, upper=False).mT
         return z, labels
 
     def certify(self, z: Tensor, method: Method = "exact", *, chunk_size: int | None = None) -> Certificate:
@@ -403,6 +402,8 @@ class Ellips(nn.Module):
         """
         tensors = (self.means, self.precision_factors, self.log_priors)
         fresh = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+        if any(tensor.is_inference() for tensor in tensors):  # such tensors do not count their changes
+            return compute()
         # The tensors themselves are part of the key: an address alone may come to hold another one.
         key = tuple((tensor, tensor.data_ptr(), tensor._version) for tensor in tensors)
         known = self._derived_key
@@ -423,7 +424,7 @@ class Ellips(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Ellips:
         """Move to another device but stay in float64: a certificate in half precision would not be one."""
-        super()._apply(keep_dtype(fn), recurse)
+        super()._apply(keep_dtype(fn), recurse)  # type: ignore[no-untyped-call]
         return self
 
     def extra_repr(self) -> str:

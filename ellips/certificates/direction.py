@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from ellips.certificates.certificate import Certificate
     from ellips.classifier import Ellips
 
+_POLISH = 2  # Newton steps on the multiplier
+
 
 def worst_case_perturbation(ellips: Ellips, z: Tensor, certificate: Certificate) -> Tensor:
     """Return δ with z + δ on the boundary to the named rival, for certificates by the exact method.
@@ -52,14 +54,38 @@ def _nearest_point(means: Tensor, precisions: Tensor, z: Tensor, certificate: Ce
     pulls = [(precisions[k] @ (z - means[k]).unsqueeze(-1)) for k in (second, first)]
     b = pulls[0] - pulls[1]
     finite = certificate.radius.isfinite() & (certificate.radius > 0)
-    t = torch.where(finite, certificate.multiplier, 0.0).view(-1, 1, 1)
-    eye = torch.eye(w.shape[-1], dtype=w.dtype, device=w.device)
-    delta: Tensor = (-t * torch.linalg.solve(eye + t * w, b)).squeeze(-1)
+    t = torch.where(finite, certificate.multiplier, 0.0)
+    delta = _primal(w, b, t)[0]
+    for _ in range(_POLISH):
+        t, delta = _newton_step(w, b, certificate.margin, t, delta)
     gap = certificate.radius.square() - delta.square().sum(-1)
     short = (finite & (gap > 1e-7 * certificate.radius.square())).nonzero().flatten()
     if len(short):
         delta[short] += _along_lowest(w[short], b[short].squeeze(-1), delta[short], gap[short].sqrt())
     return delta
+
+
+def _primal(w: Tensor, b: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """−t (I + tW)⁻¹ b with the Cholesky factor, and whether there is one."""
+    eye = torch.eye(w.shape[-1], dtype=w.dtype, device=w.device)
+    lower, info = torch.linalg.cholesky_ex(eye + t.view(-1, 1, 1) * w)
+    lower = torch.where((info == 0).view(-1, 1, 1), lower, eye)
+    return (-t.view(-1, 1, 1) * torch.cholesky_solve(b, lower)).squeeze(-1), lower, info == 0
+
+
+def _newton_step(w: Tensor, b: Tensor, margin: Tensor, t: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+    """One step towards m(z+δ(t)) = 0, taken where it stays admissible (in the hard case it would not).
+
+    A solver's t need only be good enough for the dual value, which is flat at its maximum; δ is not.
+    """
+    _, lower, definite = _primal(w, b, t)
+    left = margin + (b.squeeze(-1) * delta).sum(-1) - delta.square().sum(-1) / t
+    half = torch.linalg.solve_triangular(lower, delta.unsqueeze(-1), upper=False).flatten(1).square().sum(1)
+    new = t + left * t.square() / (2 * half)
+    usable = definite & new.isfinite() & (new > 0)
+    moved, _, admissible = _primal(w, b, torch.where(usable, new, 0.0))
+    usable &= admissible & ((new - t).abs() < 1e-3 * t)
+    return torch.where(usable, new, t), torch.where(usable.unsqueeze(1), moved, delta)
 
 
 def _along_lowest(w: Tensor, b: Tensor, delta: Tensor, length: Tensor) -> Tensor:

@@ -77,11 +77,11 @@ class Geometry:
         return norms
 
     @cached_property
-    def _pulling(self) -> dict[torch.dtype, Callable[[Tensor, slice], Tensor]]:
+    def _pulling(self) -> dict[torch.dtype, Callable[[Tensor, slice, Tensor], None]]:
         return {}
 
-    def pulling(self, dtype: torch.dtype) -> Callable[[Tensor, slice], Tensor]:
-        """Return the map from z − c, shape ``(N, d)``, and a range of k classes to P(z − μ), shape ``(N, k, d)``.
+    def pulling(self, dtype: torch.dtype) -> Callable[[Tensor, slice, Tensor], None]:
+        """Return what fills P(z − μ) for a range of classes into a tensor of shape ``(N, K, d)``, given z − c.
 
         Args:
             dtype: Precision of the products; the mixture is rounded to it once.
@@ -91,19 +91,35 @@ class Geometry:
                 self._pulling[dtype] = self._make_pulling(dtype)
         return self._pulling[dtype]
 
-    def _make_pulling(self, dtype: torch.dtype) -> Callable[[Tensor, slice], Tensor]:
+    @cached_property
+    def _precisions(self) -> dict[torch.dtype, Tensor]:
+        return {}
+
+    def precisions_in(self, dtype: torch.dtype) -> Tensor:
+        """Return P_k, shape ``(K, d, d)``, in float32 or float64; for full covariances."""
+        if dtype not in self._precisions:
+            with torch.inference_mode(False):
+                self._precisions[dtype] = (self.factors.mT @ self.factors).to(dtype)
+        return self._precisions[dtype]
+
+    def _make_pulling(self, dtype: torch.dtype) -> Callable[[Tensor, slice, Tensor], None]:
         dim = self.dim
         if self.diagonal:
             squares = self.factors.square().to(dtype)
             scaled = squares * self.offsets_from_center.to(dtype)
-            return lambda x, k: x.unsqueeze(1) * squares[k] - scaled[k]
-        precisions = self.factors.mT @ self.factors
-        shifted = (precisions @ self.offsets_from_center.unsqueeze(-1)).reshape(1, -1).to(dtype)
-        stacked = precisions.reshape(-1, dim).to(dtype).mT
 
-        def pull(x: Tensor, k: slice) -> Tensor:
+            def pull_diagonal(x: Tensor, k: slice, pulls: Tensor) -> None:
+                torch.mul(x.unsqueeze(1), squares[k], out=pulls[:, k]).sub_(scaled[k])
+
+            return pull_diagonal
+        precisions = self.precisions_in(torch.float64)
+        shifted = (precisions @ self.offsets_from_center.unsqueeze(-1)).reshape(1, -1).to(dtype)
+        stacked = self.precisions_in(dtype).reshape(-1, dim).mT
+
+        def pull(x: Tensor, k: slice, pulls: Tensor) -> None:
             columns = slice(k.start * dim, k.stop * dim)
-            return torch.addmm(shifted[:, columns], x, stacked[:, columns], beta=-1).view(len(x), k.stop - k.start, dim)
+            flat = pulls.view(len(x), -1)[:, columns]
+            torch.addmm(shifted[:, columns], x, stacked[:, columns], beta=-1, out=flat)
 
         return pull
 

@@ -56,11 +56,9 @@ def _screen_block(geometry: Geometry, z: Tensor, dtype: torch.dtype) -> tuple[Te
     squares = torch.cat([square_norm(geometry.whiten(z, k)) for k in geometry.tiles], dim=1)
     prediction = (geometry.offsets - squares).argmax(1)
     x, pull = (z - geometry.center).to(dtype), geometry.pulling(dtype)
-    pulls = (
-        torch.cat([pull(x, k) for k in geometry.tiles], dim=1)
-        if len(geometry.tiles) > 1
-        else pull(x, geometry.tiles[0])
-    )
+    pulls = torch.empty(len(z), geometry.num_classes, geometry.dim, dtype=dtype, device=z.device)
+    for k in geometry.tiles:
+        pull(x, k, pulls)
     pulls -= pulls[torch.arange(len(z), device=z.device), prediction].unsqueeze(1)
     return squares, torch.linalg.vector_norm(pulls, dim=-1)
 

@@ -12,6 +12,8 @@ from ellips.certificates.certificate import METHODS, Certificate, Method, round_
 from ellips.certificates.closed_form import closed_form_multiplier, closed_form_radius
 from ellips.certificates.geometry import Geometry
 from ellips.certificates.gradients import differentiable_radius
+from ellips.certificates.krylov import KrylovProblems, apply_grouped, grouped, solve_krylov
+from ellips.certificates.rounding import gamma
 from ellips.certificates.screen import Screen, screen
 from ellips.certificates.secular import solve_secular
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from ellips.classifier import Ellips
 
 _CHUNK_BYTES = 2**29
+_PROBLEMS = 2**14  # solved at a time
 # Units in the last place taken off a radius for the few operations after the bounded ones; graded, so that rounding
 # never turns the order of the three methods round.
 _SAFETY: dict[Method, int] = {"exact": 64, "pairwise": 128, "theorem": 192}
@@ -104,27 +107,81 @@ def _exact(geometry: Geometry, z: Tensor) -> Certificate:
     """Solve the rival that looks nearest, then all whose lower bound does not rule them out."""
     seen = screen(geometry, z, torch.float32)
     lower = closed_form_radius(seen.safe_margins, seen.gradients, geometry.curvature[seen.prediction])
-    x = z - geometry.center
     rows = torch.arange(len(z), device=z.device)
     first = nearest(lower, seen.margins)
     squared = lower.square()
     multiplier = torch.zeros_like(lower)
+    solver = (_Decomposed if geometry.affordable else _Iterative)(geometry, z, seen)
 
-    def solve(points: Tensor, rivals: Tensor, threshold: Tensor | None) -> None:
-        margin = seen.safe_margins[points, rivals]
-        problems, order = geometry.pairs.problems(x[points], margin, seen.prediction[points], rivals)
-        solution = solve_secular(problems, None if threshold is None else threshold[order])
-        points, rivals = points[order], rivals[order]
-        squared[points, rivals], multiplier[points, rivals] = solution.dual, solution.multiplier
+    def solve(points: Tensor, rivals: Tensor, threshold: Tensor) -> None:
+        for part in range(0, len(points), _PROBLEMS):
+            some = slice(part, part + _PROBLEMS)
+            t, dual = solver.solve(points[some], rivals[some], threshold[some])
+            squared[points[some], rivals[some]], multiplier[points[some], rivals[some]] = dual, t
 
-    solve(rows, first, None)
+    solve(rows, first, torch.full_like(seen.point_norms, torch.inf))
     best = squared[rows, first]
     open_ = lower.square() < best.unsqueeze(1)
     open_[rows, first] = False
     points, rivals = open_.nonzero(as_tuple=True)
-    if len(points):
-        solve(points, rivals, best[points])
+    solve(points, rivals, best[points])
     squared[rows, seen.prediction] = torch.inf
     rival = nearest(squared, seen.margins)
     radius = squared[rows, rival].sqrt()
     return _certificate(seen, radius, rival, multiplier[rows, rival], "exact")
+
+
+class _Decomposed:
+    """Solves problems through decomposed differences of precisions."""
+
+    def __init__(self, geometry: Geometry, z: Tensor, seen: Screen) -> None:
+        self._geometry, self._seen, self._x = geometry, seen, z - geometry.center
+
+    def solve(self, points: Tensor, rivals: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+        """Return multipliers and dual values of some points' problems with some rivals."""
+        margin, prediction = self._seen.safe_margins[points, rivals], self._seen.prediction[points]
+        problems, order = self._geometry.pairs.problems(self._x[points], margin, prediction, rivals)
+        solution = solve_secular(problems, threshold[order])
+        multiplier, dual = torch.empty_like(margin), torch.empty_like(margin)
+        multiplier[order], dual[order] = solution
+        return multiplier, dual
+
+
+class _Iterative:
+    """Solves problems by the Lanczos process, and through decompositions where that does not settle them."""
+
+    def __init__(self, geometry: Geometry, z: Tensor, seen: Screen) -> None:
+        self._geometry, self._seen, self._x = geometry, seen, z - geometry.center
+        self._decomposed = _Decomposed(geometry, z, seen)
+        self._own = self._pull(torch.arange(len(z), device=z.device), seen.prediction)
+
+    def _pull(self, points: Tensor, classes: Tensor) -> Tensor:
+        """P_k(z − μ_k) for some points and classes."""
+        geometry = self._geometry
+        away = self._x[points] - geometry.offsets_from_center[classes]
+        return apply_grouped(geometry.precisions_in(torch.float64), away, *grouped(classes))
+
+    def solve(self, points: Tensor, rivals: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+        """Return multipliers and dual values of some points' problems with some rivals."""
+        geometry, seen = self._geometry, self._seen
+        prediction = seen.prediction[points]
+        reach = sum(
+            geometry.factor_norms[k].square() * (seen.point_norms[points] + geometry.mean_norms[k])
+            for k in (prediction, rivals)
+        )
+        problems = KrylovProblems(
+            seen.safe_margins[points, rivals],
+            self._pull(points, rivals) - self._own[points],
+            gamma(2 * geometry.dim + 8) * torch.as_tensor(reach),
+            prediction,
+            rivals,
+            geometry.curvature[prediction, rivals],
+        )
+        multiplier, dual, settled = solve_krylov(geometry, problems, threshold)
+        rest = (~settled).nonzero().squeeze(1)
+        if len(rest):
+            t, better = self._decomposed.solve(points[rest], rivals[rest], threshold[rest])
+            gain = better > dual[rest]
+            multiplier[rest] = torch.where(gain, t, multiplier[rest])
+            dual[rest] = torch.where(gain, better, dual[rest])
+        return multiplier, dual

@@ -20,7 +20,7 @@ def _points(ellips: Ellips, method: str) -> Tensor:
 
 @pytest.mark.parametrize("method", ["exact", "pairwise"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradients_are_those_of_the_radius(kind: str, method: str) -> None:
+def test_gradients_are_those_of_the_radius(kind: str, method: str, eps: float = 1e-6, atol: float = 1e-6) -> None:
     ellips = random_mixture(kind, 3, 4, seed=8)
     z = _points(ellips, method).requires_grad_()
     ellips.trainable_()
@@ -37,7 +37,7 @@ def test_gradients_are_those_of_the_radius(kind: str, method: str) -> None:
         # All eigenvalues of W coincide, and its smallest is not differentiable there.
         values[1] = values[1].detach()
     inputs = (z, *values)
-    assert torch.autograd.gradcheck(radius, inputs, eps=1e-6, atol=1e-6, rtol=1e-4)
+    assert torch.autograd.gradcheck(radius, inputs, eps=eps, atol=atol, rtol=1e-4)
 
 
 class _Certifier(torch.nn.Module):
@@ -56,7 +56,8 @@ def _prefixed() -> list[str]:
 @pytest.mark.parametrize("method", ["exact", "pairwise"])
 def test_gradients_under_weyls_bound(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Geometry, "affordable", False)
-    test_gradients_are_those_of_the_radius("full", method)
+    # The iterative solver's radii are good to 1e-11, which differences of a small step would magnify.
+    test_gradients_are_those_of_the_radius("full", method, eps=1e-4, atol=1e-5)
 
 
 def test_gradient_in_the_hard_case() -> None:
@@ -68,7 +69,7 @@ def test_gradient_in_the_hard_case() -> None:
     assert z.grad is not None
     # Two boundary points are nearest, left and right of the axis, so off the axis the radius falls on both sides: the
     # gradient is that of one side.
-    step, at = 1e-6, float(ellips.certify(z).radius)
+    step, at = 1e-6, float(ellips.certify(z.detach()).radius)
     for axis in range(2):
         move = torch.nn.functional.one_hot(torch.tensor(axis), 2) * step
         right, left = (float(ellips.certify(z.detach() + sign * move).radius) for sign in (1, -1))
