@@ -15,7 +15,7 @@ import torch
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from rich.console import Console
 
-from callbacks.certificate_writer import CertificateWriter
+from callbacks import CertificateWriter
 from datamodules.selection import SelectionDataModule
 from ellips.audit import (
     AttackSettings,

@@ -106,12 +106,9 @@ class Certifier(L.LightningModule):
 
 def source_names(sources: Sequence[LipschitzSource]) -> list[str]:
     """Name the series of each source after its class: ``input-jacobian-norm``, numbered where a class comes again."""
-    names: list[str] = []
-    for source in sources:
-        name = "input-" + re.sub(r"(?<!^)(?=[A-Z])", "-", type(source).__name__).lower()
-        again = sum(n == name or n.startswith(f"{name}-#") for n in names)
-        names.append(f"{name}-#{again + 1}".replace("#", "") if again else name)
-    return names
+    classes = [re.sub(r"(?<!^)(?=[A-Z])", "-", type(source).__name__).lower() for source in sources]
+    counts = [classes[: i + 1].count(name) for i, name in enumerate(classes)]
+    return [f"input-{name}" + (f"-{count}" if count > 1 else "") for name, count in zip(classes, counts, strict=True)]
 
 
 def _timed(work: Callable[[], _T]) -> tuple[_T, float]:

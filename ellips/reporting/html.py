@@ -21,7 +21,8 @@ STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 table { border-collapse: collapse; margin: .5rem 0 1.5rem; display: block; overflow-x: auto; }
 th, td { padding: .3rem .8rem; border-bottom: 1px solid #ddd; text-align: right; font-variant-numeric: tabular-nums; }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child { text-align: left; white-space: nowrap; }
+td small { white-space: nowrap; }
 td small { color: #666; display: block; }
 .images { display: flex; flex-wrap: wrap; gap: 1rem; margin: .5rem 0 1.5rem; }
 .images figure { margin: 0; width: 8.5rem; font-size: .8rem; line-height: 1.3; }
@@ -138,7 +139,7 @@ def _table(entries: Mapping[str, Any]) -> str:
         times = entry["seconds_per_image"]
         rows.append(
             f"<tr><td>{escape(name)}</td>{cells}<td>{entry['average_certified_radius']:.3f}</td>"
-            f"<td>{1000 * times['median']:.3g}<small>95th percentile {1000 * times['p95']:.3g}</small></td></tr>"
+            f"<td>{1000 * times['median']:.3g}<small>p95 {1000 * times['p95']:.3g}</small></td></tr>"
         )
     return f"<table><tr>{head}</tr>\n" + "\n".join(rows) + "</table>"
 

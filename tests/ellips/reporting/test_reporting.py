@@ -1,0 +1,105 @@
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from ellips.metrics import certified_accuracy_curve
+from ellips.records import ImageRecord
+from ellips.reporting import LabelledCurve, accuracy_table, plot_curves, save_figure, single_claim
+from ellips.reporting.html import choose_images
+from ellips.reporting.summary import completeness, records_by_series, summarize
+
+RADII = {"latent": [0.5, 1.0], "input": [0.25]}
+
+
+def record(
+    index: int, radius: float = 0.5, prediction: int = 1, series: str = "latent-exact", **more: object
+) -> ImageRecord:
+    return ImageRecord(index, 1, prediction, radius, 0.1 * (index + 1), series, **more)
+
+
+def curve(soundness: str, space: str = "input") -> LabelledCurve:
+    ones = torch.ones(4, dtype=torch.int64)
+    return LabelledCurve("a", certified_accuracy_curve(torch.rand(4), ones, ones), space, soundness)
+
+
+def test_figures_and_tables_refuse_two_kinds_of_claim(tmp_path: Path) -> None:
+    mixed = [curve("estimated"), curve("deterministic")]
+    for show in (single_claim, plot_curves, lambda rows: accuracy_table(rows, "title")):
+        with pytest.raises(ValueError, match="deterministic in input space, estimated in input space"):
+            show(mixed)
+    with pytest.raises(ValueError, match="exact in input space, exact in latent space"):
+        plot_curves([curve("exact"), curve("exact", "latent")])
+    with pytest.raises(ValueError, match="but got none"):
+        plot_curves([])
+    with pytest.raises(ValueError, match="`space` to be one of"):
+        curve("exact", "outer")
+
+
+def test_a_figure_names_its_space_and_claim_and_is_the_same_twice(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    item = curve("estimated")
+    first, second = (
+        save_figure(plot_curves([item]), tmp_path / f"{name}.svg")[0].read_bytes() for name in ("one", "two")
+    )
+    assert first == second
+    assert b"values in [0, 1]" in first
+    assert b"estimated: sampled, no guarantee" in first
+
+
+def test_a_table_shows_percentages_with_intervals() -> None:
+    console = Console(record=True, width=100)
+    correct = torch.tensor([1, 1, 1, 0])
+    points = certified_accuracy_curve(
+        torch.tensor([0.5, 1.0, 2.0, 3.0]), correct, torch.ones(4, dtype=torch.int64), radii=[0, 1]
+    )
+    console.print(
+        accuracy_table([LabelledCurve("mine", points, "latent", "exact")], "Title", extra=[("images", ["4"])])
+    )
+    text = console.export_text()
+    assert "clean" in text
+    assert "75.0" in text
+    assert "50.0" in text
+    assert "19–100" in text
+    with pytest.raises(ValueError, match="share one grid"):
+        accuracy_table([curve("exact"), LabelledCurve("b", points, "input", "exact")], "Title")
+
+
+def test_completeness_names_what_is_missing_repeated_and_unexpected() -> None:
+    found = completeness([record(0), record(2), record(2), record(9)], [0, 2, 4, 6])
+    assert found == {
+        "complete": False,
+        "expected": 4,
+        "present": 2,
+        "missing_count": 2,
+        "missing": [4, 6],
+        "repeated": [2],
+        "unexpected": [9],
+    }
+    assert completeness([record(0), record(2)], [0, 2])["complete"] is True
+
+
+def test_a_summary_counts_what_is_there() -> None:
+    rows = [record(0, 0.5), record(1, 1.0), record(2, 2.0, prediction=0), record(3, 0.0, prediction=-1)]
+    entry = summarize(rows, range(4), RADII)["series"]["latent-exact"]
+    assert entry["clean_accuracy"]["accuracy"] == 0.5
+    assert [(p["radius"], p["accuracy"]) for p in entry["certified_accuracy"]] == [(0.5, 0.5), (1.0, 0.25)]
+    assert entry["average_certified_radius"] == 0.375
+    assert entry["abstentions"] == 1
+    assert entry["seconds_per_image"]["median"] == pytest.approx(0.25)
+    assert entry["curve"]["radii"][-1] == 1.0
+    assert summarize([], range(4), RADII) == {"complete": False, "expected": 4, "confidence": 0.95, "series": {}}
+
+
+def test_one_series_makes_one_kind_of_claim() -> None:
+    with pytest.raises(ValueError, match="one kind of claim"):
+        records_by_series([record(0), record(1, soundness="estimated")])
+
+
+def test_the_images_worth_a_look() -> None:
+    rows = [record(0, 0.1), record(1, 0.9), record(2, 0.4, prediction=0), record(3, 0.8, prediction=0), record(4, 0.5)]
+    worst, weakest, best = choose_images(rows, 2).values()
+    assert [r.index for r in worst] == [3, 2]
+    assert [r.index for r in weakest] == [0, 4]
+    assert [r.index for r in best] == [1, 4]
