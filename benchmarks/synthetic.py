@@ -60,31 +60,38 @@ def run_setting(setting: Setting, options: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         setting: The mixture.
-        options: ``points``, ``smoothing_points`` (0: none), ``smoothing`` (sample counts), ``seed``.
+        options: ``points``, ``radii``, ``search_radii`` (how many ellipsoids Pal et al. are given to choose from),
+            ``smoothing_points`` (the first so many points; 0: none), ``smoothing`` (sample counts), ``seed``.
 
     Returns:
         Curves by name (radii, accuracy and interval), the smoothing's σ, areas as shares of the exact one, checks.
     """
     torch.set_num_threads(1)
-    ellips, seed = circle_mixture(setting), int(options["seed"])
+    ellips, seed, radii = circle_mixture(setting), int(options["seed"]), options["radii"]
     z, labels = ellips.sample(options["points"], torch.Generator().manual_seed(seed))
     curves: dict[str, CertifiedCurve] = {}
-    broken = pgd_breaks(ellips, z, labels, RADII, seed=seed)
-    standing = (broken[:, None] > torch.arange(len(RADII))).sum(0)
-    curves["pgd"] = curve_from_counts(standing, len(z), RADII, 0.95)
-    for method in METHODS:
-        found = ellips.certify(z, method)
-        curves[method] = certified_accuracy_curve(found.radius, found.prediction, labels, radii=RADII)
-    localizer = Localizer(ellips)
-    bound = torch.tensor([localizer.best(r).certified_accuracy for r in RADII], dtype=torch.float64)
+    broken = pgd_breaks(ellips, z, labels, radii, seed=seed)
+    standing = (broken[:, None] > torch.arange(len(radii))).sum(0)
+    curves["pgd"] = curve_from_counts(standing, len(z), radii, 0.95)
+    found = {method: ellips.certify(z, method) for method in METHODS}
+    for method, c in found.items():
+        curves[method] = certified_accuracy_curve(c.radius, c.prediction, labels, radii=radii)
+    localizer = Localizer(ellips, options["search_radii"])
+    bound = torch.tensor([localizer.best(r).certified_accuracy for r in radii], dtype=torch.float64)
     curves["pal"] = CertifiedCurve(curves["exact"].radii, bound, bound, bound)
-    sigma, smoothed = _smooth(setting, options) if options["smoothing_points"] else (None, {})
-    curves |= smoothed
+    areas = {k: _area(c) / _area(curves["exact"]) for k, c in curves.items()}
+    sigma = None
+    if options["smoothing_points"]:
+        sigma, smoothed = _smooth(setting, options)
+        # Of the exact area on the same points: with fewer points another denominator would add its sampling error.
+        part = found["exact"][: options["smoothing_points"]]
+        same = certified_accuracy_curve(part.radius, part.prediction, labels[: len(part)], radii=radii)
+        curves, areas = curves | smoothed, areas | {k: _area(c) / _area(same) for k, c in smoothed.items()}
     return {
         "name": setting.name,
         "sigma": sigma,
         "curves": {k: {n: t.tolist() for n, t in c._asdict().items()} for k, c in curves.items()},
-        "areas": {k: _area(c) / _area(curves["exact"]) for k, c in curves.items()},
+        "areas": areas,
         "checks": _checks(curves),
     }
 
@@ -97,7 +104,7 @@ def _smooth(setting: Setting, options: Mapping[str, Any]) -> tuple[float, dict[s
         z, labels = ellips.sample(options["points"], torch.Generator().manual_seed(draws))
         z, labels = z[:number], labels[:number]
         prediction, radius = smoothed_certificates(ellips, z, sigma, samples, seed=seed)
-        return certified_accuracy_curve(radius, prediction, labels, radii=RADII)
+        return certified_accuracy_curve(radius, prediction, labels, radii=options["radii"])
 
     sigma = max(SIGMAS, key=lambda s: _area(curve(s, SMOOTHING[0], seed + 1, count // 2)))
     return sigma, {f"smoothing_{n}": curve(sigma, n, seed, count) for n in options["smoothing"]}
@@ -125,7 +132,7 @@ def _checks(curves: Mapping[str, CertifiedCurve]) -> dict[str, float]:
 def load_or_run(setting: Setting, options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Return a setting's result, from its file if one with the same options is there."""
     path = folder / f"{setting.name}.json"
-    key = json.loads(json.dumps({**options, "radii": RADII, "axes": [AXES_OFFSET, AXES_STEP]}))
+    key = json.loads(json.dumps({**options, "axes": [AXES_OFFSET, AXES_STEP]}))
     if path.exists():
         stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if stored.get("options") == key:
@@ -246,7 +253,7 @@ def compare_table(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         rows[setting.name] = {}
         for method, values in reference.items():
             curve = result["curves"]["exact" if method == "clean" else method]
-            places = [0] if method == "clean" else [RADII.index(0.25), RADII.index(1.0)]
+            places = [curve["radii"].index(r) for r in ((0.0,) if method == "clean" else (0.25, 1.0))]
             here = [curve["accuracy"][p] for p in places]
             rows[setting.name][method] = [round(100 * v, 1) for v in here]
             for value, expected in zip(here, values, strict=True):
@@ -283,6 +290,8 @@ def main(args: Sequence[str] | None = None) -> int:
     given = _parse(args)
     quick = given.quick
     options = {
+        "radii": list(RADII),
+        "search_radii": 512,
         "points": given.points or (400 if quick else 4000),
         "smoothing_points": given.smoothing_points if given.smoothing_points is not None else (0 if quick else 400),
         "smoothing": list(SMOOTHING),
@@ -300,7 +309,7 @@ def main(args: Sequence[str] | None = None) -> int:
     report(
         "synthetic",
         ratios,
-        {**options, "quick": quick, "radii": [RADII[0], RADII[-1], len(RADII)], "sigmas": SIGMAS, "space": "latent"},
+        {**options, "quick": quick, "sigmas": SIGMAS, "space": "latent"},
         measurements={
             "table": table["rows"],
             "settings": {r["name"]: {k: r[k] for k in ("sigma", "areas", "checks")} for r in results},

@@ -10,6 +10,7 @@ left of it is below the tolerance.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,6 +68,12 @@ def quadratic_form_cdf(x: Array, weights: Array, shifts: Array, tolerance: float
     return np.where(inside, value, np.where(x <= 0, 0.0, 1.0))
 
 
+@lru_cache(maxsize=1)
+def _legendre() -> tuple[Array, Array]:
+    points, weights = np.polynomial.legendre.leggauss(256)
+    return np.asarray(points), np.asarray(weights)
+
+
 def _planar_cdf(x: Array, weights: Array, shifts: Array) -> Array:
     """Return the distribution function in two dimensions, by Gauss–Legendre quadrature along the first axis.
 
@@ -78,7 +85,7 @@ def _planar_cdf(x: Array, weights: Array, shifts: Array) -> Array:
     flat = np.maximum(x, np.finfo(np.float64).tiny).ravel()[:, None]
     long, short = np.sqrt(flat / a1), np.sqrt(flat / a2)
     low, high = (np.arcsin(np.clip((c1 + side) / long, -1, 1)) for side in (-9, 9))
-    points, node_weights = np.polynomial.legendre.leggauss(256)
+    points, node_weights = _legendre()
     theta = (high + low) / 2 + (high - low) / 2 * points
     chord = short * np.cos(theta)
     density = np.exp(-0.5 * (long * np.sin(theta) - c1) ** 2) / math.sqrt(2 * math.pi)
