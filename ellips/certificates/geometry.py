@@ -123,6 +123,17 @@ class Geometry:
 
         return pull
 
+    def gradient_error(self, norm: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """Bound the error of P_second(z − μ_second) − P_first(z − μ_first) as computed in float64.
+
+        Args:
+            norm: ‖z − c‖, of a shape that broadcasts with the others.
+            first: Class indices.
+            second: Class indices.
+        """
+        reach = [self.factor_norms[k].square() * (norm + self.mean_norms[k]) for k in (first, second)]
+        return gamma(2 * self.dim + 8) * (reach[0] + reach[1])
+
     @cached_property
     def pairs(self) -> PairSpectra:
         """Decomposed differences of precisions."""

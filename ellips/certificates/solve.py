@@ -13,7 +13,6 @@ from ellips.certificates.closed_form import closed_form_multiplier, closed_form_
 from ellips.certificates.geometry import Geometry
 from ellips.certificates.gradients import differentiable_radius
 from ellips.certificates.krylov import KrylovProblems, apply_grouped, grouped, solve_krylov
-from ellips.certificates.rounding import gamma
 from ellips.certificates.screen import Screen, screen
 from ellips.certificates.secular import solve_secular
 
@@ -70,12 +69,10 @@ def _certify(geometry: Geometry, z: Tensor, method: Method) -> Certificate:
         return _exact(geometry, z)
     seen = screen(geometry, z)
     curvature = geometry.curvature[seen.prediction]
-    gradients = seen.gradients
-    if geometry.affordable:
-        classes = torch.arange(geometry.num_classes, device=z.device)
-        gradients = gradients + geometry.pairs.coefficient_slack(
-            seen.point_norms.unsqueeze(1), seen.prediction.unsqueeze(1), classes
-        )
+    # At least what the exact solvers make of ‖b‖, so that they never come out below a closed form.
+    classes = torch.arange(geometry.num_classes, device=z.device)
+    slack = geometry.pairs.coefficient_slack if geometry.affordable else geometry.gradient_error
+    gradients = seen.gradients + 2 * slack(seen.point_norms.unsqueeze(1), seen.prediction.unsqueeze(1), classes)
     if method == "pairwise":
         radius = closed_form_radius(seen.safe_margins, gradients, curvature)
         rival = nearest(radius, seen.margins)
@@ -165,14 +162,11 @@ class _Iterative:
         """Return multipliers and dual values of some points' problems with some rivals."""
         geometry, seen = self._geometry, self._seen
         prediction = seen.prediction[points]
-        reach = sum(
-            geometry.factor_norms[k].square() * (seen.point_norms[points] + geometry.mean_norms[k])
-            for k in (prediction, rivals)
-        )
+        error = geometry.gradient_error(seen.point_norms[points], prediction, rivals)
         problems = KrylovProblems(
             seen.safe_margins[points, rivals],
             self._pull(points, rivals) - self._own[points],
-            gamma(2 * geometry.dim + 8) * torch.as_tensor(reach),
+            error,
             prediction,
             rivals,
             geometry.curvature[prediction, rivals],
@@ -184,4 +178,8 @@ class _Iterative:
             gain = better > dual[rest]
             multiplier[rest] = torch.where(gain, t, multiplier[rest])
             dual[rest] = torch.where(gain, better, dual[rest])
-        return multiplier, dual
+        size = problems.gradient.norm(dim=1) + error
+        closed = closed_form_radius(problems.margin, size, problems.curvature)
+        at = closed_form_multiplier(closed, size, problems.curvature)
+        gain = closed.square() > dual
+        return torch.where(gain, at, multiplier), torch.where(gain, closed.square(), dual)

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from ellips.certificates import Certificate
+from ellips.lipschitz import LipschitzBound
+
+
+def _certificate(radius: list[float]) -> Certificate:
+    n = len(radius)
+    zeros, ones = torch.zeros(n, dtype=torch.int64), torch.ones(n, dtype=torch.int64)
+    return Certificate(zeros, torch.tensor(radius).double(), ones, torch.ones(n), torch.ones(n), "exact")
+
+
+def _bound(constant: list[float], ball: list[float], soundness: str = "estimated") -> LipschitzBound:
+    return LipschitzBound(torch.tensor(constant), torch.tensor(ball), soundness, "test", {})  # type: ignore[arg-type]
+
+
+def test_the_input_radius_is_the_smaller_of_ratio_and_ball() -> None:
+    certificate = _certificate([1.0, 1.0, math.inf, math.inf, 0.0, 1.0, math.inf])
+    bound = _bound([2.0, 0.5, 3.0, 1.0, 0.0, math.inf, math.inf], [9.0, 0.7, 0.4, math.inf, 5.0, 1.0, 1.0])
+    moved = certificate.to_input(bound)
+    expected = torch.tensor([0.5, 0.7, 0.4, math.inf, 0.0, 0.0, 0.0]).double()
+    torch.testing.assert_close(moved.radius, expected, rtol=1e-6, atol=0)
+    assert (moved.radius * bound.constant.double() <= certificate.radius)[:2].all()
+    assert (moved.space, moved.soundness, moved.source) == ("input", "estimated", "test")
+    assert torch.equal(moved.latent_radius, certificate.radius)  # type: ignore[arg-type]
+
+
+def test_a_constant_of_zero_leaves_only_the_ball() -> None:
+    assert float(_certificate([1.0]).to_input(_bound([0.0], [0.3])).radius) == pytest.approx(0.3)
+
+
+def test_the_weaker_claim_wins() -> None:
+    for soundness in ("exact", "deterministic", "probabilistic", "estimated"):
+        assert _certificate([1.0]).to_input(_bound([1.0], [1.0], soundness)).soundness == soundness
+
+
+def test_misuse_is_named() -> None:
+    with pytest.raises(ValueError, match="negative or NaN"):
+        _certificate([math.nan])
+    with pytest.raises(ValueError, match="in input space already"):
+        _certificate([1.0]).to_input(_bound([1.0], [1.0])).to_input(_bound([1.0], [1.0]))
+    with pytest.raises(ValueError, match="2 non-negative numbers"):
+        _certificate([1.0, 2.0]).to_input(_bound([1.0], [1.0]))
+    with pytest.raises(ValueError, match="one kind"):
+        Certificate.cat([_certificate([1.0]), _certificate([1.0]).to_input(_bound([1.0], [1.0]))])
+    with pytest.raises(ValueError, match="at least one"):
+        Certificate.cat([])
+    with pytest.raises(ValueError, match="`rival` to have shape"):
+        Certificate(torch.zeros(2), torch.zeros(2), torch.zeros(3), torch.zeros(2), torch.zeros(2), "exact")
+
+
+def test_parts_join_to_the_whole() -> None:
+    whole = _certificate([1.0, 2.0, 3.0])
+    joined = Certificate.cat([whole[:1], whole[1:]])
+    assert torch.equal(joined.radius, whole.radius)
+    assert len(joined) == 3

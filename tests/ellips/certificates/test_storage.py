@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ellips.certificates import Certificate, check, load_certificates, save_certificates
+from ellips.lipschitz import LipschitzBound
+from tests.ellips.mixtures import random_mixture, random_points
+
+
+@pytest.mark.parametrize("kind", ["full", "diagonal"])
+def test_what_is_read_is_what_was_written_and_checks(kind: str, tmp_path: Path) -> None:
+    ellips = random_mixture(kind, 4, 5)
+    z = random_points(ellips, 30)
+    certificate = ellips.certify(z)
+    path = save_certificates(tmp_path / "run" / "certificates.safetensors", certificate, z, ellips, torch.arange(30))
+    assert [file.name for file in path.parent.iterdir()] == ["certificates.safetensors"]
+    saved = load_certificates(path)
+    assert saved.digest == ellips.digest()
+    assert torch.equal(saved.certificate.radius, certificate.radius)
+    assert saved.certificate.method == "exact"
+    assert saved.index is not None
+    assert torch.equal(saved.index, torch.arange(30))
+    assert check(saved.ellips, saved.z, saved.certificate).all()
+
+
+def test_an_input_space_certificate_keeps_its_source(tmp_path: Path) -> None:
+    ellips = random_mixture("full", 4, 5)
+    z = random_points(ellips, 6)
+    bound = LipschitzBound(torch.full((6,), 2.0), torch.full((6,), 0.3), "deterministic", "by hand", {})
+    certificate = ellips.certify(z).to_input(bound)
+    saved = load_certificates(save_certificates(tmp_path / "c", certificate, z, ellips)).certificate
+    assert (saved.space, saved.soundness, saved.source) == ("input", "deterministic", "by hand")
+    assert check(ellips, z, saved).all()
+    grown = Certificate(**{**saved.__dict__, "radius": saved.radius * 1.01})
+    assert not check(ellips, z, grown).any()
+
+
+def test_altered_and_foreign_files_are_refused(tmp_path: Path) -> None:
+    ellips = random_mixture("full", 4, 5)
+    z = random_points(ellips, 6)
+    path = save_certificates(tmp_path / "c", ellips.certify(z), z, ellips)
+    with pytest.raises(FileNotFoundError, match="there is none"):
+        load_certificates(tmp_path / "other")
+    save_file({"z": z}, tmp_path / "foreign")
+    with pytest.raises(ValueError, match="format 'ellips-certificates-1' but got None"):
+        load_certificates(tmp_path / "foreign")
+    (tmp_path / "cut").write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="whole safetensors file"):
+        load_certificates(tmp_path / "cut")
+    content = path.read_bytes()
+    position = content.rindex(load_file(path)["ellips.means"].numpy().tobytes())
+    (tmp_path / "altered").write_bytes(content[:position] + b"\x01" + content[position + 1 :])
+    with pytest.raises(ValueError, match="the file was altered"):
+        load_certificates(tmp_path / "altered")
+    with pytest.raises(ValueError, match="3 certificates"):
+        save_certificates(tmp_path / "c", ellips.certify(z[:3]), z, ellips)
