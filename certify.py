@@ -99,6 +99,8 @@ def certify(
     Returns:
         The summary that was written.
     """
+    if getattr(data, "encoder", None) is None:
+        raise TypeError(f"Expected a datamodule with an `encoder` but {type(data).__name__} has none.")
     L.seed_everything(seed_everything, workers=True, verbose=False)
     checkpoint = Path(ckpt_path) if ckpt_path else RUNS / name / "checkpoints" / "last.ckpt"
     classifier = ImageClassifier.from_checkpoint(checkpoint, data.encoder)

@@ -10,9 +10,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from ellips.types import ImageBatch
 
+from .base import EncodedDataModule, Split
 from .sampling import process_rank
+from .sources import ImageDataset
 
 _LOADERS = {"train": "fit_dataloader", "val": "val_dataloader", "test": "test_dataloader"}
+_SPLITS: dict[str, Split] = {"train": "train", "val": "val", "test": "test"}
 _STAGES = {"train": "fit", "val": "validate", "test": "test"}
 
 
@@ -49,10 +52,16 @@ class SelectionDataModule(L.LightningDataModule):
             if value is not None and value < 1:
                 raise ValueError(f"Expected `{name}` to be at least 1 but got {value}.")
         datamodule.prepare_data()
-        datamodule.setup(_STAGES[split])
-        loader = getattr(datamodule, _LOADERS[split])()
-        self.dataset = _ByRows(loader)
-        self.num_workers = loader.num_workers
+        self.dataset: Dataset[ImageBatch]
+        if isinstance(datamodule, EncodedDataModule):
+            # The images themselves, also where a cache of features exists: certificates are about images.
+            self.dataset = ImageDataset(datamodule.source(_SPLITS[split]))
+            self.num_workers = datamodule.num_workers
+        else:
+            datamodule.setup(_STAGES[split])
+            loader = getattr(datamodule, _LOADERS[split])()
+            self.dataset = _ByRows(loader)
+            self.num_workers = loader.num_workers
         self.batch_size = batch_size
         self.indices = list(range(0, len(self.dataset), skip))[:max_images]
         self.done: set[int] = set()
@@ -87,7 +96,7 @@ class _ByRows(Dataset[ImageBatch]):
 class _Stream:
     """Batches in order. Not a DataLoader, so that Lightning does not put a sampler of its own into it."""
 
-    def __init__(self, dataset: _ByRows, batches: list[list[int]], num_workers: int) -> None:
+    def __init__(self, dataset: Dataset[ImageBatch], batches: list[list[int]], num_workers: int) -> None:
         self.loader = DataLoader(dataset, batch_size=None, sampler=batches, num_workers=num_workers)
 
     def __len__(self) -> int:

@@ -84,6 +84,8 @@ class Certifier(L.LightningModule):
         Returns:
             One entry per image.
         """
+        if len(batch.index) == 0:  # images that cannot be read are left out by the datamodule, and reported as missing
+            return []
         latent, seconds = _timed(lambda: self.classifier.latents(batch.image).detach().cpu())
         ellips, size = self.classifier.head.ellips, len(batch.index)
         columns = []

@@ -1,3 +1,4 @@
+from pathlib import Path
 from types import SimpleNamespace
 
 import lightning as L
@@ -48,6 +49,14 @@ def test_what_is_done_is_left_out_by_whole_batches(digits: DigitsDataModule) -> 
     selection = SelectionDataModule(digits, "test", max_images=6, batch_size=2)
     selection.done = {0, 1, 2}
     assert selection.batches() == [[2, 3], [4, 5]]
+
+
+def test_images_are_read_where_features_are_cached(tmp_path: Path) -> None:
+    encoder = FrozenEncoder(torch.nn.Flatten(), in_channels=1)
+    digits = DigitsDataModule(encoder, cache_dir=tmp_path / "cache")
+    digits.setup("test")
+    (batch,) = SelectionDataModule(digits, "test", skip=100).predict_dataloader()
+    assert batch.image.shape == (4, 1, 8, 8)
 
 
 def test_a_loader_of_single_images_serves_too() -> None:

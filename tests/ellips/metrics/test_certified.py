@@ -28,7 +28,7 @@ RADII = [0.0, 0.25, 0.5, 1.0, 1.5]
 def batches(
     count: int = 4, size: int = 25, seed: int = 0, dtype: torch.dtype = torch.float64
 ) -> list[tuple[Tensor, ...]]:
-    """Radii on a grid of eighths (so that many meet a threshold exactly, in every dtype), some predictions abstaining."""
+    """Radii on a grid of eighths, so that many meet a threshold exactly in every dtype; some predictions abstain."""
     g = torch.Generator().manual_seed(seed)
     return [
         (
