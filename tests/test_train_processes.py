@@ -35,6 +35,12 @@ def test_devices_2_and_torchrun_end_where_one_process_does(tmp_path: Path) -> No
         path = tmp_path / "runs" / name / "checkpoints" / "last.ckpt"
         checkpoints[name] = torch.load(path, weights_only=True)
         assert sorted(p.name for p in path.parents[1].glob("config*")) == ["config.yaml"]
-    for name in ("two", "torchrun"):
-        for key, value in checkpoints["one"]["state_dict"].items():
-            torch.testing.assert_close(checkpoints[name]["state_dict"][key], value, rtol=1e-3, atol=1e-4, msg=key)
+    one, two, other = (checkpoints[name]["state_dict"] for name in ("one", "two", "torchrun"))
+    for key, value in one.items():
+        assert torch.equal(other[key], two[key]), key
+        # The bias before a BatchNorm is cancelled by it: its gradient is rounding error, which AdamW scales up to whole
+        # steps. The running mean follows the bias with a lag, and the Gaussians see that lag.
+        if key.endswith(("pre_feature.0.bias", "running_mean")):
+            continue
+        tolerance = 5e-3 if ".ellips." in key else 1e-4
+        torch.testing.assert_close(two[key], value, rtol=tolerance, atol=tolerance, msg=key)
