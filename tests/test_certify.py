@@ -11,7 +11,6 @@ from certify import main
 from datamodules import DigitsDataModule
 from ellips.encoders import FrozenEncoder
 from ellips.errors import EncoderMismatchError
-from ellips.head import EllipsHead
 from ellips.pipeline import ImageClassifier
 from ellips.records import read_table, read_tsv
 
@@ -27,15 +26,8 @@ def encoder() -> FrozenEncoder:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory, encoder: FrozenEncoder) -> Path:
-    data = DigitsDataModule(encoder, batch_size=2000)
-    data.setup("fit")
-    batch = data.encode(next(iter(data.fit_dataloader())))
-    head = EllipsHead(96, 10, latent_dim=None, shrinkage=0.3).fit(batch.feature, batch.label)
-    state = {f"head.{name}": value for name, value in head.state_dict().items()}
-    path = tmp_path_factory.mktemp("checkpoint") / "last.ckpt"
-    torch.save({"state_dict": state, "head": head.config, "encoder_fingerprint": encoder.fingerprint()}, path)
-    return path
+def checkpoint(digits_checkpoint: Path) -> Path:
+    return digits_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,6 @@ import pytest
 import torch
 
 from certify import main
-from datamodules import DigitsDataModule
-from ellips.encoders import FrozenEncoder
-from ellips.head import EllipsHead
 
 ROOT = Path(__file__).parents[1]
 # One thread, so that sums are added up in one order whatever the number of processes.
@@ -23,15 +20,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
-def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    encoder = FrozenEncoder("test_resnet", weights="digits")
-    data = DigitsDataModule(encoder, batch_size=2000)
-    data.setup("fit")
-    batch = data.encode(next(iter(data.fit_dataloader())))
-    head = EllipsHead(96, 10, latent_dim=None, shrinkage=0.3).fit(batch.feature, batch.label)
-    state = {f"head.{name}": value for name, value in head.state_dict().items()}
-    path = tmp_path_factory.mktemp("checkpoint") / "last.ckpt"
-    torch.save({"state_dict": state, "head": head.config, "encoder_fingerprint": encoder.fingerprint()}, path)
+def command(digits_checkpoint: Path) -> list[str]:
     arguments = {
         "data": "datamodules.DigitsDataModule",
         "data.encoder": "ellips.encoders.FrozenEncoder",
@@ -40,7 +29,7 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "sources+": "ellips.lipschitz.JacobianNorm",
         "sources.num_iterations": "5",
         "batch_size": "8",
-        "ckpt_path": str(path),
+        "ckpt_path": str(digits_checkpoint),
         "trainer.accelerator": "cpu",
     }
     return [sys.executable, "certify.py", *(f"--{name}={value}" for name, value in arguments.items())]

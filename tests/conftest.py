@@ -1,0 +1,22 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from datamodules import DigitsDataModule
+from ellips.encoders import FrozenEncoder
+from ellips.head import EllipsHead
+
+
+@pytest.fixture(scope="session")
+def digits_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint as training leaves it: Gaussians on the features of the shipped digits encoder."""
+    encoder = FrozenEncoder("test_resnet", weights="digits")
+    data = DigitsDataModule(encoder, batch_size=2000)
+    data.setup("fit")
+    batch = data.encode(next(iter(data.fit_dataloader())))
+    head = EllipsHead(96, 10, latent_dim=None, shrinkage=0.3).fit(batch.feature, batch.label)
+    state = {f"head.{name}": value for name, value in head.state_dict().items()}
+    path = tmp_path_factory.mktemp("checkpoint") / "last.ckpt"
+    torch.save({"state_dict": state, "head": head.config, "encoder_fingerprint": encoder.fingerprint()}, path)
+    return path
