@@ -43,7 +43,7 @@ $(VENV)/.installed-test: pyproject.toml | $(VENV)/.installed
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/.installed
-	$(RUN) -m pip install --quiet --editable ".[test,bench,dev]"
+	$(RUN) -m pip install --quiet --editable ".[dev]"
 	touch $@
 
 clean:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ellips.classifier import Ellips
 
 _BATCH_ELEMENTS = 2**22
+_DOUBLINGS, _HALVINGS = 250, 80  # of the interval that the bisection starts from
 
 
 def check(
@@ -180,10 +181,12 @@ class _Auditor:
         rows = torch.arange(len(radius), device=radius.device)
         safe[rows, winner] = safe[rows, rival] = True
         safe |= (r == 0) | ~open_.unsqueeze(1)
-        for row, other in (~safe).nonzero().tolist():
+        left, others = (~safe).nonzero(as_tuple=True)
+        batch = max(1, _BATCH_ELEMENTS // self.means.shape[1] ** 2)
+        for row, other in zip(left.split(batch), others.split(batch), strict=True):
             w = self.precisions[other] - self.precisions[winner[row]]
             reached = _distance(w, b[row, other], margins[row, other])
-            safe[row, other] = bool(radius[row] <= reached * (1 + self.slack))
+            safe[row, other] = radius[row] <= reached * (1 + self.slack)
         return safe.all(1)
 
     def _carried(self, certificate: Certificate) -> Tensor:
@@ -216,22 +219,27 @@ def _never_reached(w: Tensor, b: Tensor, margin: Tensor) -> bool:
     return bool(margin - (beta[~flat].square() / values[~flat]).sum() > 0)
 
 
-def _distance(w: Tensor, b: Tensor, margin: Tensor) -> float:
-    """√max_t D(t) by bisection on D'(t) over the admissible interval."""
+def _distance(w: Tensor, b: Tensor, margin: Tensor) -> Tensor:
+    """√max_t D(t) by bisection on D'(t) over the admissible interval, for a batch of problems."""
     values, vectors = torch.linalg.eigh(w)
-    squares = (vectors.mT @ b).square()
-    lowest = float(values[0])
-    low, high = 0.0, (1 / -lowest if lowest < 0 else 1.0)
+    squares = (vectors.mT @ b.unsqueeze(-1)).squeeze(-1).square()
+    lowest = values[:, 0]
+    low, high = torch.zeros_like(lowest), torch.where(lowest < 0, -1 / lowest, 1.0)
 
-    def slope(t: float) -> float:
-        return float(margin - (squares * t * (2 + t * values) / (1 + t * values).square()).sum())
+    def slope(t: Tensor) -> Tensor:
+        t = t.unsqueeze(-1)
+        return margin - (squares * t * (2 + t * values) / (1 + t * values).square()).sum(-1)
 
-    while lowest >= 0 and slope(high) > 0:
-        high *= 4
-        if high > 1e150:
-            return torch.inf
-    for _ in range(100):
+    for _ in range(_DOUBLINGS):
+        growing = (lowest >= 0) & (slope(high) > 0)
+        if not bool(growing.any()):
+            break
+        high = torch.where(growing, 4 * high, high)
+    never = (lowest >= 0) & (slope(high) > 0)
+    for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        low, high = (middle, high) if slope(middle) > 0 else (low, middle)
-    dual = low * float(margin) - low**2 * float((squares / (1 + low * values)).sum())
-    return float(max(dual, 0.0) ** 0.5)
+        rising = slope(middle) > 0
+        low, high = torch.where(rising, middle, low), torch.where(rising, high, middle)
+    dual = low * margin - low.square() * (squares / (1 + low.unsqueeze(-1) * values)).sum(-1)
+    distance: Tensor = torch.where(never, torch.inf, dual.clamp(min=0).sqrt())
+    return distance

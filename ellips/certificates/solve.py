@@ -108,7 +108,7 @@ def _exact(geometry: Geometry, z: Tensor) -> Certificate:
     first = nearest(lower, seen.margins)
     squared = lower.square()
     multiplier = torch.zeros_like(lower)
-    solver = (_Decomposed if geometry.affordable else _Iterative)(geometry, z, seen)
+    solver = (DecomposedSolver if geometry.affordable else IterativeSolver)(geometry, z, seen)
 
     def solve(points: Tensor, rivals: Tensor, threshold: Tensor) -> None:
         for part in range(0, len(points), _PROBLEMS):
@@ -128,7 +128,7 @@ def _exact(geometry: Geometry, z: Tensor) -> Certificate:
     return _certificate(seen, radius, rival, multiplier[rows, rival], "exact")
 
 
-class _Decomposed:
+class DecomposedSolver:
     """Solves problems through decomposed differences of precisions."""
 
     def __init__(self, geometry: Geometry, z: Tensor, seen: Screen) -> None:
@@ -144,12 +144,12 @@ class _Decomposed:
         return multiplier, dual
 
 
-class _Iterative:
+class IterativeSolver:
     """Solves problems by the Lanczos process, and through decompositions where that does not settle them."""
 
     def __init__(self, geometry: Geometry, z: Tensor, seen: Screen) -> None:
         self._geometry, self._seen, self._x = geometry, seen, z - geometry.center
-        self._decomposed = _Decomposed(geometry, z, seen)
+        self._decomposed = DecomposedSolver(geometry, z, seen)
         self._own = self._pull(torch.arange(len(z), device=z.device), seen.prediction)
 
     def _pull(self, points: Tensor, classes: Tensor) -> Tensor:

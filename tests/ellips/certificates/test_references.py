@@ -11,6 +11,7 @@ import torch
 
 from ellips import Ellips
 from ellips.certificates import check
+from tests.ellips.mixtures import random_mixture, random_points
 
 CASES = json.loads((Path(__file__).parents[2] / "data" / "certificates_sdp.json").read_text())["cases"]
 
@@ -50,3 +51,19 @@ def test_diagonal_and_full_storage_agree(case: dict[str, Any]) -> None:
     for method in ("theorem", "pairwise", "exact"):
         radius = diagonal.certify(z, method).radius
         torch.testing.assert_close(radius, full.certify(z, method).radius, rtol=1e-9, atol=1e-12)
+
+
+CONIC = json.loads((Path(__file__).parents[2] / "data" / "certificates_conic.json").read_text())["cases"]
+
+
+@pytest.mark.parametrize("case", CONIC, ids=lambda case: f"{case['kind']}-{case['classes']}x{case['dim']}")
+def test_reproduces_the_conic_solver_in_many_dimensions(case: dict[str, Any]) -> None:
+    # Made by make_references.py beside this file.
+    arguments = {name: case[name] for name in ("kind", "classes", "dim", "seed", "spread")}
+    ellips = random_mixture(**arguments)
+    z = random_points(ellips, len(case["exact"]), case["seed"])
+    drawn = float(ellips.means.sum() + z.sum())
+    assert drawn == pytest.approx(case["sum"], rel=1e-9), "this version of torch draws other numbers from the seed"
+    radius = ellips.certify(z).radius
+    torch.testing.assert_close(radius, torch.tensor(case["exact"]).double(), rtol=1e-5, atol=0)
+    assert (radius <= torch.tensor(case["exact"]).double() + 1e-5).all()
