@@ -197,7 +197,7 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
             "condition": CONDITION,
             "accuracy_aimed_at": ACCURACY,
             "fitted": FITTED // 10 if options.quick else FITTED,
-        },  # fmt: skip
+        },
         measurements={f"{classes}_{DIM}": result for classes, result in results.items()} | {"sklearn": learn},
         json_file=options.json,
     )

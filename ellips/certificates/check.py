@@ -228,7 +228,8 @@ def _distance(w: Tensor, b: Tensor, margin: Tensor) -> Tensor:
 
     def slope(t: Tensor) -> Tensor:
         t = t.unsqueeze(-1)
-        return margin - (squares * t * (2 + t * values) / (1 + t * values).square()).sum(-1)
+        drop: Tensor = (squares * t * (2 + t * values) / (1 + t * values).square()).sum(-1)
+        return margin - drop
 
     for _ in range(_DOUBLINGS):
         growing = (lowest >= 0) & (slope(high) > 0)
