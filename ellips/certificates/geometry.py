@@ -118,7 +118,7 @@ class Geometry:
 
         def pull(x: Tensor, k: slice, pulls: Tensor) -> None:
             columns = slice(k.start * dim, k.stop * dim)
-            flat = pulls.view(len(x), -1)[:, columns]
+            flat = pulls.flatten(1)[:, columns]
             torch.addmm(shifted[:, columns], x, stacked[:, columns], beta=-1, out=flat)
 
         return pull

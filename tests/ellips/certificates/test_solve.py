@@ -196,6 +196,17 @@ def test_radii_do_not_depend_on_the_chunk_size() -> None:
     assert (cut.rival == whole.rival).all()
 
 
+@pytest.mark.parametrize("kind", ["full", "diagonal"])
+def test_no_latents_give_no_certificates(kind: str) -> None:
+    ellips = random_mixture(kind, 3, 5)
+    for method in METHODS:
+        certificate = ellips.certify(torch.zeros(0, 5), method)
+        assert len(certificate) == 0
+        assert check(ellips, torch.zeros(0, 5), certificate).shape == (0,)
+    many = random_mixture("full", 120, 64)
+    assert len(many.certify(torch.zeros(0, 64))) == 0
+
+
 def test_float32_latents_give_float64_certificates() -> None:
     ellips = random_mixture("full", 3, 5)
     z = random_points(ellips, 10).float()
