@@ -93,11 +93,14 @@ class PairSpectra:
         slack: Tensor = 2 * root * (spectra.gain_error[slot] * norm + spectra.shift_error[slot])
         return slack
 
-    def problems(self, x: Tensor, margin: Tensor, first: Tensor, second: Tensor) -> tuple[Problems, Tensor]:
+    def problems(
+        self, x: Tensor, points: Tensor, margin: Tensor, first: Tensor, second: Tensor
+    ) -> tuple[Problems, Tensor]:
         """Return the secular problems of points between classes ``first`` (the prediction) and ``second``.
 
         Args:
-            x: z − c, shape ``(M, d)``.
+            x: z − c, shape ``(N, d)``.
+            points: Which of them each problem is about, shape ``(M,)``.
             margin: Lower bounds on the margins, shape ``(M,)``.
             first: Shape ``(M,)``, class indices.
             second: Shape ``(M,)``, class indices other than ``first``'s.
@@ -107,19 +110,20 @@ class PairSpectra:
             ``order[i]``. Problems of one pair stand together, so that each pair's matrix is read once.
         """
         if self._geometry.diagonal:
-            return self._diagonal_problems(x, margin, first, second), torch.arange(len(x), device=x.device)
+            return self._diagonal_problems(x[points], margin, first, second), torch.arange(len(points), device=x.device)
         slot, spectra = self._find(torch.minimum(first, second), torch.maximum(first, second))
         order = slot.argsort()
-        slot, x, downwards = slot[order], x[order], (first > second).long()[order]
+        slot, x, downwards = slot[order], x.index_select(0, points[order]), (first > second)[order]
         beta = _rotate(x, spectra, slot).abs_()
         beta += (spectra.gain_error[slot] * x.norm(dim=-1) + spectra.shift_error[slot]).unsqueeze(-1)
         spread, curvature = self._ends_first(spectra)
-        return Problems(margin[order], beta.square_(), spread[downwards, slot], curvature[downwards, slot]), order
+        rows = slot + downwards * len(self)
+        return Problems(margin[order], beta.square_(), spread.index_select(0, rows), curvature[rows]), order
 
     def _ends_first(self, spectra: _Spectra) -> tuple[Tensor, Tensor]:
-        """λ + ℓ and ℓ = (−λ_min)₊ of W and of −W, errors subtracted, shapes ``(2, n, d)`` and ``(2, n)``."""
+        """λ + ℓ and ℓ = (−λ_min)₊ of all W and then all −W, errors subtracted, shapes ``(2n, d)`` and ``(2n,)``."""
         if self._shifted is None:
-            both = torch.stack([spectra.values, -spectra.values]) - spectra.error.unsqueeze(-1)
+            both = torch.cat([spectra.values, -spectra.values]) - spectra.error.repeat(2).unsqueeze(-1)
             curvature = (-both.amin(-1)).clamp(min=0)
             self._shifted = both + curvature.unsqueeze(-1), curvature
         return self._shifted

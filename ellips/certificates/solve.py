@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from ellips.classifier import Ellips
 
 _CHUNK_BYTES = 2**29
-_PROBLEMS = 2**14  # solved at a time
 # Units in the last place taken off a radius for the few operations after the bounded ones; graded, so that rounding
 # never turns the order of the three methods round.
 _SAFETY: dict[Method, int] = {"exact": 64, "pairwise": 128, "theorem": 192}
@@ -111,8 +110,8 @@ def _exact(geometry: Geometry, z: Tensor) -> Certificate:
     solver = (DecomposedSolver if geometry.affordable else IterativeSolver)(geometry, z, seen)
 
     def solve(points: Tensor, rivals: Tensor, threshold: Tensor) -> None:
-        for part in range(0, len(points), _PROBLEMS):
-            some = slice(part, part + _PROBLEMS)
+        for part in range(0, len(points), solver.batch):
+            some = slice(part, part + solver.batch)
             t, dual = solver.solve(points[some], rivals[some], threshold[some])
             squared[points[some], rivals[some]], multiplier[points[some], rivals[some]] = dual, t
 
@@ -131,13 +130,15 @@ def _exact(geometry: Geometry, z: Tensor) -> Certificate:
 class DecomposedSolver:
     """Solves problems through decomposed differences of precisions."""
 
+    batch = 2**12  # problems at a time: a few megabytes
+
     def __init__(self, geometry: Geometry, z: Tensor, seen: Screen) -> None:
         self._geometry, self._seen, self._x = geometry, seen, z - geometry.center
 
     def solve(self, points: Tensor, rivals: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
         """Return multipliers and dual values of some points' problems with some rivals."""
         margin, prediction = self._seen.safe_margins[points, rivals], self._seen.prediction[points]
-        problems, order = self._geometry.pairs.problems(self._x[points], margin, prediction, rivals)
+        problems, order = self._geometry.pairs.problems(self._x, points, margin, prediction, rivals)
         solution = solve_secular(problems, threshold[order])
         multiplier, dual = torch.empty_like(margin), torch.empty_like(margin)
         multiplier[order], dual[order] = solution
@@ -146,6 +147,8 @@ class DecomposedSolver:
 
 class IterativeSolver:
     """Solves problems by the Lanczos process, and through decompositions where that does not settle them."""
+
+    batch = 2**14  # problems at a time: enough of them share a class
 
     def __init__(self, geometry: Geometry, z: Tensor, seen: Screen) -> None:
         self._geometry, self._seen, self._x = geometry, seen, z - geometry.center
