@@ -22,7 +22,6 @@ class Screen(NamedTuple):
         margins: Computed m, shape ``(N, K)``; ``inf`` for the prediction itself.
         safe_margins: Lower bounds on m, not negative, shape ``(N, K)``; ``inf`` for the prediction itself.
         gradients: Upper bounds on ‖b‖, shape ``(N, K)``.
-        distances: ‖A_k(z − μ_k)‖, shape ``(N, K)``.
         point_norms: ‖z − c‖, shape ``(N,)``.
     """
 
@@ -30,7 +29,6 @@ class Screen(NamedTuple):
     margins: Tensor
     safe_margins: Tensor
     gradients: Tensor
-    distances: Tensor
     point_norms: Tensor
 
 
@@ -79,4 +77,4 @@ def _bounds(geometry: Geometry, z: Tensor, squares: Tensor, gradient_norms: Tens
     gradients = gradient_norms.double().mul_(1 + gamma(dim + 4, dtype)) + slip + slip.gather(1, own)
     for values in (margins, safe):
         values.scatter_(1, own, torch.inf)
-    return Screen(prediction, margins, safe, gradients, distances, norms)
+    return Screen(prediction, margins, safe, gradients, norms)
