@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ellips.lipschitz.jacobian import spectral_norms
+from ellips.lipschitz.jacobian import latent_dim, spectral_norms
 
 Function = Callable[[Tensor], Tensor]
 
@@ -35,19 +35,19 @@ def steepest_slopes(
     """
     generator = torch.Generator().manual_seed(seed)
     ball = radius.to(images).view(-1, *[1] * (images.ndim - 1))
-    direction = spectral_norms(function, images, _random(images, generator), num_iterations=20).vector
+    start = torch.randn((len(images), latent_dim(function, images)), generator=generator, dtype=torch.float64)
+    local = spectral_norms(function, images, start.to(images), num_iterations=20)
     best = torch.zeros(len(images), dtype=torch.float64, device=images.device)
     for restart in range(restarts + 1):
         # The first ascent starts at the image, along the direction in which it is steepest there.
         centre = images if restart == 0 else _into(images + 0.7 * ball * _random(images, generator), images, ball)
-        first, second = centre - 0.1 * ball * direction, centre + 0.1 * ball * direction
+        first, second = centre - 0.1 * ball * local.right, centre + 0.1 * ball * local.right
         for step in range(steps):
             first, second = _climb(function, images, ball, first, second, 0.2 * (1 - step / steps))
         best = torch.maximum(best, _secant(function, first, second).detach().double())
         for point in (first, second, (first + second) / 2):
-            found = spectral_norms(function, point, direction, num_iterations=20)
-            best = torch.maximum(best, found.norm.double())
-            direction = found.vector
+            local = spectral_norms(function, point, local.left, num_iterations=20)
+            best = torch.maximum(best, local.norm)
     return best
 
 

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, NamedTuple, get_args
 
 import torch
 from torch import Tensor
-from torch.func import vjp
 
 from ellips.certificates.certificate import Certificate, round_down
 from ellips.lipschitz.base import ImageMap, LipschitzBound, LipschitzSource, checked
 from ellips.lipschitz.extreme_value import Extreme, fit_maxima
-from ellips.lipschitz.jacobian import spectral_norms
+from ellips.lipschitz.jacobian import latent_dim, spectral_norms
+from ellips.lipschitz.products import record, reverse_product
 from ellips.lipschitz.sampling import Sampling, image_generator, sample_ball
 
 if TYPE_CHECKING:
     from ellips.certificates import Method
     from ellips.classifier import Ellips
+
+
+RANDOM_PART = 0.3
+"""About the length of the random vector that is added to a neighbour's singular vector of length 1."""
 
 
 class _Sampler(LipschitzSource):
@@ -97,7 +101,7 @@ class Clever(_Sampler):
 
     Args:
         num_iterations: Pairs of forward- and reverse-mode products per point.
-        num_iterations_center: The most at the image itself, from a random start.
+        num_iterations_center: The most of them at the image itself, from a random start.
         tolerance_center: The image's own iteration stops at this relative residual; only a start comes from it.
 
     Note:
@@ -115,7 +119,7 @@ class Clever(_Sampler):
         num_batches: int = 50,
         num_samples: int = 64,
         *,
-        num_iterations: int = 3,
+        num_iterations: int = 8,
         num_iterations_center: int = 20,
         tolerance_center: float = 0.05,
         sampling: Sampling = "volume",
@@ -178,24 +182,29 @@ class Clever(_Sampler):
             Norms and relative residuals, float64, shape ``(num_batches * num_samples,)``, in the order drawn.
         """
         generator = image_generator(image, self.seed)
-        start = torch.randn(image.shape, generator=generator, dtype=torch.float64).to(image)[None]
+        dim = latent_dim(function, image[None])
+
+        def random(count: int) -> Tensor:
+            return torch.randn((count, dim), generator=generator, dtype=torch.float64).to(image)
+
         center = spectral_norms(
-            function, image[None], start, num_iterations=self.num_iterations_center, tolerance=self.tolerance_center
+            function,
+            image[None],
+            random(1),
+            num_iterations=self.num_iterations_center,
+            tolerance=self.tolerance_center,
         )
-        vector = center.vector.expand(self.chunk_size, *image.shape)
+        start = center.left.expand(self.chunk_size, dim)
         norms, residuals = [], []
         for points in self.points(image):
-            found = spectral_norms(function, points, vector[: len(points)], num_iterations=self.num_iterations)
-            vector = _restarted(found.vector, center.vector)
+            count = len(points)
+            # A neighbour's vector may be orthogonal to all that the Jacobian produces here; a random part never is.
+            mixed = start[:count] + RANDOM_PART * random(count) / dim**0.5
+            found = spectral_norms(function, points, mixed, num_iterations=self.num_iterations)
+            start = found.left
             norms.append(found.norm)
             residuals.append(found.residual)
         return torch.cat(norms), torch.cat(residuals)
-
-
-def _restarted(vectors: Tensor, fallback: Tensor) -> Tensor:
-    """Replace zero vectors (a point where the function is flat) by the fallback: zero starts nothing."""
-    flat = vectors.flatten(1).abs().amax(dim=1) == 0
-    return torch.where(flat[:, None, None, None], fallback, vectors)
 
 
 class Margins(NamedTuple):
@@ -298,13 +307,12 @@ def _margin_gradients(scores: Callable[[Tensor], Tensor], points: Tensor, predic
         value = scores(at)
         return value[:, prediction, None] - value
 
-    with torch.no_grad():
-        found: Any = vjp(margins, points)  # typed for functions with has_aux as well
-        value, pull_back = found
-        norms = torch.zeros(value.shape, dtype=torch.float64, device=points.device)
-        for rival in range(value.shape[1]):
-            if rival != prediction:
-                cotangent = torch.zeros_like(value)
-                cotangent[:, rival] = 1
-                norms[:, rival] = torch.linalg.vector_norm(pull_back(cotangent)[0].flatten(1).double(), dim=1)
+    leaves, value = record(margins, points)
+    norms = torch.zeros(value.shape, dtype=torch.float64, device=points.device)
+    for rival in range(value.shape[1]):
+        if rival != prediction:
+            cotangent = torch.zeros_like(value)
+            cotangent[:, rival] = 1
+            gradient = reverse_product(value, leaves, cotangent)
+            norms[:, rival] = torch.linalg.vector_norm(gradient.flatten(1).double(), dim=1)
     return norms

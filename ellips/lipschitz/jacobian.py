@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import jvp, vjp
 
 from ellips.lipschitz.base import ImageMap, LipschitzBound, LipschitzSource
+from ellips.lipschitz.products import linearize
 from ellips.lipschitz.sampling import random_directions
-
-Product = Callable[[Tensor], tuple[Tensor]]
-"""A product with the Jacobians or their transposes, as torch.func returns it."""
 
 
 class SpectralNorms(NamedTuple):
@@ -22,13 +17,17 @@ class SpectralNorms(NamedTuple):
 
     Attributes:
         norm: Shape ``(M,)``, float64; approached from below.
-        residual: Shape ``(M,)``, float64; some singular value lies within ``residual * norm`` of the norm.
-        vector: Shape of the points; unit right singular vectors, a good start for neighbouring points.
+        residual: Shape ``(M,)``, float64; of the estimate s half an iteration before the norm: some singular value
+            lies within ``residual * s`` of s.
+        left: Shape ``(M, d)``; left singular vectors of length 1, a good start for neighbouring points.
+        right: Shape of the points; right singular vectors, with ``J right = norm left``: where the function changes
+            fastest. Of length 1, or zero where the norm is.
     """
 
     norm: Tensor
     residual: Tensor
-    vector: Tensor
+    left: Tensor
+    right: Tensor
 
 
 @torch.no_grad()  # of the results; torch.func differentiates inside
@@ -37,77 +36,67 @@ def spectral_norms(
 ) -> SpectralNorms:
     """Compute the spectral norm of the Jacobian of ``function`` at each point.
 
-    Power iteration on J'J whose iterates are kept, orthogonalised and combined in the best way (Golub-Kahan-Lanczos
-    bidiagonalisation, Golub & Van Loan, *Matrix Computations*, section 10.4): each iteration costs one forward- and
-    one reverse-mode product, and the first shares its forward pass between the two.
+    Power iteration on JJ' whose iterates are kept, orthogonalised and combined in the best way (Golub-Kahan-Lanczos
+    bidiagonalisation to lower form, Golub & Van Loan, *Matrix Computations*, section 10.4; Paige & Saunders 1982).
+    One forward pass at first, then one reverse- and one forward-mode product an iteration.
 
     Args:
         function: Maps ``(M, ...)`` to ``(M, d)``, each point by itself.
-        points: Shape ``(M, ...)``.
-        start: Shape of the points: start vectors, not zero and of any length.
-        num_iterations: The most iterations; ``min(D, d)`` of them are exact for points of D elements.
+        points: Shape ``(M, ...)``, D elements each.
+        start: Shape ``(M, d)``: start vectors among the values, of any length. One that is orthogonal to all values
+            the Jacobian can produce, such as zero, gives norm 0.
+        num_iterations: The most iterations; ``min(D, d)`` of them are exact but for rounding.
         tolerance: Stop once the largest residual of the batch is at most this; 0 never stops early.
 
     Returns:
         Norms, residuals and singular vectors.
 
     Raises:
-        ValueError: If the function's value is not of shape ``(M, d)`` or there are no iterations.
+        ValueError: If the function's value is not of the shape of ``start`` or there are no iterations.
     """
     if num_iterations < 1:
         raise ValueError(f"Expected `num_iterations` to be at least 1 but got {num_iterations}.")
-    right = [_unit(start.flatten(1))[0]]
-    left: list[Tensor] = []
+    left = [_unit(start)[0]]
+    right: list[Tensor] = []
     diagonal: list[Tensor] = []
-    upper: list[Tensor] = []
-    value, product, pull_back = _first_product(function, points, right[0].view_as(points))
-    num_iterations = min(num_iterations, right[0].shape[1], value.shape[1])
-    push_forward: Product | None = None
-    while len(upper) < num_iterations:
-        if push_forward is not None:
-            (product,) = push_forward(right[-1].view_as(points))
-        vector, length = _unit(_orthogonal(product, left), _noise(diagonal + upper))
-        left.append(vector)
-        diagonal.append(length)
-        if push_forward is None and num_iterations > 1:
-            back, push_forward = _transposed(pull_back, vector)
-        else:
-            (back,) = pull_back(vector)
-        vector, length = _unit(_orthogonal(back.flatten(1), right), _noise(diagonal + upper))
+    lower: list[Tensor] = []
+    derivative = linearize(function, points, left[0])
+    back = derivative.pulled
+    for _ in range(min(num_iterations, points[0].numel(), start.shape[1]) if len(points) else 1):
+        if right:
+            back = derivative.pull_back(left[-1])
+        vector, length = _unit(_orthogonal(back.flatten(1), right), _noise(diagonal + lower))
         right.append(vector)
-        upper.append(length)
-        if tolerance > 0 and bool((_residual(diagonal, upper) <= tolerance).all()):
+        diagonal.append(length)
+        product = derivative.push_forward(vector.view_as(points))
+        vector, length = _unit(_orthogonal(product, left), _noise(diagonal + lower))
+        left.append(vector)
+        lower.append(length)
+        if tolerance > 0 and bool((_residual(diagonal, lower) <= tolerance).all()):
             break
-    _, values, rows = torch.linalg.svd(_bidiagonal(diagonal, upper), full_matrices=False)
-    vector = torch.einsum("mk,mkd->md", rows[:, 0].to(points), torch.stack(right, dim=1))
-    return SpectralNorms(values[:, 0], _residual(diagonal, upper), vector.view_as(points))
+    columns, values, rows = torch.linalg.svd(_bidiagonal(diagonal, lower), full_matrices=False)
+    return SpectralNorms(
+        norm=values[:, 0],
+        residual=_residual(diagonal, lower),
+        left=_combined(left, columns[:, :, 0]),
+        right=_combined(right, rows[:, 0]).view_as(points),
+    )
 
 
-def _first_product(function: ImageMap, points: Tensor, direction: Tensor) -> tuple[Tensor, Tensor, Product]:
-    """Return the values, ``J direction``, and the reverse-mode product as a function, from one forward pass."""
+def latent_dim(function: ImageMap, images: Tensor) -> int:
+    """Return d, the width of the values of ``function``, by running it on one of the images.
 
-    def value_and_product(at: Tensor) -> tuple[Tensor, Tensor]:
-        dual: Any = jvp(function, (at,), (direction,))
-        return dual[0], dual[1]
-
-    # torch types the result for two or three values at once, depending on has_aux.
-    found: Any = vjp(value_and_product, points, has_aux=True)
-    value, pull_back, product = found
-    if value.ndim != 2 or len(value) != len(points):
-        raise ValueError(
-            f"Expected the function to map {tuple(points.shape)} to shape ({len(points)}, d) "
-            f"but got {tuple(value.shape)}."
-        )
-    return value, product, pull_back
-
-
-def _transposed(pull_back: Product, vector: Tensor) -> tuple[Tensor, Product]:
-    """Return ``J'vector`` and the forward-mode product as a function.
-
-    The reverse-mode product is linear, so its own reverse is the forward-mode product, without another forward pass.
+    Raises:
+        ValueError: If a value is not a vector.
     """
-    found: Any = vjp(lambda cotangent: pull_back(cotangent)[0], vector)
-    return found[0], found[1]
+    with torch.no_grad():
+        value = function(images[:1])
+    if value.ndim != 2:
+        expected = f"({len(images[:1])}, d)"
+        raise ValueError(
+            f"Expected the function to map {tuple(images[:1].shape)} to shape {expected} but got {tuple(value.shape)}."
+        )
+    return value.shape[1]
 
 
 def _noise(lengths: list[Tensor]) -> Tensor | None:
@@ -140,19 +129,27 @@ def _orthogonal(vectors: Tensor, basis: list[Tensor]) -> Tensor:
     return vectors
 
 
-def _bidiagonal(diagonal: list[Tensor], upper: list[Tensor]) -> Tensor:
-    """Return the ``(M, k, k + 1)`` bidiagonal matrix, in float64."""
+def _combined(basis: list[Tensor], weights: Tensor) -> Tensor:
+    """Combine k vectors ``(M, n)`` by weights ``(M, k)``."""
+    return torch.einsum("mk,mkn->mn", weights.to(basis[0]), torch.stack(basis, dim=1))
+
+
+def _bidiagonal(diagonal: list[Tensor], lower: list[Tensor]) -> Tensor:
+    """Return ``U'JV``, lower bidiagonal, ``(M, k + 1, k)`` after k iterations, in float64."""
     count = len(diagonal)
-    matrix = diagonal[0].new_zeros(len(diagonal[0]), count, count + 1, dtype=torch.float64)
+    matrix = diagonal[0].new_zeros(len(diagonal[0]), count + 1, count, dtype=torch.float64)
     matrix[:, range(count), range(count)] = torch.stack(diagonal, dim=1).double()
-    matrix[:, range(count), range(1, count + 1)] = torch.stack(upper, dim=1).double()
+    matrix[:, range(1, count + 1), range(count)] = torch.stack(lower, dim=1).double()
     return matrix
 
 
-def _residual(diagonal: list[Tensor], upper: list[Tensor]) -> Tensor:
-    """Return ``||J'u - s v|| / s`` of the square matrix's leading singular triple, for which ``J v = s u`` holds."""
-    columns, values, _ = torch.linalg.svd(_bidiagonal(diagonal, upper)[:, :, :-1])
-    residual = upper[-1].double() * columns[:, -1, 0].abs()
+def _residual(diagonal: list[Tensor], lower: list[Tensor]) -> Tensor:
+    """Return ``||J v - s u|| / s`` of the leading singular triple on all left vectors but the last.
+
+    For that triple ``J'u = s v`` holds; for the one on all of them ``J'u`` is not known.
+    """
+    _, values, rows = torch.linalg.svd(_bidiagonal(diagonal, lower)[:, :-1])
+    residual = lower[-1].double() * rows[:, 0, -1].abs()
     return torch.where(residual > 0, residual / values[:, 0], torch.zeros_like(residual))
 
 
@@ -188,9 +185,8 @@ class JacobianNorm(LipschitzSource):
 
     def bound(self, function: ImageMap, images: Tensor) -> LipschitzBound:
         """Compute the Jacobian's spectral norm at each image; see :meth:`LipschitzSource.__call__`."""
-        start = random_directions(images, self.seed)
-        limit = min(self.num_iterations, math.prod(images.shape[1:]))
-        found = spectral_norms(function, images, start, num_iterations=limit, tolerance=self.tolerance)
+        start = random_directions(images, latent_dim(function, images), self.seed)
+        found = spectral_norms(function, images, start, num_iterations=self.num_iterations, tolerance=self.tolerance)
         return LipschitzBound(
             constant=found.norm,
             ball_radius=torch.full_like(found.norm, self.ball_radius),

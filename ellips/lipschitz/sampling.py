@@ -23,10 +23,10 @@ def image_generator(image: Tensor, seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
 
 
-def random_directions(images: Tensor, seed: int) -> Tensor:
-    """Draw one Gaussian direction per image, of the images' shape, dtype and device."""
-    drawn = [torch.randn(image.shape, generator=image_generator(image, seed), dtype=torch.float64) for image in images]
-    return torch.stack(drawn).to(images) if drawn else torch.empty_like(images)
+def random_directions(images: Tensor, dim: int, seed: int) -> Tensor:
+    """Draw one Gaussian vector ``(dim,)`` per image, of the images' dtype and device."""
+    drawn = [torch.randn(dim, generator=image_generator(image, seed), dtype=torch.float64) for image in images]
+    return torch.stack(drawn).to(images) if drawn else images.new_empty(0, dim)
 
 
 Sampling = Literal["volume", "radial"]

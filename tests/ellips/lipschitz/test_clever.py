@@ -77,6 +77,20 @@ def test_clever_survives_points_where_the_function_is_flat() -> None:
     assert Clever(**FEW)(function, torch.rand(1, 1, 6, 6)).constant.tolist() == [0.0]
 
 
+def test_a_neighbours_vector_that_says_nothing_here_does_not_hide_the_norm() -> None:
+    """One output is steep beyond a kink only, the other on the image's side only: each is dead at the other's points."""
+
+    def function(images: Tensor) -> Tensor:
+        pixel = images.flatten(1)[:, 0]
+        return torch.stack([(0.5 - pixel).clamp_min(0), 3 * (pixel - 0.5).clamp_min(0)], dim=1)
+
+    image = torch.full((1, 2, 2), 0.49)
+    norms, _ = Clever(radius=0.25, **FEW).norms(function, image)
+    beyond = torch.cat(list(Clever(radius=0.25, **FEW).points(image))).flatten(1)[:, 0] > 0.5
+    assert 0 < int(beyond.sum()) < 160
+    torch.testing.assert_close(norms, torch.where(beyond, 3.0, 1.0).double(), rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize(
     "setting",
     [

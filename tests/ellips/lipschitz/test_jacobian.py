@@ -23,14 +23,14 @@ def exact_norms(function: nn.Module, images: Tensor) -> Tensor:
 
 def test_spectral_norms_equal_the_svd_of_the_full_jacobian() -> None:
     function, images = network().double(), torch.rand(5, 1, 6, 6, dtype=torch.float64)
-    found = spectral_norms(function, images, torch.randn_like(images), num_iterations=7)
+    found = spectral_norms(function, images, torch.randn(5, 7).double(), num_iterations=7)
     torch.testing.assert_close(found.norm, exact_norms(function, images), rtol=1e-9, atol=0)
     assert (found.residual < 1e-3).all()
 
 
 def test_norms_approach_from_below_and_the_residual_tells_how_far_they_are() -> None:
     function, images = network(1).double(), torch.rand(6, 1, 6, 6, dtype=torch.float64)
-    start, truth = torch.randn_like(images), exact_norms(network(1).double(), images)
+    start, truth = torch.randn(6, 7).double(), exact_norms(network(1).double(), images)
     norms = torch.stack([spectral_norms(function, images, start, num_iterations=k).norm for k in (1, 2, 3, 5)])
     assert (norms <= truth * (1 + 1e-12)).all()
     assert (norms.diff(dim=0) >= -1e-12).all()
@@ -38,25 +38,31 @@ def test_norms_approach_from_below_and_the_residual_tells_how_far_they_are() -> 
     assert (coarse.residual > 1e-2).all()
 
 
-def test_the_returned_vector_is_the_singular_vector() -> None:
+def test_the_returned_vectors_are_singular_vectors() -> None:
     function, images = network(2).double(), torch.rand(3, 1, 6, 6, dtype=torch.float64)
-    found = spectral_norms(function, images, torch.randn_like(images), num_iterations=7)
-    product = torch.func.jvp(function, (images,), (found.vector,))[1]
-    torch.testing.assert_close(torch.linalg.vector_norm(product, dim=1), found.norm)
-    again = spectral_norms(function, images, found.vector, num_iterations=1)
+    found = spectral_norms(function, images, torch.randn(3, 7).double(), num_iterations=7)
+    product = torch.func.jvp(function, (images,), (found.right,))[1]
+    torch.testing.assert_close(product, found.norm[:, None] * found.left)
+    torch.testing.assert_close(torch.linalg.vector_norm(found.right.flatten(1), dim=1), torch.ones(3).double())
+    again = spectral_norms(function, images, found.left, num_iterations=1)
     torch.testing.assert_close(again.norm, found.norm)
 
 
 def test_a_constant_function_has_norm_zero() -> None:
-    found = spectral_norms(lambda x: 0 * x.flatten(1), torch.rand(2, 1, 3, 3), torch.rand(2, 1, 3, 3), num_iterations=3)
+    found = spectral_norms(lambda x: 0 * x.flatten(1), torch.rand(2, 1, 3, 3), torch.rand(2, 9), num_iterations=3)
     assert found.norm.tolist() == [0.0, 0.0]
-    assert torch.isfinite(found.vector).all()
+    assert found.left.norm(dim=1).allclose(torch.ones(2))  # it may start a neighbour's iteration
+    assert torch.isfinite(found.right).all()
     assert found.residual.tolist() == [0.0, 0.0]
 
 
 def test_a_function_of_another_shape_is_refused() -> None:
     with pytest.raises(ValueError, match=r"shape \(2, d\)"):
-        spectral_norms(lambda x: x, torch.rand(2, 1, 3, 3), torch.rand(2, 1, 3, 3))
+        spectral_norms(lambda x: x, torch.rand(2, 1, 3, 3), torch.rand(2, 9))
+    with pytest.raises(ValueError, match=r"start vector.*\(2, 9\).*got \(2, 4\)"):
+        spectral_norms(lambda x: x.flatten(1), torch.rand(2, 1, 3, 3), torch.rand(2, 4))
+    with pytest.raises(ValueError, match=r"shape \(1, d\)"):
+        JacobianNorm()(lambda x: x, torch.rand(2, 1, 3, 3))
 
 
 @pytest.mark.parametrize("bias", [False, True], ids=["linear", "affine"])
@@ -134,7 +140,7 @@ def test_more_iterations_than_the_rank_do_not_enlarge_the_norm(dtype: torch.dtyp
     g = torch.Generator().manual_seed(1)
     matrix = torch.randn(width, rank, generator=g, dtype=dtype) @ torch.randn(rank, 9, generator=g, dtype=dtype)
     images = torch.rand(5, 1, 3, 3, generator=g, dtype=dtype)
-    start = torch.randn(images.shape, generator=g, dtype=dtype)
+    start = torch.randn(5, width, generator=g, dtype=dtype)
     found = spectral_norms(lambda x: x.flatten(1) @ matrix.mT, images, start, num_iterations=20)
     truth = torch.linalg.matrix_norm(matrix.double(), 2).expand(5)
     torch.testing.assert_close(found.norm, truth, rtol=1e-5 if dtype == torch.float32 else 1e-12, atol=0)
