@@ -78,7 +78,7 @@ def test_clever_survives_points_where_the_function_is_flat() -> None:
 
 
 def test_a_neighbours_vector_that_says_nothing_here_does_not_hide_the_norm() -> None:
-    """One output is steep beyond a kink only, the other on the image's side only: each is dead at the other's points."""
+    """One output is steep beyond a kink only, the other before it only: each is dead at the other's points."""
 
     def function(images: Tensor) -> Tensor:
         pixel = images.flatten(1)[:, 0]
