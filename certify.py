@@ -278,7 +278,8 @@ def audit(folder: Path, settings: AttackSettings, max_images: int | None = None)
     found: dict[str, list[AuditedImage]] = {}
     verdicts: dict[str, Any] = {}
     latents = journal.latents()
-    for name, rows in series.items():
+    console = Console()
+    for number, (name, rows) in enumerate(series.items(), start=1):
         rows = rows[:: max(1, -(-len(rows) // (max_images or len(rows))))]
         target = targets.get(name) or latent_target(classifier)
         points = (
@@ -286,12 +287,13 @@ def audit(folder: Path, settings: AttackSettings, max_images: int | None = None)
             if name in targets
             else torch.stack([latents[row.index] for row in rows])
         )
-        found[name] = audit_series(rows, points, target.scores, target.judge, settings, function=target.function)
+        with console.status(f"Series {number} of {len(series)}, {name}: attacking {len(rows)} images"):
+            found[name] = audit_series(rows, points, target.scores, target.judge, settings, function=target.function)
         if found[name]:
             verdicts[name] = verdict(found[name], target.alpha)
     result = {"series": verdicts, "attack": asdict(settings), "versions": versions()}
     write_audit(folder, result, [image for images in found.values() for image in images])
-    Console().print(audit_table(verdicts))
+    console.print(audit_table(verdicts))
     return result
 
 

@@ -95,7 +95,6 @@ class SmoothedEncoder(LipschitzSource):
         self.chunk_size = chunk_size
         self.seed = seed
 
-    @torch.no_grad()
     def smooth(self, latents: ImageMap, images: Tensor) -> SmoothedLatents:
         """Sample the smoothed latents of images, each image by itself.
 
@@ -106,7 +105,7 @@ class SmoothedEncoder(LipschitzSource):
         Raises:
             ValueError: As for every source.
         """
-        with checked(latents, images) as inputs:
+        with checked(latents, images) as inputs, torch.no_grad():  # in this order: the first enables gradients
             found = [self._smooth_one(latents, image) for image in inputs]
             if not found:
                 empty = latents(inputs).double()
