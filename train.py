@@ -25,15 +25,18 @@ class KeepConfig(SaveConfigCallback):
             super().setup(trainer, pl_module, stage)
 
 
-class EllipsCLI(LightningCLI):
+class RunFolderCLI(LightningCLI):
     """LightningCLI with run folders: everything of a run lies under ``runs/<name>/``."""
 
+    default_name = "default"
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the run's name, and take class count and feature width from the data."""
-        parser.add_argument("--name", type=str, default="default", help="Run folder: everything goes to runs/<name>/.")
+        """Add the run's name, and take the class count from the data."""
+        parser.add_argument(
+            "--name", type=str, default=self.default_name, help="Run folder: everything goes to runs/<name>/."
+        )
         parser.link_arguments("name", "trainer.default_root_dir", compute_fn=lambda name: str(RUNS / name))
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
-        parser.link_arguments("data.feature_dim", "model.in_features", apply_on="instantiate")
 
     def before_instantiate_classes(self) -> None:
         """Refuse to overwrite a run, and log into its folder unless the configuration names another logger."""
@@ -80,18 +83,29 @@ def _set_aside(path: Path) -> None:
         path.rename(path.with_stem(f"{path.stem}-{number}"))
 
 
-def main(args: Sequence[str] | None = None) -> EllipsCLI:
+class EllipsCLI(RunFolderCLI):
+    """The command line of :class:`GenEllips`, which takes features."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Take the features' width from the data, too."""
+        super().add_arguments_to_parser(parser)
+        parser.link_arguments("data.feature_dim", "model.in_features", apply_on="instantiate")
+
+
+def run(command: type[RunFolderCLI], module: type[L.LightningModule], args: Sequence[str] | None) -> RunFolderCLI:
     """Run one subcommand: fit, validate, test or predict.
 
     Args:
+        command: The command line.
+        module: What is trained.
         args: The command line without the program's name; None: that of this process.
 
     Returns:
         The finished command, with ``trainer``, ``model`` and ``datamodule``.
     """
     options: Any = None if args is None else list(args)
-    return EllipsCLI(
-        GenEllips,
+    return command(
+        module,
         L.LightningDataModule,
         subclass_mode_data=True,
         save_config_callback=KeepConfig,
@@ -99,6 +113,11 @@ def main(args: Sequence[str] | None = None) -> EllipsCLI:
         seed_everything_default=0,
         args=options,
     )
+
+
+def main(args: Sequence[str] | None = None) -> RunFolderCLI:
+    """Train, validate or test the classifier; see :func:`run`."""
+    return run(EllipsCLI, GenEllips, args)
 
 
 if __name__ == "__main__":
