@@ -42,7 +42,7 @@ def input_target(classifier: ImageClassifier, source: LipschitzSource, noise_cop
     """Return what a series in input space claims.
 
     The prediction is judged by a float64 copy of the classifier, so that float32 rounding at the very boundary is not
-    taken for a violation.
+    taken for a violation; that of a smoothed encoder by its own certificate, abstentions included.
 
     Args:
         classifier: The classifier that was certified.
@@ -55,7 +55,8 @@ def input_target(classifier: ImageClassifier, source: LipschitzSource, noise_cop
         smoothed = _SmoothedScores(classifier, source, noise_copies)
         return Target(
             scores=smoothed,
-            judge=lambda x: source.certify(ellips, precise.latents, x).prediction,
+            # The error of sampling is far above that of float32, and thousands of copies are dear enough in it.
+            judge=lambda x: source.certify(ellips, classifier.latents, x.float()).prediction,
             alpha=source.alpha,
         )
     own_claim = type(source).certify is not LipschitzSource.certify

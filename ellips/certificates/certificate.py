@@ -77,6 +77,14 @@ class Certificate:
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
+    def less(self, uncertainty: Tensor) -> Certificate:
+        """Return what is left of the radii where points are known only up to a distance of ``uncertainty``, ``(N,)``.
+
+        Where nothing is left the radius is 0.
+        """
+        left = round_down((self.radius - uncertainty.to(self.radius)).clamp_min(0))
+        return replace(self, radius=left)
+
     def to_input(self, bound: LipschitzBound) -> Certificate:
         """Carry a latent certificate to the images: radius ``min(R / L, r)`` ([E26] Theorem 5.1, part 1).
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from ellips.certificates.certificate import Certificate, round_down
+from ellips.certificates.certificate import Certificate
 from ellips.lipschitz.base import ImageMap, LipschitzBound, LipschitzSource, checked
 from ellips.lipschitz.sampling import image_generator
 
@@ -152,10 +152,9 @@ class SmoothedEncoder(LipschitzSource):
         Where none is left the prediction is -1 and the radius 0. Diagnostic: ``latent_error``, the uncertainty.
         """
         smoothed = self.smooth(latents, images)
-        found = classifier.certify(smoothed.mean, method=method)
-        left = round_down((found.radius - smoothed.error.to(found.radius)).clamp_min(0))
-        prediction = torch.where(left > 0, found.prediction, -torch.ones_like(found.prediction))
-        certificate = replace(found, prediction=prediction, radius=left).to_input(self(latents, images))
+        found = classifier.certify(smoothed.mean, method=method).less(smoothed.error)
+        prediction = torch.where(found.radius > 0, found.prediction, -torch.ones_like(found.prediction))
+        certificate = replace(found, prediction=prediction).to_input(self(latents, images))
         return replace(certificate, diagnostics={"latent_error": smoothed.error})
 
 
