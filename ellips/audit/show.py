@@ -27,7 +27,7 @@ def audit_table(verdicts: Mapping[str, Mapping[str, Any]]) -> Group:
     Args:
         verdicts: By series, what :func:`ellips.audit.verdict` gives.
     """
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("soundness", no_wrap=True)
     table.add_column("series", overflow="fold")
     for heading in ("tried", "broken", "L refuted", "slope/L"):
@@ -35,9 +35,7 @@ def audit_table(verdicts: Mapping[str, Mapping[str, Any]]) -> Group:
     table.add_column("promise", no_wrap=True)
     for name, entry in sorted(verdicts.items(), key=lambda item: SOUNDNESS_ORDER.index(item[1]["soundness"])):
         ratio = entry["largest_slope_over_constant"]
-        slopes = (
-            f"{entry['constants_refuted']} of {entry['constants_attacked']}" if entry["constants_attacked"] else "–"
-        )
+        slopes = f"{entry['constants_refuted']}/{entry['constants_attacked']}" if entry["constants_attacked"] else "–"
         table.add_row(
             entry["soundness"],
             name,
