@@ -28,6 +28,7 @@ from ellips.audit import (
     write_audit,
 )
 from ellips.certificates import Method, check, load_certificates
+from ellips.distributed import close_process_group
 from ellips.journal import Journal
 from ellips.lipschitz import LipschitzSource
 from ellips.pipeline import ImageClassifier
@@ -339,4 +340,6 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    close_process_group()
+    sys.exit(code)

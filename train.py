@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from ellips.distributed import close_process_group
 from lightning_modules import GenEllips
 
 RUNS = Path("runs")
@@ -122,3 +123,4 @@ def main(args: Sequence[str] | None = None) -> RunFolderCLI:
 
 if __name__ == "__main__":
     main()
+    close_process_group()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ellips.distributed import close_process_group
 from lightning_modules.lipschitz_encoder import LipschitzEncoderTraining
 from train import RunFolderCLI, run
 
@@ -21,3 +22,4 @@ def main(args: Sequence[str] | None = None) -> RunFolderCLI:
 
 if __name__ == "__main__":
     main()
+    close_process_group()

@@ -17,6 +17,8 @@ import lightning as L
 import yaml
 from jsonargparse import ArgumentParser
 
+from ellips.distributed import close_process_group
+
 from .base import SPLITS, EncodedDataModule, Split, encoding_precision
 
 
@@ -88,3 +90,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 if __name__ == "__main__":
     main()
+    close_process_group()

@@ -1,4 +1,4 @@
-"""What a loss of the global batch needs from several processes: gathering with gradients, shared batch statistics.
+"""Several processes: gathering with gradients and batch statistics of the global batch for losses, and an orderly end.
 
 Every process computes the same loss on the same gathered batch. :func:`gather_with_gradient` adds up, in its backward
 pass, what every process's copy of that loss says about the local rows; data-parallel training then averages parameter
@@ -7,6 +7,7 @@ gradients over processes, which leaves exactly the gradient that one process wou
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import torch
@@ -17,6 +18,19 @@ from torch import Tensor, nn
 def world_size() -> int:
     """Return the number of processes of the default group, 1 if there is none."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def close_process_group() -> None:
+    """End this process's part in the default group, if it has one: the last thing a program that succeeded does.
+
+    Gloo's worker threads let go of a collective's tensors after the collective has returned, and need the interpreter
+    for it. In one that is shutting down they abort the process ("terminate called without an active exception"), so
+    that a finished run exits with SIGABRT. Lightning ends NCCL groups at exit but not gloo's. After an error, leave the
+    group alone: closing waits for collectives that other processes may never join.
+    """
+    if dist.is_available() and dist.is_initialized():
+        gc.collect()  # models wrapped for data-parallel training hold the group, and often themselves
+        dist.destroy_process_group()
 
 
 class _Gather(torch.autograd.Function):

@@ -13,6 +13,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from datamodules import DigitsDataModule
+from ellips.distributed import close_process_group
 from ellips.encoders import FrozenEncoder
 from ellips.types import FeatureBatch
 
@@ -79,3 +80,4 @@ def main(output: Path, processes: int) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), int(sys.argv[2]))
+    close_process_group()

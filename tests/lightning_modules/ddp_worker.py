@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ellips.distributed import gather_with_gradient
+from ellips.distributed import close_process_group, gather_with_gradient
 from ellips.losses import CertifiedRadius, ClassMMD, CodingRateReduction, Isotropy
 from lightning_modules import GenEllips, Optimization
 from tests.lightning_modules.feature_data import FeatureData
@@ -116,3 +116,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    close_process_group()

@@ -1,0 +1,51 @@
+"""The end of a process group: nothing of it may outlive the program's last line."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import multiprocessing, nn
+
+from ellips.distributed import close_process_group, world_size
+
+
+def gloo_threads() -> list[str]:
+    names = [task.joinpath("comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+    return [name for name in names if "gloo" in name]
+
+
+def join_and_close(rank: int, port: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    # DDP holds the group as well, and this one is garbage that only a collection finds.
+    model = nn.parallel.DistributedDataParallel(nn.Linear(3, 2))
+    model.itself = [model]
+    model(torch.ones(4, 3)).sum().backward()
+    total = torch.full((1000,), float(rank + 1))
+    dist.all_reduce(total, async_op=True)
+    del model
+    before = gloo_threads()
+    close_process_group()
+    torch.save((before, gloo_threads(), total.unique().tolist(), world_size()), Path(folder, f"{rank}.pt"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="reads the threads' names from /proc")
+def test_no_thread_of_the_group_is_left(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.spawn(join_and_close, (port, str(tmp_path)), nprocs=2)
+    for rank in range(2):
+        before, after, total, processes = torch.load(tmp_path / f"{rank}.pt")
+        assert before
+        assert after == []
+        assert total == [3.0]  # the collective that was under way has been completed
+        assert processes == 1
+
+
+def test_without_a_group_nothing_happens() -> None:
+    close_process_group()
+    assert not dist.is_initialized()
