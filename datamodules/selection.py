@@ -94,13 +94,14 @@ class _ByRows(Dataset[ImageBatch]):
 
 
 class _Stream:
-    """Batches in order. Not a DataLoader, so that Lightning does not put a sampler of its own into it."""
+    """Batches in order. Not a DataLoader, so that Lightning does not put a sampler of its own into it.
+
+    It has no length either: Lightning refuses a process without batches, or lets it skip the loop and the collectives
+    in it, and with few images left after a resumption some processes have none.
+    """
 
     def __init__(self, dataset: Dataset[ImageBatch], batches: list[list[int]], num_workers: int) -> None:
         self.loader = DataLoader(dataset, batch_size=None, sampler=batches, num_workers=num_workers)
-
-    def __len__(self) -> int:
-        return len(self.loader.sampler)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[ImageBatch]:
         return iter(self.loader)

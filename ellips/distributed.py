@@ -111,4 +111,4 @@ def _global_statistics(x: Tensor) -> tuple[float, Tensor, Tensor]:
     total = counts.sum(0)
     global_mean = (counts * means).sum(0) / total
     variance = (squares + counts * (means - global_mean).square()).sum(0) / total
-    return float(total[0]), global_mean, variance
+    return float(total[0].detach()), global_mean, variance

@@ -46,9 +46,6 @@ class Certifier(L.LightningModule):
         ValueError: If a method is unknown or there is nothing to do.
     """
 
-    # With few images left after a resumption, some processes have none.
-    allow_zero_length_dataloader_with_multiple_devices = True
-
     def __init__(
         self,
         classifier: ImageClassifier,

@@ -1,6 +1,7 @@
 """certify.py as processes: shared by two of them, and killed in the middle."""
 
 import csv
+import json
 import os
 import random
 import signal
@@ -64,6 +65,12 @@ def test_two_processes_give_the_table_of_one(command: list[str], tmp_path: Path)
     shares = [path.read_bytes().count(b"\n") - 1 for path in sorted(tmp_path.glob("two/journal/rows-*.csv"))]
     assert len(shares) == 2
     assert min(shares) > 100, f"one process did all the work: {shares}"
+
+
+def test_processes_without_a_batch_wait_for_those_that_have_one(command: list[str], tmp_path: Path) -> None:
+    run(command, tmp_path, "--max=5", "--sources=[]", "--trainer.devices=2", "--trainer.strategy=ddp")
+    assert json.loads((tmp_path / "summary.json").read_text())["complete"]
+    assert len(table(tmp_path)) == 1 + 3 * 5
 
 
 def kill_at(command: list[str], out: Path, rows: int) -> None:
