@@ -32,6 +32,7 @@ from ellips.losses import (
     Objective,
     ScoreCrossEntropy,
 )
+from ellips.projector import LatentNorm
 from ellips.regularization import RegularizationSearch, select_regularization
 from ellips.theory.normality import mardia
 from lightning_modules import Optimization
@@ -48,7 +49,7 @@ def paper() -> list[LatentLoss]:
 
 
 # Raw latents have a scale of their own: their radii would compare with nothing here, and are left out.
-OBJECTIVES: dict[str, tuple[str, Callable[[], list[LatentLoss]]]] = {
+OBJECTIVES: dict[str, tuple[LatentNorm, Callable[[], list[LatentLoss]]]] = {
     "paper, raw latents": ("none", paper),
     "paper, on the sphere": ("sphere", paper),
     "paper": ("ball", paper),
@@ -79,7 +80,7 @@ def batches(size: int, epochs: int, seed: int) -> Iterator[Tensor]:
         yield from torch.randperm(size, generator=generator).chunk(2)
 
 
-def train(losses: list[LatentLoss], norm: Any, train_split: Split, epochs: int, seed: int) -> EllipsHead:  # noqa: ANN401
+def train(losses: list[LatentLoss], norm: LatentNorm, train_split: Split, epochs: int, seed: int) -> EllipsHead:
     """Train a head and fit its Gaussians."""
     torch.manual_seed(seed)
     features, labels = train_split
