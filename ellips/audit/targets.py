@@ -49,16 +49,15 @@ def input_target(classifier: ImageClassifier, source: LipschitzSource, noise_cop
         source: Where its Lipschitz constant came from.
         noise_copies: For a smoothed encoder, the noisy copies behind each gradient of the attack.
     """
-    precise = deepcopy(classifier).double()
-    ellips = precise.head.ellips
     if isinstance(source, SmoothedEncoder):
         smoothed = _SmoothedScores(classifier, source, noise_copies)
         return Target(
             scores=smoothed,
             # The error of sampling is far above that of float32, and thousands of copies are dear enough in it.
-            judge=lambda x: source.certify(ellips, classifier.latents, x.float()).prediction,
+            judge=lambda x: source.certify(classifier.head.ellips, classifier.latents, x.float()).prediction,
             alpha=source.alpha,
         )
+    precise = deepcopy(classifier).double()
     own_claim = type(source).certify is not LipschitzSource.certify
     return Target(
         scores=classifier,

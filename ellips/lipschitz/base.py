@@ -109,10 +109,11 @@ class LipschitzSource(ABC):
             radius and given as the diagnostic ``latent_error``.
         """
         with torch.no_grad():
-            certificate = classifier.certify(latents(images), method=method)
+            certified = latents(images)
+            certificate = classifier.certify(certified, method=method)
         bound = self(latents, images)
         if bound.soundness == "deterministic":
-            error = evaluation_error(latents, images)
+            error = evaluation_error(latents, images, certified)
             bound = replace(bound, diagnostics={**bound.diagnostics, "latent_error": error})
             certificate = certificate.less(error)
         return certificate.to_input(bound)
@@ -129,17 +130,25 @@ def _check_images(images: Tensor) -> None:
 
 
 @torch.no_grad()
-def evaluation_error(function: ImageMap, images: Tensor) -> Tensor:
-    """Return how far values in the network's own precision are from those in float64, shape ``(N,)``, float64.
+def evaluation_error(function: ImageMap, images: Tensor, values: Tensor) -> Tensor:
+    """Return how far a network's values are from those that it gives in float64.
 
     A function that is neither a module nor the method of one cannot be run in float64; it is taken at its word, 0.
+
+    Args:
+        function: Maps images to latents.
+        images: Shape ``(N, C, H, W)``.
+        values: Shape ``(N, d)``, what ``function`` gave of the images in its own precision.
+
+    Returns:
+        L2 distances, shape ``(N,)``, float64.
     """
     owner = owning_module(function)
     if owner is None:
         return torch.zeros(len(images), dtype=torch.float64, device=images.device)
     precise = deepcopy(owner).double()
     again: ImageMap = precise if function is owner else getattr(precise, cast(MethodType, function).__name__)
-    difference = again(images.double()) - function(images).double()
+    difference = again(images.double()) - values.double()
     # What float64 itself rounds is far below a millionth of what float32 does.
     error: Tensor = torch.linalg.vector_norm(difference, dim=1) * (1 + 1e-6)
     return error
