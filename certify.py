@@ -27,12 +27,14 @@ from ellips.audit import (
     verdict,
     write_audit,
 )
-from ellips.certificates import Method, check, load_certificates
+from ellips.certificates import Method, check
 from ellips.distributed import close_process_group
-from ellips.journal import Journal
-from ellips.lipschitz import LipschitzSource
+from ellips.files.atomic import replace_file
+from ellips.files.journal import Journal
+from ellips.files.proofs import load_certificates
+from ellips.files.table import read_table
+from ellips.lipschitz import ConstantSource
 from ellips.pipeline import ImageClassifier
-from ellips.records import read_table, replace_file
 from ellips.reporting.compare import compare, read_entries
 from ellips.reporting.html import ReportImage
 from ellips.reporting.run import RunReport
@@ -63,7 +65,7 @@ def certify(
     skip: int = 1,
     max: int | None = None,
     methods: Sequence[Method] = ("theorem", "pairwise", "exact"),
-    sources: Sequence[LipschitzSource] = (),
+    sources: Sequence[ConstantSource] = (),
     input_method: Method = "exact",
     batch_size: int = 32,
     radii: Sequence[float] = LATENT_RADII,
@@ -182,7 +184,7 @@ def _pictures(report: RunReport, images: SelectionDataModule, data: L.LightningD
     ]
 
 
-def describe(source: LipschitzSource) -> dict[str, Any]:
+def describe(source: ConstantSource) -> dict[str, Any]:
     """Return a source's class and settings, as JSON can hold them."""
     plain = {key: value for key, value in vars(source).items() if isinstance(value, str | int | float | bool | None)}
     return {"class_path": f"{type(source).__module__}.{type(source).__qualname__}", **plain}

@@ -29,11 +29,12 @@ from torch.func import jvp, vjp
 from benchmarks._common import interleaved_seconds, make_parser, median_ratio, report
 from ellips.encoders import FrozenEncoder
 from ellips.head import EllipsHead
-from ellips.lipschitz import Clever, MarginClever
-from ellips.lipschitz.base import ImageMap
+from ellips.input_certifiers import MarginClever
+from ellips.lipschitz import Clever
 from ellips.losses import CodingRateReduction
 from ellips.pipeline import ImageClassifier
 from ellips.splits import digits_part
+from ellips.types import ImageMap
 
 ART_POOL_FACTOR = 10  # clever_u's default: it is also the number of images in each of ART's backward passes
 

@@ -33,7 +33,7 @@ from ellips.losses import (
     ScoreCrossEntropy,
 )
 from ellips.projector import LatentNorm
-from ellips.regularization import RegularizationSearch, select_regularization
+from ellips.regularization_search import RegularizationSearch, select_regularization
 from ellips.theory.normality import mardia
 from lightning_modules import Optimization
 

@@ -30,8 +30,8 @@ from benchmarks._synthetic import AXES_OFFSET, AXES_STEP, Setting, circle_mixtur
 from ellips.certificates import METHODS
 from ellips.metrics import CertifiedCurve, certified_accuracy_curve
 from ellips.metrics.functional import curve_from_counts
+from ellips.metrics.plotting import draw_curve
 from ellips.reporting import save_figure
-from ellips.reporting.figures import draw_curve
 from ellips.theory.localization import Localizer
 from ellips.theory.sample_complexity import radius_errors, regress_errors
 

@@ -9,7 +9,7 @@ import lightning as L
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ellips.journal import Journal
+from ellips.files.journal import Journal
 
 
 class CertificateWriter(L.Callback):

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from ellips.certificates import METHODS, Certificate, Method
-from ellips.lipschitz import LipschitzSource
+from ellips.lipschitz import ConstantSource
 from ellips.metrics import AverageCertifiedRadius, CertifiedAccuracyCurve, CertifiedCurve
 from ellips.metrics.functional import check_radii, even_grid
 from ellips.pipeline import ImageClassifier
@@ -67,7 +67,7 @@ class CertificationCallback(L.Callback):
         max_radius: float | None = None,
         num_points: int = 201,
         confidence: float = 0.95,
-        source: LipschitzSource | None = None,
+        source: ConstantSource | None = None,
         input_radii: Sequence[float] = (0.1, 0.25, 0.5),
         input_method: Method = "exact",
         input_stages: Sequence[str] = ("test",),

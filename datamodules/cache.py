@@ -24,8 +24,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from ellips.encoders.weights import file_digest
 from ellips.types import FeatureBatch
-from ellips.weights import file_digest
 
 MANIFEST: Final = "manifest.json"
 DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -2,8 +2,8 @@
 
 from ellips.classifier import Ellips
 from ellips.encoders import FrozenEncoder
+from ellips.gaussians.moments import ClassMoments
 from ellips.head import EllipsHead
-from ellips.moments import ClassMoments
 from ellips.pipeline import ImageClassifier
 
 __all__ = ["ClassMoments", "Ellips", "EllipsHead", "FrozenEncoder", "ImageClassifier"]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from os import PathLike
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ellips.classifier import CovarianceType, Ellips
-from ellips.moments import ClassMoments
+from ellips.classifier import Ellips
+from ellips.gaussians import CovarianceType
+from ellips.gaussians.moments import ClassMoments
 from ellips.projector import LatentNorm, Projector
 from ellips.validation import check_labels, check_latents
 
@@ -60,15 +62,13 @@ class EllipsHead(nn.Module):
         sync_batchnorm: bool = True,
     ) -> None:
         super().__init__()
-        self.config: dict[str, Any] = {
+        self._config: dict[str, Any] = {
             "in_features": in_features,
             "num_classes": num_classes,
             "latent_dim": latent_dim,
             "hidden_dim": hidden_dim,
             "latent_norm": latent_norm,
             "covariance_type": covariance_type,
-            "pooling": pooling,
-            "shrinkage": shrinkage,
             "sync_batchnorm": sync_batchnorm,
         }
         self.in_features = in_features
@@ -85,6 +85,11 @@ class EllipsHead(nn.Module):
             num_classes, self.latent_dim, covariance_type=covariance_type, pooling=pooling, shrinkage=shrinkage
         )
         self.moments = ClassMoments(num_classes, self.latent_dim, covariance_type)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The arguments that build this head again, with the regularisation as it is now."""
+        return {**self._config, **asdict(self.ellips.regularization)}
 
     @classmethod
     def from_checkpoint(cls, path: str | PathLike[str]) -> EllipsHead:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from os import PathLike
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from ellips.certificates import Certificate, Method
+from ellips.encoders import FrozenEncoder
+from ellips.encoders.weights import state_digest
 from ellips.errors import EncoderMismatchError
 from ellips.head import EllipsHead
-from ellips.weights import state_digest
-
-if TYPE_CHECKING:
-    from ellips.certificates import Certificate, Method
-    from ellips.encoders import FrozenEncoder
-    from ellips.lipschitz import LipschitzSource
+from ellips.input_certifiers import Chain, InputCertifier, as_certifier
+from ellips.lipschitz import ConstantSource
 
 
 class ImageClassifier(nn.Module):
@@ -35,7 +33,7 @@ class ImageClassifier(nn.Module):
 
     Example:
         >>> classifier = ImageClassifier.from_checkpoint("last.ckpt", FrozenEncoder("test_resnet", weights="digits"))
-        >>> radius = classifier.certify(images, source=JacobianNorm()).radius
+        >>> radius = classifier.certify(images, JacobianNorm()).radius
     """
 
     def __init__(self, encoder: FrozenEncoder | nn.Module, head: EllipsHead) -> None:
@@ -78,24 +76,34 @@ class ImageClassifier(nn.Module):
         scores: Tensor = self.head.ellips(self.latents(images))
         return scores
 
-    def certify(self, images: Tensor, source: LipschitzSource | None = None, method: Method = "exact") -> Certificate:
+    @property
+    def chain(self) -> Chain:
+        """The map that input certifiers take."""
+        return Chain(self.latents, self.head.ellips)
+
+    def certify(
+        self, images: Tensor, certifier: InputCertifier | ConstantSource | None = None, method: Method = "exact"
+    ) -> Certificate:
         """Certify images.
 
         Args:
             images: Shape ``(N, C, H, W)``, values in [0, 1].
-            source: Where the Lipschitz constant of :meth:`latents` comes from; None: stay in latent space.
+            certifier: How the latent certificate is carried to the image, or the source of a Lipschitz constant of
+                :meth:`latents` to divide by; None: stay in latent space.
             method: ``"exact"``, ``"pairwise"`` or ``"theorem"``: how the latent radius is computed.
 
         Returns:
-            A certificate in input space, or in latent space without a source.
+            A certificate in input space, or in latent space without a certifier.
 
         Raises:
             NotFittedError: If the head's Gaussians were not fitted.
         """
-        if source is not None:
-            return source.certify(self.head.ellips, self.latents, images, method)
         with torch.no_grad():
-            return self.head.ellips.certify(self.latents(images), method=method)
+            latents = self.latents(images)
+            certificate = self.head.ellips.certify(latents, method=method)
+        if certifier is None:
+            return certificate
+        return as_certifier(certifier).certify(self.chain, images, latents, certificate)
 
     def digests(self) -> dict[str, str]:
         """Return SHA-256 digests of the encoder's and the head's whole state, to name what was certified."""

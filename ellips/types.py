@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple, get_args
 
 from torch import Tensor
+
+from ellips.validation import one_of
 
 Soundness = Literal["exact", "deterministic", "probabilistic", "estimated"]
 """What a certificate may claim, strongest first.
@@ -18,6 +22,97 @@ Space = Literal["latent", "input"]
 """Where a radius is measured: on latents, or on images with values in [0, 1] at dataset resolution."""
 
 SOUNDNESS_ORDER: Final[tuple[Soundness, ...]] = get_args(Soundness)
+SPACES: Final[tuple[Space, ...]] = get_args(Space)
+
+DEFAULT_RADII: Final[Mapping[Space, tuple[float, ...]]] = {
+    "latent": (0.25, 0.5, 0.75, 1.0, 1.25, 1.5),
+    "input": (0.1, 0.25, 0.5, 0.75, 1.0),
+}
+"""Radii that tables show unless others are asked for: in units of the latents, and on [0, 1] pixels."""
+
+ImageMap = Callable[[Tensor], Tensor]
+"""A map of images ``(N, C, H, W)`` with values in [0, 1] to vectors ``(N, d)``, image by image; may be a module."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """What may stand in one column or make one curve: one method in one space, carried there in one way.
+
+    Attributes:
+        space: Where the radii are measured.
+        method: How the latent radius was computed, or what takes its place (``"margin"``).
+        source: In input space, the short name of what carried the radius to the image, such as ``"clever"``; None in
+            latent space.
+
+    Raises:
+        ValueError: If the space is unknown, or a source comes without input space or input space without one.
+    """
+
+    space: Space
+    method: str
+    source: str | None = None
+
+    def __post_init__(self) -> None:
+        one_of(SPACES, space=self.space)
+        if (self.source is None) != (self.space == "latent"):
+            raise ValueError(
+                f"Expected `source` with a series in input space and none in latent space but got {self.source!r} in "
+                f"{self.space} space."
+            )
+
+    @property
+    def name(self) -> str:
+        """The name in files, logs and tables: ``latent-exact``, ``input-exact-clever``."""
+        return "-".join(part for part in (self.space, self.method, self.source) if part is not None)
+
+    @property
+    def label(self) -> str:
+        """The name where the space is said already."""
+        return "-".join(part for part in (self.method, self.source) if part is not None)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class LipschitzBound:
+    """Per image: an ℓ2 Lipschitz constant, the ball around the image it is claimed on, and what kind of claim it is.
+
+    Attributes:
+        constant: Shape ``(N,)``, float64, at least 0: latent length per unit of image length.
+        ball_radius: Shape ``(N,)``, float64: ℓ2 radius of the ball on which the constant is claimed; inf is everywhere.
+        soundness: What the claim is worth.
+        source: How the constant was obtained, settings included, for the table and the summary.
+        diagnostics: Per-image figures by name, each of shape ``(N,)``, such as a fit's p-value or a residual.
+
+    Raises:
+        ValueError: If shapes disagree, a number is negative or NaN, or the soundness is unknown.
+    """
+
+    constant: Tensor
+    ball_radius: Tensor
+    soundness: Soundness
+    source: str
+    diagnostics: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be a bound."""
+        if self.constant.ndim != 1:
+            raise ValueError(f"Expected `constant` to have shape (N,) but got {tuple(self.constant.shape)}.")
+        one_of(SOUNDNESS_ORDER, soundness=self.soundness)
+        for name, value in {"ball_radius": self.ball_radius, **self.diagnostics}.items():
+            if value.shape != self.constant.shape:
+                raise ValueError(
+                    f"Expected `{name}` to have the shape of `constant`, {tuple(self.constant.shape)}, "
+                    f"but got {tuple(value.shape)}."
+                )
+        for name, value in (("constant", self.constant), ("ball_radius", self.ball_radius)):
+            if not bool((value >= 0).all()):  # NaN fails this too
+                raise ValueError(f"Expected `{name}` to be numbers of at least 0 but got {value}.")
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.constant)
 
 
 class ImageBatch(NamedTuple):
@@ -80,6 +175,5 @@ def weakest(*soundness: Soundness) -> Soundness:
     if not soundness:
         raise ValueError("Expected at least one soundness class but got none.")
     for item in soundness:
-        if item not in SOUNDNESS_ORDER:
-            raise ValueError(f"Expected a soundness class out of {SOUNDNESS_ORDER} but got {item!r}.")
+        one_of(SOUNDNESS_ORDER, soundness=item)
     return max(soundness, key=SOUNDNESS_ORDER.index)

@@ -2,8 +2,59 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+
+def at_least(low: float, **values: float | None) -> None:
+    """Refuse numbers below ``low``, and NaN; None passes, for settings that may be left out.
+
+    Args:
+        low: The smallest number allowed.
+        **values: Numbers by the name of their argument.
+
+    Raises:
+        ValueError: If one is smaller; it is named.
+    """
+    for name, value in values.items():
+        if value is not None and not value >= low:
+            raise ValueError(f"Expected `{name}` to be at least {low} but got {value}.")
+
+
+def positive(*, finite: bool = True, **values: float | None) -> None:
+    """Refuse numbers that are not above 0, NaN and, unless ``finite`` is off, infinity; None passes.
+
+    Raises:
+        ValueError: If one is not; it is named.
+    """
+    for name, value in values.items():
+        if value is not None and not (value > 0 and (not finite or math.isfinite(value))):
+            raise ValueError(f"Expected `{name}` to be positive{' and finite' if finite else ''} but got {value}.")
+
+
+def fraction(*, ends: bool = True, **values: float | None) -> None:
+    """Refuse numbers outside [0, 1], or outside (0, 1) without its ends; None passes.
+
+    Raises:
+        ValueError: If one lies outside; it is named.
+    """
+    for name, value in values.items():
+        if value is not None and not (0 <= value <= 1 if ends else 0 < value < 1):
+            raise ValueError(f"Expected `{name}` to be in {'[0, 1]' if ends else '(0, 1)'} but got {value}.")
+
+
+def one_of(options: Sequence[object], **values: object) -> None:
+    """Refuse values that are not among the options.
+
+    Raises:
+        ValueError: If one is not; it is named, and so are the options.
+    """
+    for name, value in values.items():
+        if value not in options:
+            raise ValueError(f"Expected `{name}` to be one of {tuple(options)} but got {value!r}.")
 
 
 def check_latents(z: Tensor, dim: int, name: str = "z") -> None:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ellips.certificates import METHODS, Certificate, Method
-from ellips.lipschitz import LipschitzSource
+from ellips.files.records import ImageRecord, records_from_certificate
+from ellips.lipschitz import ConstantSource
 from ellips.pipeline import ImageClassifier
-from ellips.records import ImageRecord, records_from_certificate
 from ellips.types import ImageBatch
 
 _T = TypeVar("_T")
@@ -50,7 +50,7 @@ class Certifier(L.LightningModule):
         self,
         classifier: ImageClassifier,
         methods: Sequence[Method] = ("theorem", "pairwise", "exact"),
-        sources: Sequence[LipschitzSource] = (),
+        sources: Sequence[ConstantSource] = (),
         input_method: Method = "exact",
         seed: int = 0,
     ) -> None:
@@ -103,7 +103,7 @@ class Certifier(L.LightningModule):
         )
 
 
-def source_names(sources: Sequence[LipschitzSource]) -> list[str]:
+def source_names(sources: Sequence[ConstantSource]) -> list[str]:
     """Name the series of each source after its class: ``input-jacobian-norm``, numbered where a class comes again."""
     classes = [re.sub(r"(?<!^)(?=[A-Z])", "-", type(source).__name__).lower() for source in sources]
     counts = [classes[: i + 1].count(name) for i, name in enumerate(classes)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from dataclasses import asdict, replace
 from typing import Any, Literal, get_args
 
 import lightning as L
@@ -12,13 +13,14 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
-from ellips.classifier import CovarianceType
 from ellips.distributed import gather_with_gradient
+from ellips.gaussians.mixture import CovarianceType
+from ellips.gaussians.shrinkage import Estimator, fit_shrunk
 from ellips.head import EllipsHead, eval_mode
 from ellips.losses import CodingRateReduction, Isotropy, LatentLoss, Objective
 from ellips.pipeline import check_fingerprint
 from ellips.projector import LatentNorm
-from ellips.regularization import Estimator, RegularizationSearch, fit_shrunk, select_regularization
+from ellips.regularization_search import RegularizationSearch, select_regularization
 from ellips.types import FeatureBatch, HeadOutput
 
 from .optimization import Optimization
@@ -216,8 +218,7 @@ class GenEllips(L.LightningModule):
         moments = self.head.moments.compute()
         kind = ellips.covariance_type
         best, _ = select_regularization(moments, latents, labels, self.regularization, covariance_type=kind)
-        ellips.pooling, ellips.shrinkage = best.pooling, best.shrinkage
-        self.head.config.update(pooling=best.pooling, shrinkage=best.shrinkage)
+        ellips.regularization = best.regularization
 
     def _refresh_mixture(self) -> None:
         """Fit the Gaussians if they are older than the projector; trained ones are fitted once, to start from."""
@@ -301,9 +302,9 @@ class GenEllips(L.LightningModule):
         """Take over the encoder's fingerprint."""
         self.encoder_fingerprint = checkpoint.get("encoder_fingerprint")
         chosen = checkpoint.get("head", {})
-        self.head.config.update({key: chosen[key] for key in ("pooling", "shrinkage") if key in chosen})
-        self.head.ellips.pooling = self.head.config["pooling"]
-        self.head.ellips.shrinkage = self.head.config["shrinkage"]
+        regularization = self.head.ellips.regularization
+        kept = {name: chosen[name] for name in asdict(regularization) if name in chosen}
+        self.head.ellips.regularization = replace(regularization, **kept)
         self.mixture_step = checkpoint.get("mixture_step")
 
     def _check_encoder(self) -> None:

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchmetrics import MeanMetric
 
-from ellips.lipschitz.encoder import LipschitzArchitecture, LipschitzEncoder, export_encoder
+from ellips.encoders.lipschitz import LipschitzArchitecture, LipschitzEncoder, export_encoder
+from ellips.encoders.weights import file_digest
 from ellips.types import FeatureBatch, ImageBatch
-from ellips.weights import file_digest
 
 
 class LipschitzEncoderTraining(L.LightningModule):

@@ -11,8 +11,9 @@ from certify import main
 from datamodules import DigitsDataModule
 from ellips.encoders import FrozenEncoder
 from ellips.errors import EncoderMismatchError
+from ellips.files.table import read_table
+from ellips.files.tsv import read_tsv
 from ellips.pipeline import ImageClassifier
-from ellips.records import read_table, read_tsv
 
 ENCODER = {"class_path": "ellips.encoders.FrozenEncoder", "init_args": {"model": "test_resnet", "weights": "digits"}}
 DATA = {"class_path": "datamodules.DigitsDataModule", "init_args": {"encoder": ENCODER, "batch_size": 512}}
@@ -136,7 +137,7 @@ def test_the_report_needs_nothing_else(run: Path) -> None:
 def test_saved_certificates_hold_and_tampered_ones_do_not(run: Path, tmp_path: Path) -> None:
     from dataclasses import replace
 
-    from ellips.certificates import load_certificates, save_certificates
+    from ellips.files.proofs import load_certificates, save_certificates
 
     path = run / "latent-exact.safetensors"
     assert main(["check", str(path)]) == 0

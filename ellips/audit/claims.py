@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ellips.audit.attacks import AttackSettings, Scores, attack_balls
 from ellips.audit.slopes import Function, steepest_slopes
-from ellips.records import ImageRecord
+from ellips.files.records import ImageRecord
 from ellips.types import Soundness
 
 Judge = Callable[[Tensor], Tensor]

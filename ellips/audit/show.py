@@ -15,7 +15,7 @@ from rich.console import Group
 from rich.table import Table
 
 from ellips.audit.claims import AuditedImage
-from ellips.records import replace_file
+from ellips.files.atomic import replace_file
 from ellips.types import SOUNDNESS_ORDER
 
 _OUTCOMES = {True: "holds", False: "[red]DOES NOT HOLD[/red]", None: "none made"}

@@ -11,7 +11,8 @@ from torch import Tensor
 from ellips.audit.attacks import Scores
 from ellips.audit.claims import Judge
 from ellips.audit.slopes import Function
-from ellips.lipschitz import LipschitzSource, SmoothedEncoder
+from ellips.input_certifiers import SmoothedEncoder
+from ellips.lipschitz import ConstantSource
 from ellips.pipeline import ImageClassifier
 
 
@@ -38,7 +39,7 @@ def latent_target(classifier: ImageClassifier) -> Target:
     return Target(scores=ellips, judge=lambda z: _argmax(ellips, z))
 
 
-def input_target(classifier: ImageClassifier, source: LipschitzSource, noise_copies: int = 16) -> Target:
+def input_target(classifier: ImageClassifier, source: ConstantSource, noise_copies: int = 16) -> Target:
     """Return what a series in input space claims.
 
     The prediction is judged by a float64 copy of the classifier, so that float32 rounding at the very boundary is not
@@ -58,7 +59,7 @@ def input_target(classifier: ImageClassifier, source: LipschitzSource, noise_cop
             alpha=source.alpha,
         )
     precise = deepcopy(classifier).double()
-    own_claim = type(source).certify is not LipschitzSource.certify
+    own_claim = type(source).certify is not ConstantSource.certify
     return Target(
         scores=classifier,
         judge=lambda x: _argmax(precise, x),

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from ellips.types import Soundness, Space, weakest
-
-if TYPE_CHECKING:
-    from ellips.lipschitz import LipschitzBound
+from ellips.types import LipschitzBound, Soundness, Space, weakest
 
 Method = Literal["exact", "pairwise", "theorem"]
 METHODS: tuple[Method, ...] = get_args(Method)

@@ -10,22 +10,20 @@ of the margin m at z, and any t ≥ 0 with I + tW ≻ 0,
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ellips.certificates.certificate import METHODS, Certificate
-
-if TYPE_CHECKING:
-    from ellips.classifier import Ellips
+from ellips.gaussians import Mixture
 
 _BATCH_ELEMENTS = 2**22
 _DOUBLINGS, _HALVINGS = 250, 80  # of the interval that the bisection starts from
 
 
 def check(
-    ellips: Ellips,
+    mixture: Mixture,
     z: Tensor,
     certificate: Certificate,
     *,
@@ -41,7 +39,7 @@ def check(
     gives, beyond what a solver takes off for rounding. Whether L is what it claims to be cannot be checked here.
 
     Args:
-        ellips: The fitted classifier.
+        mixture: The fitted classifier.
         z: Latents the certificates are for, shape ``(N, d)``.
         certificate: What to check, of the same length.
         rivals: ``"named"`` checks the named rival alone, one Cholesky factorisation per point; ``"all"`` also proves
@@ -54,10 +52,10 @@ def check(
         Shape ``(N,)``, bool.
 
     Raises:
-        ValueError: If lengths disagree, or method or ``rivals`` are unknown, or as :meth:`Ellips.check`.
+        ValueError: If lengths disagree, or method or ``rivals`` are unknown, or as :meth:`Mixture.validate`.
         NotFittedError: If no mixture was fitted.
     """
-    z = ellips.check(z)
+    z = mixture.validate(z)
     if len(z) != len(certificate):
         raise ValueError(f"Expected {len(z)} certificates, one per latent, but got {len(certificate)}.")
     if certificate.method not in METHODS:
@@ -65,8 +63,8 @@ def check(
     if rivals not in ("all", "named"):
         raise ValueError(f"Expected `rivals` to be 'all' or 'named' but got {rivals!r}.")
     with torch.no_grad():
-        auditor = _Auditor(ellips, tolerance, slack)
-        rows = max(1, _BATCH_ELEMENTS // max(ellips.dim**2, ellips.num_classes * ellips.dim))
+        auditor = _Auditor(mixture, tolerance, slack)
+        rows = max(1, _BATCH_ELEMENTS // max(mixture.dim**2, mixture.num_classes * mixture.dim))
         parts = zip(z.split(rows), torch.arange(len(z), device=z.device).split(rows), strict=True)
         passed = [auditor.audit(part, certificate.to(str(z.device))[index], rivals == "all") for part, index in parts]
     return torch.cat(passed)
@@ -75,9 +73,9 @@ def check(
 class _Auditor:
     """The mixture from its definition, and the questions asked of it."""
 
-    def __init__(self, ellips: Ellips, tolerance: float, slack: float) -> None:
-        self.means, self.precisions = ellips.means.detach(), ellips.precisions.detach()
-        self.offsets = (2 * ellips.log_priors.log_softmax(0) - ellips.log_dets).detach()
+    def __init__(self, mixture: Mixture, tolerance: float, slack: float) -> None:
+        self.means, self.precisions = mixture.means.detach(), mixture.precisions.detach()
+        self.offsets = (2 * mixture.log_priors.log_softmax(0) - mixture.log_dets).detach()
         self.traces = self.precisions.diagonal(dim1=-2, dim2=-1).sum(-1)
         self.tolerance, self.slack = tolerance, slack
         self.center = self.means.mean(0)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from ellips.certificates.certificate import Certificate
-    from ellips.classifier import Ellips
+from ellips.certificates.certificate import Certificate
+from ellips.gaussians import Mixture
 
 _POLISH = 2  # Newton steps on the multiplier
 
 
-def worst_case_perturbation(ellips: Ellips, z: Tensor, certificate: Certificate) -> Tensor:
+def worst_case_perturbation(mixture: Mixture, z: Tensor, certificate: Certificate) -> Tensor:
     """Return δ with z + δ on the boundary to the named rival, for certificates by the exact method.
 
     With the optimal multiplier t it is the primal point −t (I + tW)⁻¹ b. In the hard case (b orthogonal to the lowest
@@ -22,7 +19,7 @@ def worst_case_perturbation(ellips: Ellips, z: Tensor, certificate: Certificate)
     along that eigenspace.
 
     Args:
-        ellips: The fitted classifier.
+        mixture: The fitted classifier.
         z: Latents, shape ``(N, d)``.
         certificate: Certificates of these latents, in latent space, method ``"exact"``.
 
@@ -37,22 +34,19 @@ def worst_case_perturbation(ellips: Ellips, z: Tensor, certificate: Certificate)
             "Expected certificates by method 'exact' in latent space but got method "
             f"{certificate.method!r} in {certificate.space} space."
         )
-    z = ellips.check(z).detach()
+    z = mixture.validate(z).detach()
     if len(z) != len(certificate):
         raise ValueError(f"Expected {len(z)} certificates, one per latent, but got {len(certificate)}.")
-    rows = max(1, 2**22 // ellips.dim**2)
+    rows = max(1, 2**22 // mixture.dim**2)
     with torch.no_grad():
-        precisions = ellips.precisions
         index = torch.arange(len(z), device=z.device).split(rows)
-        parts = [_nearest_point(ellips.means, precisions, z[part], certificate[part]) for part in index]
+        parts = [_nearest_point(mixture, z[part], certificate[part]) for part in index]
     return torch.cat(parts)
 
 
-def _nearest_point(means: Tensor, precisions: Tensor, z: Tensor, certificate: Certificate) -> Tensor:
-    first, second = certificate.prediction, certificate.rival
-    w = precisions[second] - precisions[first]
-    pulls = [(precisions[k] @ (z - means[k]).unsqueeze(-1)) for k in (second, first)]
-    b = pulls[0] - pulls[1]
+def _nearest_point(mixture: Mixture, z: Tensor, certificate: Certificate) -> Tensor:
+    pair = certificate.prediction, certificate.rival
+    w, b = mixture.curvature(*pair), mixture.half_gradient(z, *pair).unsqueeze(-1)
     finite = certificate.radius.isfinite() & (certificate.radius > 0)
     t = torch.where(finite, certificate.multiplier, 0.0)
     delta = _primal(w, b, t)[0]

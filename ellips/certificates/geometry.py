@@ -3,78 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ellips.certificates.pairs import PairSpectra
+from ellips.certificates.parts import Parts
 from ellips.certificates.rounding import gamma
-
-if TYPE_CHECKING:
-    from ellips.classifier import Ellips
+from ellips.gaussians import Mixture
 
 
-@dataclass
-class Geometry:
-    """A mixture as the solvers see it; all tensors are float64 and carry no gradient.
-
-    Attributes:
-        factors: A_k, shape ``(K, d, d)`` or ``(K, d)``.
-        center: c, the mean of the means, shape ``(d,)``.
-        offsets_from_center: ν_k = μ_k − c, shape ``(K, d)``.
-        offsets: Constant parts of the scores, shape ``(K,)``.
-        whiten: The classifier's own map from z and a range of classes to A_k(z − μ_k).
-        tiles: Ranges of classes to whiten at a time.
-    """
-
-    factors: Tensor
-    center: Tensor
-    offsets_from_center: Tensor
-    offsets: Tensor
-    whiten: Callable[[Tensor, slice], Tensor]
-    tiles: list[slice]
+class Geometry(Parts):
+    """A mixture as the solvers see it: its tensors, and what is computed of them once."""
 
     @classmethod
-    def of(cls, ellips: Ellips) -> Geometry:
+    def of(cls, mixture: Mixture) -> Geometry:
         """Return the geometry of a fitted classifier, remembered until its mixture changes."""
 
         def build() -> Geometry:
-            center = ellips.means.mean(0)
-            offsets_from_center = ellips.means - center
-            return cls(ellips.factors, center, offsets_from_center, ellips.offsets, ellips.whitening(), ellips.tiles())
+            center = mixture.means.mean(0)
+            offsets_from_center = mixture.means - center
+            return cls(
+                mixture.factors, center, offsets_from_center, mixture.offsets, mixture.whitening(), mixture.tiles()
+            )
 
-        geometry: Geometry = ellips.derived("geometry", build)
+        geometry: Geometry = mixture.derived("geometry", build)
         return geometry
-
-    @property
-    def num_classes(self) -> int:
-        """K."""
-        return len(self.factors)
-
-    @property
-    def dim(self) -> int:
-        """Width d of the latents."""
-        return self.factors.shape[-1]
-
-    @property
-    def diagonal(self) -> bool:
-        """Whether the covariances are diagonal."""
-        return self.factors.ndim == 2
-
-    @cached_property
-    def factor_norms(self) -> Tensor:
-        """‖A_k‖_F, shape ``(K,)``."""
-        norms: Tensor = self.factors.flatten(1).norm(dim=1)
-        return norms
-
-    @cached_property
-    def mean_norms(self) -> Tensor:
-        """‖μ_k − c‖, shape ``(K,)``."""
-        norms: Tensor = self.offsets_from_center.norm(dim=1)
-        return norms
 
     @cached_property
     def _pulling(self) -> dict[torch.dtype, Callable[[Tensor, slice, Tensor], None]]:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from ellips.certificates.certificate import Certificate
 from ellips.certificates.direction import worst_case_perturbation
 from ellips.certificates.geometry import Geometry
-
-if TYPE_CHECKING:
-    from ellips.classifier import Ellips
+from ellips.gaussians import Mixture
 
 
-def differentiable_radius(ellips: Ellips, geometry: Geometry, z: Tensor, certificate: Certificate) -> Tensor:
+def differentiable_radius(mixture: Mixture, geometry: Geometry, z: Tensor, certificate: Certificate) -> Tensor:
     """Return the radii of a certificate with gradients to the latents and to a trainable mixture.
 
     Exact: R² is the optimum of min ‖δ‖² s.t. m(z+δ) ≤ 0, so by the envelope theorem dR² = t dm(z+δ), with δ and the
@@ -25,7 +21,7 @@ def differentiable_radius(ellips: Ellips, geometry: Geometry, z: Tensor, certifi
     Radii that are infinite have gradient 0.
 
     Args:
-        ellips: The classifier, possibly with a trainable mixture.
+        mixture: The classifier, possibly with a trainable mixture.
         geometry: Its geometry.
         z: Latents, shape ``(N, d)``, float64.
         certificate: Their certificates, by method ``"exact"`` or ``"pairwise"``.
@@ -37,48 +33,39 @@ def differentiable_radius(ellips: Ellips, geometry: Geometry, z: Tensor, certifi
     rows = radius.isfinite().nonzero().squeeze(1)
     moving = certificate[rows]
     change = _exact_change if certificate.method == "exact" else _pairwise_change
-    change_ = change(ellips, geometry, z[rows], moving)
+    change_ = change(mixture, geometry, z[rows], moving)
     # Its value is 0 up to rounding; only its gradient is wanted.
     return radius.index_put((rows,), radius[rows] + (change_ - change_.detach()))
 
 
-def _margin(ellips: Ellips, z: Tensor, certificate: Certificate) -> Tensor:
-    scores: Tensor = ellips(z)
+def _margin(mixture: Mixture, z: Tensor, certificate: Certificate) -> Tensor:
+    scores: Tensor = mixture(z)
     first, second = (scores.gather(1, k.unsqueeze(1)).squeeze(1) for k in (certificate.prediction, certificate.rival))
     return first - second
 
 
-def _exact_change(ellips: Ellips, geometry: Geometry, z: Tensor, certificate: Certificate) -> Tensor:
+def _exact_change(mixture: Mixture, geometry: Geometry, z: Tensor, certificate: Certificate) -> Tensor:
     with torch.no_grad():
-        delta = worst_case_perturbation(ellips, z, certificate)
-        at_boundary = _half_gradient(ellips, z, certificate).norm(dim=1)
+        delta = worst_case_perturbation(mixture, z, certificate)
+        at_boundary = mixture.half_gradient(z, certificate.prediction, certificate.rival).norm(dim=1)
         radius = certificate.radius
         weight = torch.where(radius > 0, certificate.multiplier / (2 * radius), 1 / (2 * at_boundary))
         weight = torch.where(weight.isfinite(), weight, 0.0)
-    return weight * _margin(ellips, z + delta, certificate)
+    return weight * _margin(mixture, z + delta, certificate)
 
 
-def _pairwise_change(ellips: Ellips, geometry: Geometry, z: Tensor, certificate: Certificate) -> Tensor:
+def _pairwise_change(mixture: Mixture, geometry: Geometry, z: Tensor, certificate: Certificate) -> Tensor:
     radius = certificate.radius
-    gradient = _half_gradient(ellips, z, certificate).norm(dim=1)
-    curvature = _curvature(ellips, geometry, certificate)
+    gradient = mixture.half_gradient(z, certificate.prediction, certificate.rival).norm(dim=1)
+    curvature = _curvature(mixture, geometry, certificate)
     with torch.no_grad():
         weight = 1 / (2 * (gradient + curvature * radius))
         weight = torch.where(weight.isfinite(), weight, 0.0)
-    change: Tensor = weight * (_margin(ellips, z, certificate) - 2 * radius * gradient - radius.square() * curvature)
+    change: Tensor = weight * (_margin(mixture, z, certificate) - 2 * radius * gradient - radius.square() * curvature)
     return change
 
 
-def _half_gradient(ellips: Ellips, z: Tensor, certificate: Certificate) -> Tensor:
-    """Half the gradient of the margin, P_rival (z − μ_rival) − P_prediction (z − μ_prediction), shape ``(N, d)``."""
-    factors, whitened = ellips.factors, ellips.whitening()(z, slice(0, ellips.num_classes)).transpose(0, 1)
-    pulls = whitened * factors.unsqueeze(1) if factors.ndim == 2 else torch.bmm(whitened, factors)
-    rows = torch.arange(len(z), device=z.device)
-    half: Tensor = pulls[certificate.rival, rows] - pulls[certificate.prediction, rows]
-    return half
-
-
-def _curvature(ellips: Ellips, geometry: Geometry, certificate: Certificate) -> Tensor:
+def _curvature(mixture: Mixture, geometry: Geometry, certificate: Certificate) -> Tensor:
     """(−λ_min(W))₊, or Weyl's bound on it, as quadratic forms of the factors in fixed eigenvectors."""
     first, second = certificate.prediction, certificate.rival
     with torch.no_grad():
@@ -88,7 +75,7 @@ def _curvature(ellips: Ellips, geometry: Geometry, certificate: Certificate) -> 
             right = geometry.extreme_vectors
             vectors = [right[0][first], right[1][second]]
         active = geometry.curvature[first, second] > 0
-    energy = [_energy(ellips.factors, k, v) for k, v in zip((first, second), vectors, strict=True)]
+    energy = [_energy(mixture.factors, k, v) for k, v in zip((first, second), vectors, strict=True)]
     curvature: Tensor = torch.where(active, energy[0] - energy[1], 0.0)
     return curvature
 

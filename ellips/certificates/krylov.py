@@ -15,15 +15,13 @@ matrix is read once for all problems that need it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ellips.certificates.geometry import Geometry
 from ellips.certificates.rounding import gamma
-
-if TYPE_CHECKING:
-    from ellips.certificates.geometry import Geometry
 
 _MAX_DIMENSION = 24  # of the Krylov space; problems that need more are left to an eigen-decomposition
 _LOOK_AT = frozenset({2, 3, 4, 6, 8, 10, 13, 16, 20, _MAX_DIMENSION})

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ellips.certificates.parts import Parts
 from ellips.certificates.rounding import gamma
 from ellips.certificates.secular import Problems
-
-if TYPE_CHECKING:
-    from ellips.certificates.geometry import Geometry
 
 _KEPT_ELEMENTS = 2**25  # of the eigenvectors remembered: 256 MB in float64
 _BATCH_ELEMENTS = 2**20  # of the matrices decomposed in one go
@@ -38,7 +36,7 @@ class PairSpectra:
         geometry: The mixture.
     """
 
-    def __init__(self, geometry: Geometry) -> None:
+    def __init__(self, geometry: Parts) -> None:
         self._geometry = geometry
         classes = geometry.num_classes
         self._slot = torch.full((classes, classes), -1, dtype=torch.int64, device=geometry.factors.device)
@@ -184,7 +182,7 @@ def _diagonal_spectrum(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     return values, error.masked_fill(first == second, 0.0)
 
 
-def _decompose(geometry: Geometry, low: Tensor, high: Tensor) -> _Spectra:
+def _decompose(geometry: Parts, low: Tensor, high: Tensor) -> _Spectra:
     """Decompose a batch of pairs and bound the errors from the residuals."""
     d, factors, means = geometry.dim, geometry.factors, geometry.offsets_from_center
     a, b = factors[low], factors[high]

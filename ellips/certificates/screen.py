@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ellips.certificates.geometry import Geometry
 from ellips.certificates.rounding import gamma, score_error, whitened_error
-from ellips.classifier import TILE_ROWS, square_norm
+from ellips.gaussians.mixture import TILE_ROWS, square_norm
 
 _HELD_ELEMENTS = 2**24  # of the gradients of all classes, which wait until the prediction is known
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,9 +14,7 @@ from ellips.certificates.gradients import differentiable_radius
 from ellips.certificates.krylov import KrylovProblems, apply_grouped, grouped, solve_krylov
 from ellips.certificates.screen import Screen, screen
 from ellips.certificates.secular import solve_secular
-
-if TYPE_CHECKING:
-    from ellips.classifier import Ellips
+from ellips.gaussians import Mixture
 
 _CHUNK_BYTES = 2**29
 # Units in the last place taken off a radius for the few operations after the bounded ones; graded, so that rounding
@@ -25,7 +22,7 @@ _CHUNK_BYTES = 2**29
 _SAFETY: dict[Method, int] = {"exact": 64, "pairwise": 128, "theorem": 192}
 
 
-def certify(ellips: Ellips, z: Tensor, method: Method = "exact", *, chunk_size: int | None = None) -> Certificate:
+def certify(mixture: Mixture, z: Tensor, method: Method = "exact", *, chunk_size: int | None = None) -> Certificate:
     """Certify predictions; see :meth:`ellips.classifier.Ellips.certify` for arguments, result and errors.
 
     The radius is a lower bound in floating point, too: errors of scores, gradients and spectra are bounded and
@@ -42,19 +39,19 @@ def certify(ellips: Ellips, z: Tensor, method: Method = "exact", *, chunk_size: 
         raise ValueError(f"Expected `method` to be one of {METHODS} but got {method!r}.")
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"Expected `chunk_size` to be at least 1 but got {chunk_size}.")
-    z = ellips.check(z)
+    z = mixture.validate(z)
     with torch.autocast(z.device.type, enabled=False):
-        geometry = Geometry.of(ellips)
+        geometry = Geometry.of(mixture)
         # Not in inference mode: what is remembered of the mixture must serve training, too.
         with torch.inference_mode(False), torch.no_grad():
             rows = chunk_size or default_chunk_size(geometry)
             certificate = Certificate.cat([_certify(geometry, part, method) for part in z.detach().split(rows)])
         trainable = any(
-            tensor.requires_grad for tensor in (z, ellips.means, ellips.precision_factors, ellips.log_priors)
+            tensor.requires_grad for tensor in (z, mixture.means, mixture.precision_factors, mixture.log_priors)
         )
         if method == "theorem" or not (trainable and torch.is_grad_enabled()):
             return certificate
-        return replace(certificate, radius=differentiable_radius(ellips, geometry, z, certificate))
+        return replace(certificate, radius=differentiable_radius(mixture, geometry, z, certificate))
 
 
 def default_chunk_size(geometry: Geometry) -> int:

@@ -1,22 +1,9 @@
-"""Sources of the Lipschitz constant that carries a latent radius to the image."""
+"""Sources of a Lipschitz constant, each of exactly the function that it is given."""
 
-from ellips.lipschitz.base import LipschitzBound, LipschitzSource
-from ellips.lipschitz.clever import Clever, MarginClever
-from ellips.lipschitz.encoder import LipschitzEncoder
+from ellips.lipschitz.base import ConstantSource
+from ellips.lipschitz.clever import Clever
 from ellips.lipschitz.jacobian import JacobianNorm
 from ellips.lipschitz.known import KnownConstant
-from ellips.lipschitz.smoothing import SmoothedEncoder
 from ellips.lipschitz.spectral import SpectralProduct, UnprovenOperationError
 
-__all__ = [
-    "Clever",
-    "JacobianNorm",
-    "KnownConstant",
-    "LipschitzBound",
-    "LipschitzEncoder",
-    "LipschitzSource",
-    "MarginClever",
-    "SmoothedEncoder",
-    "SpectralProduct",
-    "UnprovenOperationError",
-]
+__all__ = ["Clever", "ConstantSource", "JacobianNorm", "KnownConstant", "SpectralProduct", "UnprovenOperationError"]

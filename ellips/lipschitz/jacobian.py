@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ellips.lipschitz.base import ImageMap, LipschitzBound, LipschitzSource
+from ellips.lipschitz.base import ConstantSource
 from ellips.lipschitz.products import linearize
 from ellips.lipschitz.sampling import random_directions
+from ellips.types import ImageMap, LipschitzBound
+from ellips.validation import at_least, positive
 
 
 class SpectralNorms(NamedTuple):
@@ -54,8 +57,7 @@ def spectral_norms(
     Raises:
         ValueError: If the function's value is not of the shape of ``start`` or there are no iterations.
     """
-    if num_iterations < 1:
-        raise ValueError(f"Expected `num_iterations` to be at least 1 but got {num_iterations}.")
+    at_least(1, num_iterations=num_iterations)
     left = [_unit(start)[0]]
     right: list[Tensor] = []
     diagonal: list[Tensor] = []
@@ -153,7 +155,8 @@ def _residual(diagonal: list[Tensor], lower: list[Tensor]) -> Tensor:
     return torch.where(residual > 0, residual / values[:, 0], torch.zeros_like(residual))
 
 
-class JacobianNorm(LipschitzSource):
+@dataclass(frozen=True)
+class JacobianNorm(ConstantSource):
     """The spectral norm of the Jacobian at the image itself: ``estimated``.
 
     It says how fast the latent changes *at* the image and nothing about the points around it, so a radius made from
@@ -169,28 +172,24 @@ class JacobianNorm(LipschitzSource):
         ValueError: If a setting is out of range.
     """
 
-    def __init__(
-        self, num_iterations: int = 30, tolerance: float = 1e-3, seed: int = 0, ball_radius: float = 1.0
-    ) -> None:
-        if num_iterations < 1:
-            raise ValueError(f"Expected `num_iterations` to be at least 1 but got {num_iterations}.")
-        if not tolerance >= 0:
-            raise ValueError(f"Expected `tolerance` to be at least 0 but got {tolerance}.")
-        if not ball_radius > 0:
-            raise ValueError(f"Expected `ball_radius` to be positive but got {ball_radius}.")
-        self.num_iterations = num_iterations
-        self.tolerance = tolerance
-        self.seed = seed
-        self.ball_radius = ball_radius
+    num_iterations: int = 30
+    tolerance: float = 1e-3
+    seed: int = 0
+    ball_radius: float = 1.0
+
+    def __post_init__(self) -> None:
+        at_least(1, num_iterations=self.num_iterations)
+        at_least(0, tolerance=self.tolerance)
+        positive(ball_radius=self.ball_radius, finite=False)
 
     def bound(self, function: ImageMap, images: Tensor) -> LipschitzBound:
-        """Compute the Jacobian's spectral norm at each image; see :meth:`LipschitzSource.__call__`."""
+        """Compute the Jacobian's spectral norm at each image; see :meth:`ConstantSource.__call__`."""
         start = random_directions(images, latent_dim(function, images), self.seed)
         found = spectral_norms(function, images, start, num_iterations=self.num_iterations, tolerance=self.tolerance)
         return LipschitzBound(
             constant=found.norm,
             ball_radius=torch.full_like(found.norm, self.ball_radius),
             soundness="estimated",
-            source=f"JacobianNorm({self.num_iterations} iterations, tolerance {self.tolerance:g}, seed {self.seed})",
+            source=repr(self),
             diagnostics={"residual": found.residual},
         )

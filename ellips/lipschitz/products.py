@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from ellips.lipschitz.base import ImageMap
+from ellips.types import ImageMap
 
 
 class Linearization(NamedTuple):

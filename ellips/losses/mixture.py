@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ellips.classifier import Ellips
-from ellips.covariance import class_covariances, precision_factor
+from ellips.gaussians.covariance import class_covariances, precision_factor
+from ellips.gaussians.moments import Moments
 from ellips.losses.base import LatentLoss
 from ellips.losses.groups import class_blocks
-from ellips.moments import Moments
 
 Gaussians = Literal["batch", "fitted"]
 
@@ -51,7 +51,7 @@ def batch_mixture(latents: Tensor, labels: Tensor, like: Ellips) -> Ellips:
         ValueError: If a class has no samples in the batch or its covariance is singular.
     """
     moments = batch_moments(latents, labels, like.num_classes)
-    covariances = class_covariances(moments, like.covariance_type, like.pooling, like.shrinkage)
+    covariances = class_covariances(moments, like.covariance_type, like.regularization)
     ellips = Ellips(like.num_classes, like.dim, covariance_type=like.covariance_type).to(latents.device)
     # Buffers may hold tensors with a history; `fit_moments` would copy their values alone.
     ellips.means = moments.mean
@@ -191,8 +191,8 @@ def signed_radius(
     wrong = (margin <= 0).nonzero().squeeze(1)
     signed: Tensor = 0 * margin  # in the graph even where every radius is above the ceiling
     if len(wrong):
-        slope = score_gradient(ellips, z[wrong], rival[wrong]) - score_gradient(ellips, z[wrong], labels[wrong])
-        distance = margin[wrong] / torch.linalg.vector_norm(slope, dim=1).clamp(min=torch.finfo(z.dtype).tiny)
+        half = torch.linalg.vector_norm(ellips.half_gradient(z[wrong], labels[wrong], rival[wrong]), dim=1)
+        distance = margin[wrong] / (2 * half).clamp(min=torch.finfo(z.dtype).tiny)
         signed = signed.index_copy(0, wrong, distance)
     if len(right):
         with torch.no_grad():
@@ -201,14 +201,3 @@ def signed_radius(
         if bool(below.any()):
             signed = signed.index_copy(0, right[below], ellips.certify(z[right[below]], method).radius)
     return signed
-
-
-def score_gradient(ellips: Ellips, z: Tensor, classes: Tensor) -> Tensor:
-    """Return each point's gradient of the score of one class, ``−2 P_k (z − μ_k)``, shape ``(n, d)``."""
-    offset = z - ellips.means[classes]
-    factors = ellips.factors[classes]
-    if factors.ndim == 2:
-        return -2 * factors.square() * offset
-    whitened = factors @ offset.unsqueeze(-1)
-    gradient: Tensor = -2 * (factors.mT @ whitened).squeeze(-1)
-    return gradient

@@ -21,7 +21,7 @@ from ellips.metrics.functional import (
     curve_from_counts,
     even_grid,
 )
-from ellips.reporting.figures import draw_curve, new_axes
+from ellips.metrics.plotting import draw_curve, new_axes
 
 
 class _CertifiedCounts(Metric):

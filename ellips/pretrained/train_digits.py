@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ellips.encoders import FrozenEncoder
+from ellips.encoders.weights import SHIPPED_FOLDER, file_digest
 from ellips.splits import DIGITS_FRACTIONS, DIGITS_SPLIT_SEED, digits_part
-from ellips.weights import SHIPPED_FOLDER, file_digest
 
 NAME: Final = "digits"
 ARCHITECTURE: Final = "test_resnet"

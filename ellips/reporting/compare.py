@@ -10,7 +10,10 @@ from typing import Any
 
 from rich.console import Console
 
-from ellips.records import ImageRecord, read_table, read_tsv, replace_file
+from ellips.files.atomic import replace_file
+from ellips.files.records import ImageRecord
+from ellips.files.table import read_table
+from ellips.files.tsv import read_tsv
 from ellips.reporting.curves import LabelledCurve, group_by_claim
 from ellips.reporting.figures import plot_panels, save_figure
 from ellips.reporting.summary import curve_of, records_by_series

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from ellips.metrics.functional import CertifiedCurve
 from ellips.types import Soundness, Space, weakest
-
-if TYPE_CHECKING:
-    from ellips.metrics.functional import CertifiedCurve
 
 CLAIMS: dict[Soundness, str] = {
     "exact": "proven, with no encoder in between",

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.image import imsave
 from torch import Tensor
 
-from ellips.records import ImageRecord
+from ellips.files.records import ImageRecord
 from ellips.reporting.curves import CLAIMS, SPACES
 from ellips.types import Soundness, Space
 

@@ -12,9 +12,12 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from ellips.certificates import save_certificates
 from ellips.classifier import Ellips
-from ellips.records import ImageRecord, certificate_from_records, replace_file, write_table, write_tsv
+from ellips.files.atomic import replace_file
+from ellips.files.proofs import save_certificates
+from ellips.files.records import ImageRecord, certificate_from_records
+from ellips.files.table import write_table
+from ellips.files.tsv import write_tsv
 from ellips.reporting.curves import LabelledCurve, group_by_claim
 from ellips.reporting.figures import plot_curves, save_figure
 from ellips.reporting.html import ReportImage, choose_images, render_report

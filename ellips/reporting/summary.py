@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from ellips.files.records import ImageRecord, records_to_tensors
 from ellips.metrics.functional import average_certified_radius, certified_accuracy_curve, check_radii, even_grid
-from ellips.records import ImageRecord, records_to_tensors
 from ellips.reporting.curves import LabelledCurve
 
 PACKAGES = ("ellips", "torch", "lightning", "timm", "torchmetrics", "scipy", "numpy")

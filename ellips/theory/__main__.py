@@ -15,10 +15,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from ellips.certificates import METHODS, load_certificates
+from ellips.certificates import METHODS
 from ellips.classifier import Ellips
+from ellips.files.proofs import load_certificates
+from ellips.files.tsv import read_tsv
 from ellips.head import EllipsHead
-from ellips.records import read_tsv
 from ellips.theory.degradation import Estimator, degradation
 from ellips.theory.localization import Criterion, Existence, Localizer
 from ellips.theory.normality import Calibration, mardia

@@ -14,17 +14,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from ellips.certificates import Method
 from ellips.classifier import Ellips
 from ellips.metrics import CertifiedCurve, certified_accuracy_curve
 from ellips.theory.divergence import KLEstimate, kl_knn, kl_likelihood
-
-if TYPE_CHECKING:
-    from ellips.certificates import Method
 
 Estimator = Literal["knn", "likelihood"]
 

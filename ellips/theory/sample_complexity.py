@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ellips.certificates import worst_case_perturbation
 from ellips.classifier import Ellips
-from ellips.moments import Moments
+from ellips.gaussians import Moments, Regularization
 
 IntervalMethod = Literal["delta", "bootstrap"]
 
@@ -127,23 +127,22 @@ def radius_interval(
 
 
 def _delta_interval(ellips: Ellips, z: Tensor, count: Tensor, confidence: float) -> RadiusInterval:
-    if ellips.pooling or ellips.shrinkage or ellips.covariance_type != "full":
+    if ellips.regularization != Regularization() or ellips.covariance_type != "full":
         raise ValueError(
             "Expected a classifier with full covariances and neither pooling nor shrinkage for method='delta' but got "
             f"{ellips.extra_repr()}; use method='bootstrap'."
         )
     with torch.no_grad():
         found = ellips.certify(z, "exact")
-        boundary = ellips.check(z) + worst_case_perturbation(ellips, z, found)
+        boundary = ellips.validate(z) + worst_case_perturbation(ellips, z, found)
         variance = torch.zeros_like(found.radius)
         gradient = torch.zeros_like(boundary)
         for sign, classes in ((1.0, found.rival), (-1.0, found.prediction)):
             n = count[classes]
-            offset = (boundary - ellips.means[classes]).unsqueeze(-1)
-            pull = ellips.precisions[classes] @ offset
-            q = (offset * pull).sum((1, 2))
+            pull = ellips.pull(boundary, classes)
+            q = ((boundary - ellips.means[classes]) * pull).sum(1)
             variance += (4 * q + 4) / n + 2 * (q.square() - 2 * q + ellips.dim) / (n - 1)
-            gradient += 2 * sign * pull.squeeze(-1)
+            gradient += 2 * sign * pull
         error = torch.where(found.radius.isfinite(), variance.sqrt() / gradient.norm(dim=1), torch.inf)
         width = float(norm.ppf((1 + confidence) / 2)) * error
         lower = torch.where(found.radius.isfinite(), (found.radius - width).clamp(min=0), 0.0)
@@ -171,8 +170,7 @@ def _refit(ellips: Ellips, moments: Moments) -> Ellips:
         ellips.num_classes,
         ellips.dim,
         covariance_type=ellips.covariance_type,
-        pooling=ellips.pooling,
-        shrinkage=ellips.shrinkage,
+        **asdict(ellips.regularization),
     )
     return fresh.fit_moments(*moments).to(ellips.means.device)
 

@@ -14,9 +14,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from ellips import Ellips
 from ellips.errors import EncoderMismatchError, NotFittedError
+from ellips.gaussians.shrinkage import fit_shrunk
 from ellips.head import EllipsHead
 from ellips.losses import CertifiedRadius, CodingRateReduction, Isotropy, LatentLoss, ScoreCrossEntropy
-from ellips.regularization import RegularizationSearch, fit_shrunk, select_regularization
+from ellips.regularization_search import RegularizationSearch, select_regularization
 from ellips.types import HeadOutput
 from lightning_modules import GenEllips, Optimization
 from tests.lightning_modules.feature_data import FeatureData, latents_of

@@ -10,8 +10,8 @@ import torch
 
 import train
 import train_encoder
-from ellips.encoders import FrozenEncoder
-from ellips.lipschitz import LipschitzEncoder, SpectralProduct
+from ellips.encoders import FrozenEncoder, LipschitzEncoder
+from ellips.lipschitz import SpectralProduct
 from ellips.pipeline import ImageClassifier
 from ellips.splits import digits_part
 from ellips.types import FeatureBatch

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from ellips.lipschitz.base import ImageMap, LipschitzBound, LipschitzSource
+from ellips.lipschitz.base import ConstantSource
 from ellips.lipschitz.spectral import rules
 from ellips.lipschitz.spectral.norms import matrix_norm
 from ellips.lipschitz.spectral.tracing import Node, digest, topological, trace
+from ellips.types import ImageMap, LipschitzBound
+from ellips.validation import at_least
 
 _MAX_DENSE_ELEMENTS = 1 << 26  # 0.5 GB of float64
 
 
-class SpectralProduct(LipschitzSource):
+@dataclass(frozen=True)
+class SpectralProduct(ConstantSource):
     """A global bound that holds for every image, proven from the weights: ``deterministic``.
 
     The function is recorded on one image, preprocessing included. Its affine pieces (resize, grey to RGB,
@@ -37,17 +41,16 @@ class SpectralProduct(LipschitzSource):
         ValueError: If a setting is out of range.
     """
 
-    def __init__(self, dense_limit: int = 1024, gram_iterations: int = 10) -> None:
-        if dense_limit < 0:
-            raise ValueError(f"Expected `dense_limit` to be at least 0 but got {dense_limit}.")
-        if gram_iterations < 1:
-            raise ValueError(f"Expected `gram_iterations` to be at least 1 but got {gram_iterations}.")
-        self.dense_limit = dense_limit
-        self.gram_iterations = gram_iterations
-        self._known: dict[str, float] = {}
+    dense_limit: int = 1024
+    gram_iterations: int = 10
+    _known: dict[str, float] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        at_least(0, dense_limit=self.dense_limit)
+        at_least(1, gram_iterations=self.gram_iterations)
 
     def bound(self, function: ImageMap, images: Tensor) -> LipschitzBound:
-        """Return the constant, the same for every image; see :meth:`LipschitzSource.__call__`.
+        """Return the constant, the same for every image; see :meth:`ConstantSource.__call__`.
 
         Raises:
             UnprovenOperationError: If the function does something for which no constant is proven.
@@ -58,7 +61,7 @@ class SpectralProduct(LipschitzSource):
             constant=constant,
             ball_radius=torch.full_like(constant, torch.inf),
             soundness="deterministic",
-            source=f"SpectralProduct(dense up to {self.dense_limit}, {self.gram_iterations} Gram iterations)",
+            source=repr(self),
         )
 
     @torch.no_grad()

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from ellips.lipschitz.base import ImageMap
+from ellips.types import ImageMap
 
 aten = torch.ops.aten
 

@@ -19,10 +19,11 @@ from ellips.audit import (
     verdict,
 )
 from ellips.encoders import FrozenEncoder
+from ellips.files.records import ImageRecord, records_from_certificate
 from ellips.head import EllipsHead
-from ellips.lipschitz import JacobianNorm, KnownConstant, LipschitzSource, SmoothedEncoder
+from ellips.input_certifiers import SmoothedEncoder
+from ellips.lipschitz import ConstantSource, JacobianNorm, KnownConstant
 from ellips.pipeline import ImageClassifier
-from ellips.records import ImageRecord, records_from_certificate
 
 QUICK = AttackSettings(steps=15, restarts=1, autoattack_points=2, queries=20, batch_size=32)
 SIZE = 24
@@ -47,7 +48,7 @@ def classifier(factor: float = 2.0) -> tuple[ImageClassifier, Tensor, Tensor]:
     return ImageClassifier(encoder, head), image, label
 
 
-def records(model: ImageClassifier, image: Tensor, label: Tensor, source: LipschitzSource | None) -> list[ImageRecord]:
+def records(model: ImageClassifier, image: Tensor, label: Tensor, source: ConstantSource | None) -> list[ImageRecord]:
     certificate = model.certify(image, source)
     return records_from_certificate(certificate, torch.arange(len(image)), label, series="s", seconds=0.0)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ellips.certificates import Certificate
-from ellips.lipschitz import LipschitzBound
+from ellips.types import LipschitzBound
 
 
 def _certificate(radius: list[float]) -> Certificate:

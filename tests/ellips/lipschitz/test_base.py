@@ -5,8 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from ellips import Ellips
-from ellips.lipschitz import JacobianNorm, KnownConstant, LipschitzBound
+from ellips.lipschitz import JacobianNorm, KnownConstant
 from ellips.lipschitz.base import evaluation_error
+from ellips.types import LipschitzBound
 
 
 def ones(*shape: int) -> Tensor:

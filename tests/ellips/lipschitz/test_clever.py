@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from ellips import Ellips
-from ellips.lipschitz import Clever, MarginClever
+from ellips.input_certifiers import MarginClever
+from ellips.lipschitz import Clever
 from ellips.lipschitz.clever import Margins
 from ellips.types import Soundness
 

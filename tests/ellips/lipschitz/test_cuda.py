@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from ellips import Ellips
-from ellips.lipschitz import Clever, JacobianNorm, LipschitzSource, MarginClever, SmoothedEncoder, SpectralProduct
+from ellips.input_certifiers import MarginClever, SmoothedEncoder
+from ellips.lipschitz import Clever, ConstantSource, JacobianNorm, SpectralProduct
 
 SOURCES = [
     Clever(num_batches=5, num_samples=8),
@@ -20,7 +21,7 @@ SOURCES = [
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: type(source).__name__)
-def test_a_cuda_device_gives_what_the_processor_gives(source: LipschitzSource) -> None:
+def test_a_cuda_device_gives_what_the_processor_gives(source: ConstantSource) -> None:
     torch.manual_seed(0)
     function = nn.Sequential(
         nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(36, 3)

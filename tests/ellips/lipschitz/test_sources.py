@@ -11,18 +11,11 @@ from jsonargparse import ArgumentParser
 from torch import nn
 
 from ellips.encoders import FrozenEncoder
-from ellips.lipschitz import (
-    Clever,
-    JacobianNorm,
-    KnownConstant,
-    LipschitzSource,
-    MarginClever,
-    SmoothedEncoder,
-    SpectralProduct,
-)
+from ellips.input_certifiers import MarginClever, SmoothedEncoder
+from ellips.lipschitz import Clever, ConstantSource, JacobianNorm, KnownConstant, SpectralProduct
 
 SHAPE = (3, 4, 4)
-SOURCES: dict[str, Callable[[float], LipschitzSource]] = {
+SOURCES: dict[str, Callable[[float], ConstantSource]] = {
     "Clever": lambda truth: Clever(num_batches=10, num_samples=8),
     "JacobianNorm": lambda truth: JacobianNorm(),
     "KnownConstant": lambda truth: KnownConstant(truth),
@@ -57,9 +50,9 @@ def test_sound_sources_are_at_least_the_truth_and_estimates_within_one_percent_b
 @pytest.mark.parametrize(
     "source", [Clever, MarginClever, JacobianNorm, SmoothedEncoder, SpectralProduct], ids=lambda source: source.__name__
 )
-def test_every_source_is_built_from_its_class_path(source: type[LipschitzSource]) -> None:
+def test_every_source_is_built_from_its_class_path(source: type[ConstantSource]) -> None:
     parser = ArgumentParser()
-    parser.add_argument("--source", type=LipschitzSource)
+    parser.add_argument("--source", type=ConstantSource)
     name = f"ellips.lipschitz.{source.__name__}"
     built = parser.instantiate(parser.parse_args([f"--source={name}"])).source
     assert type(built) is source
@@ -68,6 +61,6 @@ def test_every_source_is_built_from_its_class_path(source: type[LipschitzSource]
 
 def test_a_known_constant_is_built_from_its_class_path() -> None:
     parser = ArgumentParser()
-    parser.add_argument("--source", type=LipschitzSource)
+    parser.add_argument("--source", type=ConstantSource)
     arguments = parser.parse_args(["--source=ellips.lipschitz.KnownConstant", "--source.constant=2.0"])
     assert parser.instantiate(arguments).source.constant == 2.0

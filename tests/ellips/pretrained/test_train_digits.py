@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from ellips.encoders import FrozenEncoder
+from ellips.encoders.weights import SHIPPED_FOLDER, shipped_provenance
 from ellips.pretrained import train_digits
 from ellips.splits import digits_part
-from ellips.weights import SHIPPED_FOLDER, shipped_provenance
 
 
 def test_the_shipped_file_is_small_and_its_record_complete() -> None:

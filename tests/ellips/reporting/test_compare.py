@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from ellips.records import ImageRecord, write_table
+from ellips.files.records import ImageRecord
+from ellips.files.table import write_table
 from ellips.reporting.compare import compare, read_entries
 
 RADII = {"latent": [0.5, 1.0], "input": [0.25, 0.5]}

@@ -4,8 +4,8 @@ import pytest
 import torch
 from rich.console import Console
 
+from ellips.files.records import ImageRecord
 from ellips.metrics import certified_accuracy_curve
-from ellips.records import ImageRecord
 from ellips.reporting import LabelledCurve, accuracy_table, plot_curves, save_figure, single_claim
 from ellips.reporting.html import choose_images
 from ellips.reporting.summary import completeness, records_by_series, summarize

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from ellips.certificates import save_certificates
 from ellips.classifier import Ellips
+from ellips.files.proofs import save_certificates
+from ellips.files.records import records_from_certificate
+from ellips.files.tsv import write_tsv
 from ellips.head import EllipsHead
-from ellips.records import records_from_certificate, write_tsv
 from ellips.theory.__main__ import _finite, load_latents, main
 from ellips.theory.degradation import degradation
 from ellips.theory.localization import Localizer

@@ -11,11 +11,10 @@ from scipy.stats import ncx2
 
 from ellips.certificates import worst_case_perturbation
 from ellips.classifier import Ellips
-from ellips.lipschitz import LipschitzBound
 from ellips.theory.degradation import pinsker, total_variation_bound
 from ellips.theory.localization import Localizer, delta_of_radius
 from ellips.theory.sample_complexity import radius_error_rate, samples_needed
-from ellips.types import weakest
+from ellips.types import LipschitzBound, weakest
 
 F64 = torch.float64
 

@@ -9,7 +9,7 @@ import torch
 from scipy.stats import binom
 
 from ellips.classifier import Ellips
-from ellips.moments import Moments
+from ellips.gaussians.moments import Moments
 from ellips.theory.sample_complexity import (
     _Generating,
     _wishart_root,

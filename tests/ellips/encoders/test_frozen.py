@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn import functional
 
 from ellips.encoders import FrozenEncoder
+from ellips.encoders.preprocessing import Preprocess
+from ellips.encoders.weights import shipped_names, shipped_provenance, state_digest
 from ellips.errors import WeightsNotFoundError
-from ellips.preprocessing import Preprocess
-from ellips.weights import shipped_names, shipped_provenance, state_digest
 
 
 def small_encoder(**arguments: object) -> FrozenEncoder:

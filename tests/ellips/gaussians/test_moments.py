@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ellips import ClassMoments
-from ellips.moments import merge
+from ellips.gaussians.moments import merge
 
 
 def _data(n: int, classes: int, dim: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

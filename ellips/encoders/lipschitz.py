@@ -13,8 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ellips.encoders.weights import SHIPPED_FOLDER, load_file, load_shipped, shipped_names
 from ellips.lipschitz.spectral import SpectralProduct
-from ellips.weights import SHIPPED_FOLDER, load_file, load_shipped, shipped_names
 
 _METADATA = "lipschitz_architecture"
 

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ellips.encoders import FrozenEncoder
-from ellips.lipschitz import LipschitzEncoder, SpectralProduct
-from ellips.lipschitz.encoder import GroupSort2, LipschitzArchitecture, export_encoder
-from ellips.weights import SHIPPED_FOLDER, file_digest
+from ellips.encoders import FrozenEncoder, LipschitzEncoder
+from ellips.encoders.lipschitz import GroupSort2, LipschitzArchitecture, export_encoder
+from ellips.encoders.weights import SHIPPED_FOLDER, file_digest
+from ellips.lipschitz import SpectralProduct
 
 SMALL = LipschitzArchitecture((1, 4, 4), (), (8,), 3)
 CONVOLUTIONAL = LipschitzArchitecture((3, 6, 6), (4, 6), (10, 8), 5)

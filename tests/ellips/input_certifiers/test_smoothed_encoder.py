@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from ellips import Ellips
-from ellips.lipschitz import SmoothedEncoder
-from ellips.lipschitz.smoothing import mean_error
+from ellips.input_certifiers import SmoothedEncoder
+from ellips.input_certifiers.smoothed_encoder import mean_error
 
 
 def linear_map(scale: float = 0.05) -> nn.Sequential:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ellips.moments import Moments
+from ellips.gaussians.moments import Moments
+from ellips.gaussians.regularization import Regularization
 
+_NONE = Regularization()
 _CURE = "raise `shrinkage` or `pooling`, use covariance_type='diagonal', or lower the latent dimension"
 
 
 def class_covariances(
-    moments: Moments, covariance_type: str = "full", pooling: float = 0.0, shrinkage: float = 0.0
+    moments: Moments, covariance_type: str = "full", regularization: Regularization = _NONE
 ) -> Tensor:
     """Return regularised class covariances.
 
@@ -23,8 +25,7 @@ def class_covariances(
     Args:
         moments: Counts, means and scatters per class.
         covariance_type: ``"full"`` or ``"diagonal"``.
-        pooling: In [0, 1].
-        shrinkage: In [0, 1].
+        regularization: Pooling and shrinkage.
 
     Returns:
         Shape ``(K, d, d)``, or variances of shape ``(K, d)`` for diagonal covariances; float64.
@@ -33,6 +34,7 @@ def class_covariances(
         ValueError: If a class has no samples, or too few for what is asked; the message names the class.
     """
     count, _, scatter = moments
+    pooling, shrinkage = regularization.pooling, regularization.shrinkage
     full = covariance_type == "full"
     if not full and scatter.ndim == 3:
         scatter = scatter.diagonal(dim1=-2, dim2=-1)
@@ -42,7 +44,7 @@ def class_covariances(
             "collect the moments with covariance_type='full'."
         )
     dim = moments.mean.shape[1]
-    _check_counts(count, dim, full, pooling, shrinkage)
+    _check_counts(count, dim, full, regularization)
     n = count.double().view(-1, *[1] * (scatter.ndim - 1))
     covariances = (1 - pooling) * scatter / n
     if pooling:
@@ -57,7 +59,7 @@ def class_covariances(
     return (1 - shrinkage) * covariances + shrinkage * target
 
 
-def _check_counts(count: Tensor, dim: int, full: bool, pooling: float, shrinkage: float) -> None:
+def _check_counts(count: Tensor, dim: int, full: bool, regularization: Regularization) -> None:
     """Refuse classes without samples, and such with too few for a covariance."""
     empty = (count == 0).nonzero().flatten().tolist()
     if empty:
@@ -65,8 +67,8 @@ def _check_counts(count: Tensor, dim: int, full: bool, pooling: float, shrinkage
             f"Expected every class to have samples but class{'es' if len(empty) > 1 else ''} "
             f"{', '.join(map(str, empty[:10]))} had none; check `num_classes` and the training split."
         )
-    needed = 2 if pooling < 1 else 1
-    if full and not shrinkage and not pooling:
+    needed = 2 if regularization.pooling < 1 else 1
+    if full and regularization == _NONE:
         needed = dim + 1
     worst = int(count.argmin())
     if int(count[worst]) < needed:

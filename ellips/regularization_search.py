@@ -1,23 +1,21 @@
-"""How far to regularise class covariances: chosen for the certificate on held-out data, or by a shrinkage formula."""
+"""How far to regularise class covariances: chosen for the certificate on held-out data."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 import torch.distributed as dist
-from sklearn.covariance import ledoit_wolf, oas
 from torch import Tensor
 
 from ellips.certificates import Method
-from ellips.classifier import CovarianceType, Ellips
+from ellips.classifier import Ellips
 from ellips.distributed import world_size
-from ellips.moments import Moments
-from ellips.validation import check_labels, check_latents
-
-Estimator = Literal["ledoit_wolf", "oas"]
+from ellips.gaussians.mixture import CovarianceType
+from ellips.gaussians.moments import Moments
+from ellips.gaussians.regularization import Regularization
+from ellips.validation import at_least, check_labels, check_latents
 
 
 @dataclass(frozen=True)
@@ -42,12 +40,16 @@ class RegularizationSearch:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if not self.radius >= 0:
-            raise ValueError(f"Expected `radius` to be at least 0 but got {self.radius}.")
-        for name in ("pooling", "shrinkage"):
-            grid = getattr(self, name)
-            if not grid or not all(0 <= value <= 1 for value in grid):
-                raise ValueError(f"Expected `{name}` to be some numbers in [0, 1] but got {tuple(grid)}.")
+        at_least(0, radius=self.radius)
+        if not self.candidates():
+            raise ValueError(
+                f"Expected values to try but got none: pooling={tuple(self.pooling)}, "
+                f"shrinkage={tuple(self.shrinkage)}."
+            )
+
+    def candidates(self) -> list[Regularization]:
+        """Return the settings that are tried, in grid order (pooling outer)."""
+        return [Regularization(pooling, shrinkage) for pooling in self.pooling for shrinkage in self.shrinkage]
 
 
 @dataclass(frozen=True)
@@ -55,15 +57,13 @@ class Candidate:
     """One setting and what it achieves on the held-out data.
 
     Attributes:
-        pooling: See :class:`ellips.Ellips`.
-        shrinkage: See :class:`ellips.Ellips`.
+        regularization: Pooling and shrinkage.
         accuracy: Share of correct predictions; NaN where the setting leaves a covariance singular.
         certified_accuracy: Share of correct predictions with radius at least the target; NaN likewise.
         mean_radius: Mean of radius where correct, 0 where not, over all images; infinite radii count as 0 here.
     """
 
-    pooling: float
-    shrinkage: float
+    regularization: Regularization
     accuracy: float
     certified_accuracy: float
     mean_radius: float
@@ -108,10 +108,10 @@ def select_regularization(
     if target.shape != labels.shape:
         raise ValueError(f"Expected `radius` to have shape {tuple(labels.shape)} but got {tuple(target.shape)}.")
     candidates = []
-    for pooling in search.pooling:
-        for shrinkage in search.shrinkage:
-            ellips = Ellips(classes, dim, covariance_type=covariance_type, pooling=pooling, shrinkage=shrinkage)
-            candidates.append(_score(ellips.to(latents.device), moments, latents, labels, target, search.method))
+    for regularization in search.candidates():
+        ellips = Ellips(classes, dim, covariance_type=covariance_type).to(latents.device)
+        ellips.regularization = regularization
+        candidates.append(_score(ellips, moments, latents, labels, target, search.method))
     usable = [c for c in candidates if c.accuracy == c.accuracy]
     if not usable:
         raise ValueError(
@@ -127,7 +127,7 @@ def _score(
     try:
         ellips.fit_moments(*moments)
     except ValueError:  # singular: the search is there to step over such settings
-        return Candidate(ellips.pooling, ellips.shrinkage, float("nan"), float("nan"), float("nan"))
+        return Candidate(ellips.regularization, float("nan"), float("nan"), float("nan"))
     sums = latents.new_zeros(4, dtype=torch.float64)
     if len(labels):
         certificate = ellips.certify(latents, method)
@@ -141,45 +141,4 @@ def _score(
     count, accuracy, certified, mean_radius = (float(x) for x in sums)
     if not count:
         raise ValueError("Expected held-out latents to choose the regularisation on but got none.")
-    return Candidate(ellips.pooling, ellips.shrinkage, accuracy / count, certified / count, mean_radius / count)
-
-
-def fit_shrunk(ellips: Ellips, latents: Tensor, labels: Tensor, estimator: Estimator) -> Ellips:
-    """Fit the Gaussians with scikit-learn's Ledoit–Wolf or OAS covariance of each class.
-
-    Both shrink towards ``(tr Σ_k / d) I`` by an amount that minimises the expected squared error of the covariance,
-    per class; neither knows of certificates. They need the samples themselves, not only their moments, and take the
-    place of the classifier's own ``pooling`` and ``shrinkage``, which are not applied.
-
-    Args:
-        ellips: The classifier to fit, in place.
-        latents: Shape ``(N, d)``.
-        labels: Shape ``(N,)``.
-        estimator: ``"ledoit_wolf"`` or ``"oas"``.
-
-    Returns:
-        ``ellips``, fitted.
-
-    Raises:
-        ValueError: If ``estimator`` is unknown, or a class has fewer than two samples.
-
-    Source: Ledoit and Wolf 2004; Chen, Wiesel, Eldar and Hero 2010; as implemented in scikit-learn.
-    """
-    if estimator not in get_args(Estimator):
-        raise ValueError(f"Expected `estimator` to be one of {get_args(Estimator)} but got {estimator!r}.")
-    check_latents(latents, ellips.dim, "latents")
-    check_labels(labels, ellips.num_classes, latents.shape[0])
-    compute = ledoit_wolf if estimator == "ledoit_wolf" else oas
-    means, covariances, counts = [], [], []
-    for k in range(ellips.num_classes):
-        rows = latents[labels == k].detach().double().cpu()
-        if len(rows) < 2:
-            raise ValueError(f"Expected at least 2 samples of class {k} for {estimator} but got {len(rows)}.")
-        covariance = torch.from_numpy(compute(rows.numpy())[0])
-        means.append(rows.mean(0))
-        covariances.append(covariance.diagonal() if ellips.covariance_type == "diagonal" else covariance)
-        counts.append(len(rows))
-    priors = torch.tensor(counts, dtype=torch.float64) / len(labels)
-    fitted = Ellips.from_parameters(torch.stack(means), torch.stack(covariances), priors)
-    ellips.load_state_dict(fitted.state_dict())
-    return ellips
+    return Candidate(ellips.regularization, accuracy / count, certified / count, mean_radius / count)

@@ -9,7 +9,8 @@ from sklearn.covariance import OAS, LedoitWolf
 from torch import Tensor
 
 from ellips import ClassMoments, Ellips
-from ellips.regularization import RegularizationSearch, fit_shrunk, select_regularization
+from ellips.gaussians.shrinkage import fit_shrunk
+from ellips.regularization_search import RegularizationSearch, select_regularization
 
 
 def make_split(n: int, seed: int, dim: int = 8) -> tuple[Tensor, Tensor]:

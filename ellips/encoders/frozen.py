@@ -10,8 +10,8 @@ import torch
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
-from ellips.preprocessing import Preprocess
-from ellips.weights import create_timm, load_file, shipped_names, shipped_provenance, state_digest
+from ellips.encoders.preprocessing import Preprocess
+from ellips.encoders.weights import create_timm, load_file, shipped_names, shipped_provenance, state_digest
 
 _PROBE_SIZE = 32  # side of the image that measures the feature width of a module that takes any size
 

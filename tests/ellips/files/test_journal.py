@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ellips.journal import Journal
-from ellips.records import ImageRecord
+from ellips.files.journal import Journal
+from ellips.files.records import ImageRecord
 
 SERIES = ["latent-exact", "input-known"]
 SETTINGS = {"split": "test", "radii": (1, 2)}

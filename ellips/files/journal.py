@@ -18,7 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ellips.records import ImageRecord, read_table, replace_file, table_lines
+from ellips.files.atomic import replace_file
+from ellips.files.records import ImageRecord
+from ellips.files.table import read_table, table_lines
+from ellips.types import Series
 
 _INDEX = struct.Struct("<q")
 
@@ -28,16 +31,16 @@ class Journal:
 
     Args:
         folder: The run's folder; the journal is its sub-folder ``journal``.
-        series: Names of the series; an image is done when all of them are there.
+        series: The series; an image is done when all of them are there.
         settings: Everything that the rows depend on, as JSON can hold it. A folder keeps the rows of one setting only.
 
     Raises:
         ValueError: If there are no series, or the folder holds a run with other settings; what differs is named.
     """
 
-    def __init__(self, folder: str | Path, series: Sequence[str], settings: Mapping[str, Any]) -> None:
+    def __init__(self, folder: str | Path, series: Sequence[Series], settings: Mapping[str, Any]) -> None:
         if not series or len(set(series)) != len(series):
-            raise ValueError(f"Expected at least one series, each with a name of its own, but got {list(series)}.")
+            raise ValueError(f"Expected at least one series, and each once, but got {[str(s) for s in series]}.")
         self.folder = Path(folder) / "journal"
         self.series = tuple(series)
         # Through JSON and back, so that tuples and the like compare equal to what a file gives.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,8 +10,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ellips.certificates.certificate import Certificate
+from ellips.certificates import Certificate
 from ellips.classifier import Ellips
+from ellips.files.atomic import replacing
 
 _FORMAT = "ellips-certificates-1"
 _MIXTURE = ("means", "precision_factors", "log_priors", "fitted")
@@ -52,9 +52,9 @@ def save_certificates(
         The path.
 
     Raises:
-        ValueError: If lengths disagree, or as :meth:`Ellips.check`.
+        ValueError: If lengths disagree, or as :meth:`Ellips.validate`.
     """
-    path, z = Path(path), ellips.check(z).detach()
+    path, z = Path(path), ellips.validate(z).detach()
     if len(z) != len(certificate) or (index is not None and len(index) != len(z)):
         raise ValueError(
             f"Expected as many certificates and indices as latents but got {len(certificate)} certificates, "
@@ -73,17 +73,12 @@ def save_certificates(
         "covariance_type": ellips.covariance_type,
         "digest": ellips.digest(),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with replacing(path) as partial:
         save_file(
             {name: value.cpu().contiguous() for name, value in tensors.items()},
             partial,
             metadata={"format": _FORMAT, "about": json.dumps(about)},
         )
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import Literal, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor
 
-from ellips.certificates.certificate import Certificate
-from ellips.lipschitz.base import ImageMap, LipschitzBound, LipschitzSource, checked
+from ellips.certificates import METHODS, Certificate, Method
+from ellips.input_certifiers.base import AuditTarget, Chain, InputCertifier
+from ellips.lipschitz.base import checked
 from ellips.lipschitz.sampling import image_generator
-
-if TYPE_CHECKING:
-    from ellips.certificates import Method
-    from ellips.classifier import Ellips
+from ellips.types import ImageMap, LipschitzBound
+from ellips.validation import at_least, fraction, one_of, positive
 
 Concentration = Literal["bernstein", "mcdiarmid"]
 """How the error of a sampled mean is bounded: by its observed variance, or by the ball's radius alone."""
@@ -33,7 +32,8 @@ class SmoothedLatents(NamedTuple):
     error: Tensor
 
 
-class SmoothedEncoder(LipschitzSource):
+@dataclass(frozen=True)
+class SmoothedEncoder(InputCertifier):
     """Replace the latent f(x) by the mean of f(x + noise), whose Lipschitz constant is known: ``probabilistic``.
 
     If f has values in a ball of radius B, ``g(x) = E f(x + sigma * N(0, I))`` is ``B * sqrt(2 / pi) / sigma``-Lipschitz
@@ -60,40 +60,23 @@ class SmoothedEncoder(LipschitzSource):
         ValueError: If a setting is out of range.
     """
 
-    def __init__(
-        self,
-        sigma: float = 0.25,
-        num_samples: int = 1000,
-        alpha: float = 0.001,
-        num_images: int = 1,
-        *,
-        norm_bound: float = 1.0,
-        concentration: Concentration = "bernstein",
-        chunk_size: int = 256,
-        seed: int = 0,
-    ) -> None:
-        for name, value in (("sigma", sigma), ("norm_bound", norm_bound)):
-            if not 0 < value < float("inf"):
-                raise ValueError(f"Expected `{name}` to be positive and finite but got {value}.")
-        if not 0 < alpha < 1:
-            raise ValueError(f"Expected `alpha` to lie strictly between 0 and 1 but got {alpha}.")
-        if num_samples < 4 or num_samples % 2:
-            raise ValueError(f"Expected `num_samples` to be even and at least 4 but got {num_samples}.")
-        for name, count in (("num_images", num_images), ("chunk_size", chunk_size)):
-            if count < 1:
-                raise ValueError(f"Expected `{name}` to be at least 1 but got {count}.")
-        if concentration not in get_args(Concentration):
-            raise ValueError(
-                f"Expected `concentration` to be one of {get_args(Concentration)} but got {concentration!r}."
-            )
-        self.sigma = sigma
-        self.num_samples = num_samples
-        self.alpha = alpha
-        self.num_images = num_images
-        self.norm_bound = norm_bound
-        self.concentration: Concentration = concentration
-        self.chunk_size = chunk_size
-        self.seed = seed
+    sigma: float = 0.25
+    num_samples: int = 1000
+    alpha: float = 0.001
+    num_images: int = 1
+    _: KW_ONLY
+    norm_bound: float = 1.0
+    concentration: Concentration = "bernstein"
+    chunk_size: int = 256
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        positive(sigma=self.sigma, norm_bound=self.norm_bound)
+        fraction(alpha=self.alpha, ends=False)
+        at_least(1, num_images=self.num_images, chunk_size=self.chunk_size)
+        if self.num_samples < 4 or self.num_samples % 2:
+            raise ValueError(f"Expected `num_samples` to be even and at least 4 but got {self.num_samples}.")
+        one_of(get_args(Concentration), concentration=self.concentration)
 
     def smooth(self, latents: ImageMap, images: Tensor) -> SmoothedLatents:
         """Sample the smoothed latents of images, each image by itself.
@@ -131,31 +114,63 @@ class SmoothedEncoder(LipschitzSource):
         projected: Tensor = values * (self.norm_bound / length).clamp_max(1.0)
         return projected
 
-    def bound(self, function: ImageMap, images: Tensor) -> LipschitzBound:
-        """Return the constant of the *smoothed* function, which holds everywhere."""
-        value = self.norm_bound * math.sqrt(2 / math.pi) / self.sigma
-        constant = torch.full((len(images),), value, dtype=torch.float64, device=images.device)
-        return LipschitzBound(
-            constant=constant * (1 + 4 * torch.finfo(torch.float64).eps),  # rounded up
-            ball_radius=torch.full_like(constant, torch.inf),
-            soundness="probabilistic",
-            source=(
-                f"SmoothedEncoder(sigma {self.sigma:g}, {self.num_samples} samples, alpha {self.alpha:g} over "
-                f"{self.num_images} images, norm bound {self.norm_bound:g}, {self.concentration}, seed {self.seed})"
-            ),
-        )
+    @property
+    def constant(self) -> float:
+        """The Lipschitz constant of the *smoothed* map, rounded up; the map that is smoothed need not have one."""
+        return self.norm_bound * math.sqrt(2 / math.pi) / self.sigma * (1 + 4 * torch.finfo(torch.float64).eps)
 
-    def certify(self, classifier: Ellips, latents: ImageMap, images: Tensor, method: Method = "exact") -> Certificate:
+    def certify(self, chain: Chain, images: Tensor, latents: Tensor, certificate: Certificate) -> Certificate:
         """Certify the smoothed classifier: what is left of the latent radius, over the constant.
 
-        See :meth:`LipschitzSource.certify`. ``latent_radius`` of the result is the radius less the uncertainty.
-        Where none is left the prediction is -1 and the radius 0. Diagnostic: ``latent_error``, the uncertainty.
+        See :meth:`InputCertifier.certify`. Of the latents' certificate only the method is used: the latent that counts
+        here is the mean under noise. ``latent_radius`` of the result is that mean's radius less the uncertainty. Where
+        none is left the prediction is −1 and the radius 0. Diagnostic: ``latent_error``, the uncertainty.
+
+        Raises:
+            ValueError: If the certificate is by no latent method.
         """
-        smoothed = self.smooth(latents, images)
-        found = classifier.certify(smoothed.mean, method=method).less(smoothed.error)
+        one_of(METHODS, method=certificate.method)
+        method = cast(Method, certificate.method)
+        smoothed = self.smooth(chain.latents, images)
+        found = chain.ellips.certify(smoothed.mean, method=method).less(smoothed.error)
         prediction = torch.where(found.radius > 0, found.prediction, -torch.ones_like(found.prediction))
-        certificate = replace(found, prediction=prediction).to_input(self(latents, images))
-        return replace(certificate, diagnostics={"latent_error": smoothed.error})
+        bound = LipschitzBound(
+            constant=torch.full_like(found.radius, self.constant),
+            ball_radius=torch.full_like(found.radius, torch.inf),
+            soundness="probabilistic",
+            source=repr(self),
+            diagnostics={"latent_error": smoothed.error},
+        )
+        return replace(found, prediction=prediction).to_input(bound)
+
+    def target(self, chain: Chain) -> AuditTarget:
+        """Name the smoothed classifier, judged by its own certificates, abstentions included.
+
+        The error of sampling is far above that of float32, and thousands of copies are dear enough in it.
+        """
+
+        def predictions(points: Tensor) -> Tensor:
+            smoothed = self.smooth(chain.latents, points.float())
+            found = chain.ellips.certify(smoothed.mean).less(smoothed.error)
+            return torch.where(found.radius > 0, found.prediction, -1)
+
+        return AuditTarget(scores=_SmoothedScores(chain, self), predict=predictions, alpha=self.alpha)
+
+
+class _SmoothedScores:
+    """Scores of the mean latent under a fixed set of noise, differentiable (expectation over transformation)."""
+
+    def __init__(self, chain: Chain, certifier: SmoothedEncoder, copies: int = 16) -> None:
+        self.chain, self.certifier, self.copies = chain, certifier, copies
+        self.generator = torch.Generator()
+
+    def __call__(self, images: Tensor) -> Tensor:
+        self.generator.manual_seed(self.certifier.seed)
+        noise = torch.randn((self.copies, *images.shape[1:]), generator=self.generator).to(images)
+        noisy = images[:, None] + self.certifier.sigma * noise
+        latents = self.certifier.project(self.chain.latents(noisy.flatten(0, 1)).double())
+        scores: Tensor = self.chain.ellips(latents.view(len(images), self.copies, -1).mean(1))
+        return scores
 
 
 def mean_error(samples: Tensor, norm_bound: float, alpha: float, concentration: Concentration = "bernstein") -> float:

@@ -9,18 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ellips import Ellips
-from ellips.records import (
-    ImageRecord,
-    format_time,
-    parse_time,
-    read_table,
-    read_tsv,
-    records_from_certificate,
-    round_down_text,
-    table_lines,
-    write_table,
-    write_tsv,
-)
+from ellips.files.records import ImageRecord, records_from_certificate
+from ellips.files.table import read_table, table_lines, write_table
+from ellips.files.tsv import format_time, parse_time, read_tsv, round_down_text, write_tsv
 
 HEADER = "idx\tlabel\tpredict\tradius\tcorrect\ttime\n"
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ellips.certificates import Certificate, check, load_certificates, save_certificates
-from ellips.lipschitz import LipschitzBound
+from ellips.certificates import Certificate, check
+from ellips.files.proofs import load_certificates, save_certificates
+from ellips.types import LipschitzBound
 from tests.ellips.mixtures import random_mixture, random_points
 
 

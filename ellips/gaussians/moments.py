@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from ellips.precision import keep_dtype
-from ellips.validation import check_labels, check_latents
+from ellips.validation import at_least, check_labels, check_latents, one_of
 
 
 class Moments(NamedTuple):
@@ -53,10 +53,8 @@ class ClassMoments(Metric):
 
     def __init__(self, num_classes: int, dim: int, covariance_type: Literal["full", "diagonal"] = "full") -> None:
         super().__init__()
-        if num_classes < 1 or dim < 1:
-            raise ValueError(f"Expected `num_classes` and `dim` to be positive but got {num_classes} and {dim}.")
-        if covariance_type not in ("full", "diagonal"):
-            raise ValueError(f"Expected `covariance_type` to be 'full' or 'diagonal' but got {covariance_type!r}.")
+        at_least(1, num_classes=num_classes, dim=dim)
+        one_of(("full", "diagonal"), covariance_type=covariance_type)
         self.num_classes, self.dim = num_classes, dim
         self.diagonal = covariance_type == "diagonal"
         shape = (num_classes, dim) if self.diagonal else (num_classes, dim, dim)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ellips.errors import WeightsNotFoundError
 
-SHIPPED_FOLDER: Final = Path(__file__).parent / "pretrained"
+SHIPPED_FOLDER: Final = Path(__file__).parents[1] / "pretrained"
 WEIGHTS_VARIABLE: Final = "ELLIPS_WEIGHTS"
 """Environment variable that names the folder searched before the hub; ``~/.cache/ellips`` where it is not set."""
 

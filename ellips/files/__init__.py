@@ -1,0 +1,30 @@
+"""What is kept on disk: run folders, the journal, per-image records, certificates that can be checked."""
+
+from ellips.files.atomic import replace_file, replacing
+from ellips.files.journal import Journal
+from ellips.files.proofs import SavedCertificates, load_certificates, save_certificates
+from ellips.files.records import (
+    ImageRecord,
+    certificate_from_records,
+    records_from_certificate,
+    records_to_tensors,
+)
+from ellips.files.table import read_table, write_table
+from ellips.files.tsv import read_tsv, write_tsv
+
+__all__ = [
+    "ImageRecord",
+    "Journal",
+    "SavedCertificates",
+    "certificate_from_records",
+    "load_certificates",
+    "read_table",
+    "read_tsv",
+    "records_from_certificate",
+    "records_to_tensors",
+    "replace_file",
+    "replacing",
+    "save_certificates",
+    "write_table",
+    "write_tsv",
+]

@@ -1,0 +1,40 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Give a name to write to; what was written takes the place of ``path`` at the end, in one step.
+
+    Whoever reads ``path`` sees the old file or the new one, never a part, also after a crash of the machine. Where an
+    error ends the block, the old file stays and what was written is removed.
+
+    Args:
+        path: The file; its folder is made if it is missing.
+
+    Yields:
+        A path in the same folder, of the same suffix.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem}.{socket.gethostname()}-{os.getpid()}.partial{path.suffix}")
+    try:
+        yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def replace_file(path: str | Path, text: str) -> None:
+    """Write a text file, UTF-8, in the place of one that may be there; see :func:`replacing`."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")

@@ -1,0 +1,17 @@
+"""Ways from the latent, or from the decision, to a radius on the image."""
+
+from ellips.input_certifiers.base import AuditTarget, Chain, InputCertifier, series_of
+from ellips.input_certifiers.by_constant import ByConstant, as_certifier
+from ellips.input_certifiers.margin_clever import MarginClever
+from ellips.input_certifiers.smoothed_encoder import SmoothedEncoder
+
+__all__ = [
+    "AuditTarget",
+    "ByConstant",
+    "Chain",
+    "InputCertifier",
+    "MarginClever",
+    "SmoothedEncoder",
+    "as_certifier",
+    "series_of",
+]

@@ -1,0 +1,131 @@
+"""What every way from a latent certificate to a radius on the image has in common."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ellips.certificates import Certificate
+from ellips.classifier import Ellips
+from ellips.lipschitz.base import in_float64
+from ellips.types import ImageMap, Series
+
+Predictor = Callable[[Tensor], Tensor]
+"""Maps points, float64, to predicted classes ``(N,)``, −1 for an abstention."""
+
+
+class Chain(NamedTuple):
+    """The map that is certified, from the image to the scores.
+
+    Attributes:
+        latents: Images ``(N, C, H, W)`` with values in [0, 1] to latents ``(N, d)``, image by image; differentiable.
+        ellips: The fitted Gaussians on these latents.
+    """
+
+    latents: ImageMap
+    ellips: Ellips
+
+    def scores(self, images: Tensor) -> Tensor:
+        """Return scores ``(N, K)``, float64."""
+        scores: Tensor = self.ellips(self.latents(images))
+        return scores
+
+
+@dataclass(frozen=True)
+class AuditTarget:
+    """What an audit has to attack so that it attacks what was claimed, and nothing else.
+
+    Attributes:
+        scores: Scores ``(N, K)`` of points in float32, differentiable, for gradients to climb.
+        predict: The predictions to hold the claims against.
+        function: The map whose Lipschitz constant is claimed, of points in float64; None: no constant of it is.
+        alpha: The share of certificates that may fail; None: none may.
+    """
+
+    scores: ImageMap
+    predict: Predictor
+    function: ImageMap | None = None
+    alpha: float | None = None
+
+
+class InputCertifier(ABC):
+    """A way to a certificate on the image.
+
+    Subclasses are frozen dataclasses: they hold settings, no model, can be built by their class path from a YAML file,
+    and their fields are what a run records.
+    """
+
+    @abstractmethod
+    def certify(self, chain: Chain, images: Tensor, latents: Tensor, certificate: Certificate) -> Certificate:
+        """Certify images.
+
+        Args:
+            chain: The classifier.
+            images: Shape ``(N, C, H, W)``, values in [0, 1].
+            latents: Their latents, shape ``(N, d)``, as ``chain.latents`` gave them.
+            certificate: The certificate of these latents.
+
+        Returns:
+            A certificate in input space; its radii are ℓ2 on [0, 1] pixels. Its prediction is that of the classifier
+            which the certificate is about, which need not be the chain's own.
+
+        Raises:
+            ValueError: If the images have another shape, hold NaN, or the chain has a layer in training mode.
+        """
+
+    @abstractmethod
+    def target(self, chain: Chain) -> AuditTarget:
+        """Name the function that the certificates are about."""
+
+    @property
+    def source_name(self) -> str:
+        """Short name of what carries the radius to the image, for :class:`ellips.types.Series`."""
+        return short_name(type(self))
+
+    def series(self, method: str) -> Series:
+        """Return the series that its certificates make, from latent certificates by a method."""
+        return Series("input", method, self.source_name)
+
+
+def short_name(kind: type) -> str:
+    """Return a class name in small letters with hyphens: ``JacobianNorm`` is ``jacobian-norm``."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "-", kind.__name__).lower()
+
+
+def series_of(certifiers: Sequence[InputCertifier], method: str) -> list[Series]:
+    """Return a series for each certifier, numbered where one's name comes again."""
+    found: list[Series] = []
+    for certifier in certifiers:
+        series = certifier.series(method)
+        numbered = (Series(series.space, series.method, f"{series.source}-{i}") for i in range(2, len(certifiers) + 2))
+        found.append(series if series not in found else next(s for s in numbered if s not in found))
+    return found
+
+
+def chain_target(chain: Chain, *, constant: bool) -> AuditTarget:
+    """Return the chain itself as a target, judged by a float64 copy.
+
+    So float32 rounding at the very boundary is not taken for a violation.
+
+    Args:
+        chain: The classifier.
+        constant: Whether a Lipschitz constant of ``chain.latents`` is claimed.
+    """
+    precise = in_float64(chain.latents)
+    return AuditTarget(
+        scores=chain.scores,
+        predict=lambda points: predict(Chain(precise, chain.ellips).scores, points),
+        function=precise if constant else None,
+    )
+
+
+@torch.no_grad()
+def predict(scores: ImageMap, points: Tensor, batch_size: int = 256) -> Tensor:
+    """Return the classes of the highest scores, some points at a time."""
+    return torch.cat([scores(part).argmax(1) for part in points.split(batch_size)])
