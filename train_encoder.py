@@ -1,25 +1,9 @@
-"""Train a 1-Lipschitz encoder: ``python train_encoder.py fit --config configs/encoders/digits_lipschitz.yaml``."""
+"""Train a 1-Lipschitz encoder: ``python train_encoder.py fit --config ...``; the same as ``ellips train-encoder``."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
+from ellips.commands.train_encoder import train_encoder
 
 from ellips.distributed import close_process_group
-from lightning_modules.lipschitz_encoder import LipschitzEncoderTraining
-from train import RunFolderCLI, run
-
-
-class EncoderCLI(RunFolderCLI):
-    """The command line of :class:`LipschitzEncoderTraining`, which takes images."""
-
-    default_name = "encoder"
-
-
-def main(args: Sequence[str] | None = None) -> RunFolderCLI:
-    """Fit or validate the encoder; see :func:`train.run`."""
-    return run(EncoderCLI, LipschitzEncoderTraining, args)
-
 
 if __name__ == "__main__":
-    main()
+    train_encoder()
     close_process_group()

@@ -1,8 +1,11 @@
 """Callbacks: certification and Gaussianity while training and testing, per-image files, requeueing under SLURM."""
 
+import ellips  # noqa: F401 - first: it sees to it that `callbacks` and `ellips.callbacks` are the same
+
 from .certificate_writer import CertificateWriter
 from .certification import CertificationCallback
+from .evaluation import EvaluationCallback
 from .gaussianity import GaussianityCallback
 from .requeue import SafeRequeue
 
-__all__ = ["CertificateWriter", "CertificationCallback", "GaussianityCallback", "SafeRequeue"]
+__all__ = ["CertificateWriter", "CertificationCallback", "EvaluationCallback", "GaussianityCallback", "SafeRequeue"]

@@ -4,44 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import get_args
 
 import lightning as L
 import torch
 from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
 from matplotlib.figure import Figure
 from rich.console import Console
+from torch import Tensor
 
 from ellips.certificates import METHODS, Certificate, Method
+from ellips.input_certifiers import Chain, InputCertifier, as_certifier, series_of
 from ellips.lipschitz import ConstantSource
-from ellips.metrics import AverageCertifiedRadius, CertifiedAccuracyCurve, CertifiedCurve
+from ellips.metrics import CertifiedAccuracyCurve, CertifiedCurve, DistinctRows, average_certified_radius
 from ellips.metrics.functional import check_radii, even_grid
 from ellips.pipeline import ImageClassifier
 from ellips.reporting import LabelledCurve, accuracy_table, plot_curves, save_figure
 from ellips.reporting.curves import group_by_claim
-from ellips.types import HeadOutput, Soundness, Space
+from ellips.types import DEFAULT_RADII, SOUNDNESS_ORDER, HeadOutput, Series, Soundness, Space
+from ellips.validation import fraction, one_of
 
-STAGES = ("val", "test")
+from .evaluation import EvaluationCallback, Stage
 
-
-class _Series(NamedTuple):
-    """One row of the tables and one line of the figures."""
-
-    name: str
-    space: Space
-    curve: CertifiedAccuracyCurve
-    average: AverageCertifiedRadius
+STAGES: tuple[Stage, ...] = get_args(Stage)
+_CLEAN = 0.0  # the radius at which certified accuracy is clean accuracy
 
 
-class CertificationCallback(L.Callback):
+class CertificationCallback(EvaluationCallback):
     """Certifies every validation and test image, in latent space and, if asked, in input space.
 
-    It reads the :class:`ellips.types.HeadOutput` that the steps of a module with a ``head``
-    (:class:`ellips.EllipsHead`) return. Logged per stage (``val``, ``test``), ready for ``ModelCheckpoint``:
-    ``val/clean_accuracy``, ``val/certified_accuracy/exact@0.5`` for every method and radius,
-    ``val/average_certified_radius/exact``; in input space the method's name is preceded by ``input_`` and the
-    soundness class, e.g. ``test/certified_accuracy/input_estimated_exact@0.1``. Figures go to the logger and to the
-    run folder, one per space and soundness class; a table is printed at the end of a test.
+    Each image counts once, in any number of processes and with any sampler. Logged per stage (``val``, ``test``), ready
+    for ``ModelCheckpoint``: ``val/clean_accuracy``; for every method and radius
+    ``val/certified_accuracy/latent-exact@0.5``; ``val/average_certified_radius/latent-exact``; and
+    ``val/relative_radius/latent-exact``, the mean of min(R / s, 1) over right predictions (0 for wrong ones), with s
+    the mixture's :attr:`~ellips.gaussians.Mixture.scale`: unlike the radii themselves it may choose between two heads.
+    In input space the soundness class goes before the series, e.g.
+    ``test/certified_accuracy/estimated/input-exact-clever@0.1``. Figures go to the logger and to the run folder, one
+    per space and soundness class; a table is printed at the end of a test.
 
     Args:
         radii: Radii in latent space to log and tabulate.
@@ -49,10 +48,10 @@ class CertificationCallback(L.Callback):
         max_radius: Where the latent curve ends; None: the largest of `radii`.
         num_points: Grid points of the curves.
         confidence: Coverage of the Clopper–Pearson intervals.
-        source: Where the Lipschitz constant of image → latent comes from; None: latent space only. The datamodule
-            must deliver the images; its ``keep_images`` is switched on.
+        certifiers: Ways to a radius on the image, or sources of the Lipschitz constant of image → latent; none: latent
+            space only. The datamodule must deliver the images; its ``keep_images`` is switched on.
         input_radii: Radii on [0, 1] pixels to log and tabulate in input space.
-        input_method: The latent certificate that is carried to the input.
+        input_method: The latent certificate that the certifiers start from.
         input_stages: The stages at which input space is certified, ``"val"``, ``"test"`` or both; it is slow.
         directory: Where figures are written; None: the logger's folder, or the trainer's root.
 
@@ -62,169 +61,132 @@ class CertificationCallback(L.Callback):
 
     def __init__(
         self,
-        radii: Sequence[float] = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5),
+        radii: Sequence[float] = DEFAULT_RADII["latent"],
         methods: Sequence[Method] = ("theorem", "pairwise", "exact"),
         max_radius: float | None = None,
         num_points: int = 201,
         confidence: float = 0.95,
-        source: ConstantSource | None = None,
-        input_radii: Sequence[float] = (0.1, 0.25, 0.5),
+        certifiers: Sequence[InputCertifier | ConstantSource] = (),
+        input_radii: Sequence[float] = DEFAULT_RADII["input"],
         input_method: Method = "exact",
         input_stages: Sequence[str] = ("test",),
         directory: str | None = None,
     ) -> None:
         super().__init__()
-        for method in (*methods, input_method):
-            if method not in METHODS:
-                raise ValueError(f"Expected `methods` out of {METHODS} but got {method!r}.")
-        if not set(input_stages) <= set(STAGES):
-            raise ValueError(f"Expected `input_stages` out of {STAGES} but got {list(input_stages)}.")
+        for method in methods:
+            one_of(METHODS, methods=method)
+        one_of(METHODS, input_method=input_method)
+        for stage in input_stages:
+            one_of(STAGES, input_stages=stage)
+        fraction(confidence=confidence, ends=False)
         self.radii: dict[Space, tuple[float, ...]] = {
-            "latent": _with_zero(check_radii(radii)),
-            "input": _with_zero(check_radii(input_radii)),
+            "latent": _with_clean(check_radii(radii)),
+            "input": _with_clean(check_radii(input_radii)),
         }
         self.max_radius: dict[Space, float | None] = {"latent": max_radius, "input": None}
         self.methods = tuple(methods)
         self.num_points = num_points
         self.confidence = confidence
-        self.source = source
+        self.certifiers = [as_certifier(given) for given in certifiers]
         self.input_method: Method = input_method
         self.input_stages = tuple(input_stages)
         self.directory = directory
-        self._series: list[_Series] = []
-        self._soundness: dict[str, Soundness] = {}
+        self._rows: dict[Series, DistinctRows] = {}
         self._total = 0
-        # Fail on a bad grid or confidence here, not at the first validation.
-        self._new_series("latent", "latent")
-
-    # ------------------------------------------------------------------ hooks
+        self._grid("latent")  # fail on a bad grid here, not at the first validation
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Check that the module has a head and ask the datamodule for images if they are needed."""
-        if not hasattr(getattr(pl_module, "head", None), "ellips"):
-            raise TypeError(
-                f"Expected a module with a `head` (an EllipsHead) but got {type(pl_module).__name__} without one."
-            )
+        super().setup(trainer, pl_module, stage)
         datamodule = getattr(trainer, "datamodule", None)
-        if self.source is not None and hasattr(datamodule, "keep_images"):
+        if self.certifiers and hasattr(datamodule, "keep_images"):
             datamodule.keep_images = True
-
-    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start counting."""
-        self._start(pl_module, "val")
-
-    def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start counting."""
-        self._start(pl_module, "test")
-
-    def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,  # noqa: ANN401 - Lightning's signature; checked in _update
-        batch: Any,  # noqa: ANN401
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Certify a batch."""
-        if not trainer.sanity_checking:
-            self._update(trainer, pl_module, outputs, "val")
-
-    def on_test_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,  # noqa: ANN401 - Lightning's signature; checked in _update
-        batch: Any,  # noqa: ANN401
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Certify a batch."""
-        self._update(trainer, pl_module, outputs, "test")
-
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log and draw."""
-        if not trainer.sanity_checking:
-            self._finish(trainer, pl_module, "val")
-
-    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log, draw and print the table."""
-        curves = self._finish(trainer, pl_module, "test")
-        if trainer.is_global_zero:
-            self._print_tables(curves)
 
     # ------------------------------------------------------------------ counting
 
-    def _new_series(self, name: str, space: Space) -> _Series:
+    def _grid(self, space: Space) -> list[float]:
+        """The curve's radii: evenly spaced ones and those to tabulate."""
         even = even_grid(self.max_radius[space] or self.radii[space][-1], self.num_points)
-        grid = sorted({*even, *self.radii[space]})
-        return _Series(
-            name, space, CertifiedAccuracyCurve(radii=grid, confidence=self.confidence), AverageCertifiedRadius()
-        )
+        return sorted({*even, *self.radii[space]})
 
-    def _start(self, pl_module: L.LightningModule, stage: str) -> None:
-        self._series = [self._new_series(method, "latent") for method in self.methods]
-        if self.source is not None and stage in self.input_stages:
-            self._series.append(self._new_series(f"{self.input_method}, {type(self.source).__name__}", "input"))
-        for series in self._series:
-            series.curve.to(pl_module.device)
-            series.average.to(pl_module.device)
-        self._soundness = {}
+    def _wanted(self, stage: Stage) -> dict[Series, InputCertifier | None]:
+        """The series of a stage, with what carries each to the image."""
+        latent: dict[Series, InputCertifier | None] = {Series("latent", method): None for method in self.methods}
+        if stage not in self.input_stages:
+            return latent
+        return latent | dict(zip(series_of(self.certifiers, self.input_method), self.certifiers, strict=True))
 
-    def _update(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, stage: str) -> None:
-        if not isinstance(outputs, HeadOutput):
-            raise TypeError(f"Expected the step to return a HeadOutput but got {type(outputs).__name__}.")
-        for series in self._series:
-            if series.space == "latent":
-                method: Any = series.name
-                certificate = pl_module.head.ellips.certify(outputs.latent, method=method)
+    def start(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: Stage) -> None:
+        """Start counting."""
+        empty = {name: torch.empty(0, dtype=torch.float64) for name in ("radius", "relative")}
+        empty |= {name: torch.empty(0, dtype=torch.int64) for name in ("prediction", "label", "soundness")}
+        self._rows = {series: DistinctRows(**empty).to(pl_module.device) for series in self._wanted(stage)}
+
+    def count(self, trainer: L.Trainer, pl_module: L.LightningModule, output: HeadOutput, stage: Stage) -> None:
+        """Certify a batch; each latent certificate once, whatever starts from it."""
+        ellips = pl_module.head.ellips
+        wanted = self._wanted(stage)
+        needed = {*self.methods, *([self.input_method] if any(wanted.values()) else [])}
+        latent = {method: ellips.certify(output.latent, method=method) for method in needed}
+        chain = self._chain(trainer, pl_module, output) if any(wanted.values()) else None
+        for series, certifier in wanted.items():
+            if certifier is None or chain is None:
+                certificate = latent[series.method]
             else:
-                certificate = self._certify_images(trainer, pl_module, outputs)
-            # One claim per series: what it may claim as a whole is what each of its batches may.
-            if self._soundness.setdefault(series.name, certificate.soundness) != certificate.soundness:
-                raise ValueError(
-                    f"Expected every batch of {series.name!r} to have soundness {self._soundness[series.name]!r} but "
-                    f"got {certificate.soundness!r}."
-                )
-            series.curve.update(certificate.radius, certificate.prediction, outputs.label)
-            series.average.update(certificate.radius, certificate.prediction, outputs.label)
+                certificate = _carry(certifier, chain, output, latent[self.input_method])
+            rank = SOUNDNESS_ORDER.index(certificate.soundness)
+            self._rows[series].update(
+                output.index,
+                radius=certificate.radius,
+                relative=(certificate.radius / ellips.scale).clamp(max=1),
+                soundness=torch.full_like(output.index, rank),
+                prediction=certificate.prediction,
+                label=output.label,
+            )
 
-    def _certify_images(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: HeadOutput) -> Certificate:
+    def _chain(self, trainer: L.Trainer, pl_module: L.LightningModule, output: HeadOutput) -> Chain:
         encoder = getattr(getattr(trainer, "datamodule", None), "encoder", None)
-        if encoder is None or outputs.image is None:
+        if encoder is None or output.image is None:
             missing = "an `encoder` in the datamodule" if encoder is None else "the images in the step's output"
             raise ValueError(
                 f"Expected {missing} to certify in input space but got none; pass a datamodule of this project with "
-                "keep_images=True, or leave `source` out."
+                "keep_images=True, or leave `certifiers` out."
             )
-        # Lightning evaluates in inference mode, whose tensors cannot be differentiated.
-        with torch.inference_mode(False), torch.no_grad():
-            classifier = ImageClassifier(encoder, pl_module.head)
-            return classifier.certify(outputs.image.clone(), self.source, self.input_method)
+        return ImageClassifier(encoder, pl_module.head).chain
 
     # ------------------------------------------------------------------ showing
 
-    def _finish(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> list[LabelledCurve]:
-        curves, values = [], {}
-        for series in self._series:
-            soundness = self._soundness.get(series.name)
-            if soundness is None:  # no batch came
+    def finish(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: Stage) -> None:
+        """Log and draw; after a test, print the tables."""
+        curves: list[LabelledCurve] = []
+        values: dict[str, float] = {}
+        for series, rows in self._rows.items():
+            found = rows.compute()  # of all processes
+            self._total = len(found["index"])
+            if self._total == 0:
                 continue
-            curve = series.curve.compute()
-            with series.curve.sync_context():  # over all processes
-                self._total = int(series.curve.total)
-            curves.append(LabelledCurve(series.name, curve, series.space, soundness))
-            key = series.name if series.space == "latent" else f"input_{soundness}_{self.input_method}"
+            what = (found["radius"], found["prediction"], found["label"])
+            metric = CertifiedAccuracyCurve(radii=self._grid(series.space), confidence=self.confidence)
+            metric = metric.to(pl_module.device)
+            metric.sync_on_compute = False  # every process holds the rows of all
+            metric.update(*what)
+            curve, soundness = metric.compute(), _claim(series, found["soundness"])
+            curves.append(LabelledCurve(series.label, curve, series.space, soundness))
+            key = series.name if series.space == "latent" else f"{soundness}/{series.name}"
             for radius, accuracy in _at(curve, self.radii[series.space]):
-                if radius > 0:
+                if radius > _CLEAN:
                     values[f"{stage}/certified_accuracy/{key}@{radius:g}"] = accuracy
                 elif series.space == "latent":
                     values[f"{stage}/clean_accuracy"] = accuracy
-            values[f"{stage}/average_certified_radius/{key}"] = float(series.average.compute())
-        # Reduced over the processes by torchmetrics already; Lightning must not average again, nor warn.
+            values[f"{stage}/average_certified_radius/{key}"] = float(average_certified_radius(*what))
+            if series.space == "latent":
+                relative = average_certified_radius(found["relative"], *what[1:])
+                values[f"{stage}/relative_radius/{key}"] = float(relative)
+        # Every process has the same numbers from the same gathered rows.
         pl_module.log_dict(values, rank_zero_only=False, sync_dist=False, batch_size=1)
         self._draw(trainer, curves, stage)
-        return curves
+        if stage == "test" and trainer.is_global_zero:
+            self._print_tables(curves)
 
     def _draw(self, trainer: L.Trainer, curves: Sequence[LabelledCurve], stage: str) -> None:
         folder = Path(self.directory or trainer.log_dir or trainer.default_root_dir)  # a collective call: on every rank
@@ -243,8 +205,25 @@ class CertificationCallback(L.Callback):
             console.print(accuracy_table(rows, f"Certified accuracy on {self._total} test images", self.confidence))
 
 
-def _with_zero(radii: tuple[float, ...]) -> tuple[float, ...]:
-    return radii if radii[0] == 0 else (0.0, *radii)
+def _with_clean(radii: tuple[float, ...]) -> tuple[float, ...]:
+    return radii if radii[0] == _CLEAN else (_CLEAN, *radii)
+
+
+def _claim(series: Series, soundness: Tensor) -> Soundness:
+    """Return what a series may claim as a whole: what each of its images may."""
+    found = [SOUNDNESS_ORDER[rank] for rank in soundness.unique().tolist()]
+    if len(found) != 1:
+        raise ValueError(f"Expected every batch of {series} to have one soundness class but got {found}.")
+    return found[0]
+
+
+def _carry(certifier: InputCertifier, chain: Chain, output: HeadOutput, certificate: Certificate) -> Certificate:
+    if output.image is None:
+        raise ValueError("Expected the images in the step's output but got none.")
+    # Lightning evaluates in inference mode, whose tensors cannot be differentiated.
+    with torch.inference_mode(False), torch.no_grad():
+        plain = certificate.map(Tensor.clone)
+        return certifier.certify(chain, output.image.clone(), output.latent.clone(), plain)
 
 
 def _select(curve: CertifiedCurve, radii: Sequence[float]) -> CertifiedCurve:

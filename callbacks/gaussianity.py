@@ -3,34 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import get_args
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
 from ellips.certificates import METHODS, Method
 from ellips.classifier import Ellips
+from ellips.metrics import DistinctRows
 from ellips.metrics.functional import check_radii
 from ellips.theory.degradation import Degradation, Estimator, degradation
 from ellips.theory.divergence import TooFewLatentsError
 from ellips.theory.normality import MardiaResult, mardia
-from ellips.types import HeadOutput
+from ellips.types import HeadOutput, Series
+from ellips.validation import at_least, fraction, one_of
+
+from .evaluation import EvaluationCallback, Stage
 
 
-class GaussianityCallback(L.Callback):
+class GaussianityCallback(EvaluationCallback):
     """Tests the evaluated latents against the fitted Gaussians.
 
     It reads the :class:`ellips.types.HeadOutput` that the steps of a module with a ``head``
     (:class:`ellips.EllipsHead`) return, and logs per stage (``val``, ``test``): ``val/mardia_pass_rate`` over the
     ``val/mardia_tested_classes`` classes with more samples than dimensions; ``val/kl`` with ``val/kl_lower`` and
-    ``val/kl_upper``; ``val/total_variation_bound``; and the degradation bound, e.g. ``val/degradation_bound/exact@0.5``
-    with ``val/degradation_bound_lower/exact@0.5``, to be read beside ``val/certified_accuracy/exact@0.5``. In high
-    dimension KL is biased: see :mod:`ellips.theory.divergence`. Where a class has too few samples for KL, it and what
-    follows from it are left out, with a warning.
+    ``val/kl_upper``; ``val/total_variation_bound``; and the degradation bound, e.g.
+    ``val/degradation_bound/latent-exact@0.5`` with ``val/degradation_bound_lower/latent-exact@0.5``, to be read beside
+    ``val/certified_accuracy/latent-exact@0.5``. In high dimension KL is biased: see :mod:`ellips.theory.divergence`.
+    Where a class has too few samples for KL, it and what follows from it are left out, with a warning.
 
     Args:
         radii: Latent radii of the degradation bound.
@@ -63,16 +65,10 @@ class GaussianityCallback(L.Callback):
     ) -> None:
         super().__init__()
         self.radii = check_radii(radii)
-        for name, value, known in (("method", method, METHODS), ("estimator", estimator, get_args(Estimator))):
-            if value not in known:
-                raise ValueError(f"Expected `{name}` to be one of {known} but got {value!r}.")
-        for name, share in (("alpha", alpha), ("confidence", confidence)):
-            if not 0 < share < 1:
-                raise ValueError(f"Expected `{name}` to be in (0, 1) but got {share}.")
-        counts = {"max_per_class": max_per_class, "num_samples": num_samples, "every_n_epochs": every_n_epochs}
-        for name, count in counts.items():
-            if count < 1:
-                raise ValueError(f"Expected `{name}` to be at least 1 but got {count}.")
+        one_of(METHODS, method=method)
+        one_of(get_args(Estimator), estimator=estimator)
+        fraction(alpha=alpha, confidence=confidence, ends=False)
+        at_least(1, max_per_class=max_per_class, num_samples=num_samples, every_n_epochs=every_n_epochs)
         self.method: Method = method
         self.alpha = alpha
         self.estimator: Estimator = estimator
@@ -82,70 +78,27 @@ class GaussianityCallback(L.Callback):
         self.every_n_epochs = every_n_epochs
         self.mardia: MardiaResult | None = None
         self.degradation: Degradation | None = None
-        self._latents = _Latents()
         self._warned = False
 
-    # ------------------------------------------------------------------ hooks
+    def due(self, trainer: L.Trainer) -> bool:
+        """Whether this validation counts: in a fit, every so many epochs."""
+        in_turn = trainer.state.fn != "fit" or (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        return super().due(trainer) and in_turn
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Check that the module has a head."""
-        if not hasattr(getattr(pl_module, "head", None), "ellips"):
-            raise TypeError(
-                f"Expected a module with a `head` (an EllipsHead) but got {type(pl_module).__name__} without one."
-            )
-
-    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def start(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: Stage) -> None:
         """Start collecting."""
-        self._latents = _Latents().to(pl_module.device)
+        empty = torch.empty(0, pl_module.head.ellips.dim, dtype=torch.float64)
+        self._rows = DistinctRows(latent=empty, label=torch.empty(0, dtype=torch.int64)).to(pl_module.device)
 
-    def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start collecting."""
-        self._latents = _Latents().to(pl_module.device)
-
-    def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,  # noqa: ANN401 - Lightning's signature; checked in _Latents
-        batch: Any,  # noqa: ANN401
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def count(self, trainer: L.Trainer, pl_module: L.LightningModule, output: HeadOutput, stage: Stage) -> None:
         """Keep a batch's latents."""
-        if self._due(trainer):
-            self._latents.update(outputs)
+        self._rows.update(output.index, latent=output.latent, label=output.label)
 
-    def on_test_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,  # noqa: ANN401 - Lightning's signature; checked in _Latents
-        batch: Any,  # noqa: ANN401
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Keep a batch's latents."""
-        self._latents.update(outputs)
-
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def finish(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: Stage) -> None:
         """Test and log."""
-        if self._due(trainer):
-            self._finish(pl_module, "val")
-
-    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Test and log."""
-        self._finish(pl_module, "test")
-
-    def _due(self, trainer: L.Trainer) -> bool:
-        if trainer.sanity_checking:
-            return False
-        return trainer.state.fn != "fit" or (trainer.current_epoch + 1) % self.every_n_epochs == 0
-
-    # ------------------------------------------------------------------ results
-
-    def _finish(self, pl_module: L.LightningModule, stage: str) -> None:
-        z, labels = self._latents.compute()
-        self._latents.reset()
+        rows = self._rows.compute()
+        z, labels = rows["latent"], rows["label"]
+        self._rows.reset()
         ellips = pl_module.head.ellips
         self.mardia = mardia(z, labels, ellips.num_classes)
         values = {
@@ -184,44 +137,8 @@ class GaussianityCallback(L.Callback):
             f"{stage}/kl_upper": found.kl.upper,
             f"{stage}/total_variation_bound": found.total_variation,
         }
+        series = Series("latent", self.method)
         for radius, bound, lower in zip(self.radii, found.bound.tolist(), found.bound_lower.tolist(), strict=True):
-            values[f"{stage}/degradation_bound/{self.method}@{radius:g}"] = bound
-            values[f"{stage}/degradation_bound_lower/{self.method}@{radius:g}"] = lower
+            values[f"{stage}/degradation_bound/{series.name}@{radius:g}"] = bound
+            values[f"{stage}/degradation_bound_lower/{series.name}@{radius:g}"] = lower
         return values
-
-
-class _Latents(Metric):
-    """Latents and labels of one evaluation, gathered over processes, each image once."""
-
-    full_state_update = False
-
-    latent: list[Tensor]
-    label: list[Tensor]
-    index: list[Tensor]
-
-    def __init__(self) -> None:
-        super().__init__()
-        for name in ("latent", "label", "index"):
-            self.add_state(name, default=[], dist_reduce_fx="cat")
-
-    def update(self, outputs: object) -> None:
-        """Keep a batch.
-
-        Raises:
-            TypeError: If the step returned anything but a HeadOutput.
-        """
-        if not isinstance(outputs, HeadOutput):
-            raise TypeError(f"Expected the step to return a HeadOutput but got {type(outputs).__name__}.")
-        self.latent.append(outputs.latent.detach())
-        self.label.append(outputs.label)
-        self.index.append(outputs.index)
-
-    def compute(self) -> tuple[Tensor, Tensor]:
-        """Return latents and labels in the order of the dataset, without the copies that samplers pad with."""
-        latent, label, index = (dim_zero_cat(x) for x in (self.latent, self.label, self.index))
-        order = index.argsort(stable=True)
-        ordered = index[order]
-        first = torch.ones_like(ordered, dtype=torch.bool)
-        first[1:] = ordered[1:] != ordered[:-1]
-        rows = order[first]
-        return latent[rows], label[rows]

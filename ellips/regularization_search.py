@@ -12,7 +12,7 @@ from torch import Tensor
 from ellips.certificates import Method
 from ellips.classifier import Ellips
 from ellips.distributed import world_size
-from ellips.gaussians.mixture import CovarianceType
+from ellips.gaussians import CovarianceType
 from ellips.gaussians.moments import Moments
 from ellips.gaussians.regularization import Regularization
 from ellips.validation import at_least, check_labels, check_latents

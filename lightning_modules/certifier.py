@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
@@ -12,10 +11,12 @@ import torch
 from torch import Tensor
 
 from ellips.certificates import METHODS, Certificate, Method
-from ellips.files.records import ImageRecord, records_from_certificate
+from ellips.files import ImageRecord, records_from_certificate
+from ellips.input_certifiers import InputCertifier, as_certifier, series_of
 from ellips.lipschitz import ConstantSource
 from ellips.pipeline import ImageClassifier
-from ellips.types import ImageBatch
+from ellips.types import ImageBatch, Series
+from ellips.validation import one_of
 
 _T = TypeVar("_T")
 
@@ -33,13 +34,15 @@ class CertifiedImage(NamedTuple):
 
 
 class Certifier(L.LightningModule):
-    """Certifies batches of images, in latent space by every method asked for and in input space by every source.
+    """Certifies batches of images, in latent space by every method asked for and in input space by every certifier.
+
+    Each batch is encoded once, and each latent certificate computed once, whatever starts from it.
 
     Args:
         classifier: The whole map from image to scores.
         methods: Latent certificates; each is a series of its own.
-        sources: Where Lipschitz constants come from; each is a series of its own, in input space.
-        input_method: The latent certificate that the sources carry to the input.
+        certifiers: Ways to a radius on the image; each is a series of its own, in input space.
+        input_method: The latent certificate that the certifiers start from.
         seed: Recorded with every row.
 
     Raises:
@@ -50,26 +53,27 @@ class Certifier(L.LightningModule):
         self,
         classifier: ImageClassifier,
         methods: Sequence[Method] = ("theorem", "pairwise", "exact"),
-        sources: Sequence[ConstantSource] = (),
+        certifiers: Sequence[InputCertifier | ConstantSource] = (),
         input_method: Method = "exact",
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for method in (*methods, input_method):
-            if method not in METHODS:
-                raise ValueError(f"Expected `methods` out of {METHODS} but got {method!r}.")
-        if not methods and not sources:
-            raise ValueError("Expected at least one method or source but got none.")
+        for method in methods:
+            one_of(METHODS, methods=method)
+        one_of(METHODS, input_method=input_method)
+        if not methods and not certifiers:
+            raise ValueError("Expected at least one method or certifier but got none.")
         self.classifier = classifier
-        self.latent_series = {f"latent-{method}": method for method in methods}
-        self.input_series = dict(zip(source_names(sources), sources, strict=True))
+        self.methods = tuple(dict.fromkeys(methods))
+        self.certifiers = [as_certifier(given) for given in certifiers]
         self.input_method: Method = input_method
         self.seed = seed
 
     @property
-    def series(self) -> list[str]:
-        """Names of the series, in the order of every image's records."""
-        return [*self.latent_series, *self.input_series]
+    def series(self) -> list[Series]:
+        """The series, in the order of every image's records."""
+        latent = [Series("latent", method) for method in self.methods]
+        return [*latent, *series_of(self.certifiers, self.input_method)]
 
     def predict_step(self, batch: ImageBatch, batch_idx: int) -> list[CertifiedImage]:
         """Certify a batch.
@@ -83,36 +87,36 @@ class Certifier(L.LightningModule):
         """
         if len(batch.index) == 0:  # images that cannot be read are left out by the datamodule, and reported as missing
             return []
-        latent, seconds = _timed(lambda: self.classifier.latents(batch.image).detach().cpu())
-        ellips, size = self.classifier.head.ellips, len(batch.index)
-        columns = []
-        for name, method in self.latent_series.items():
-            latents = latent.to(self.device)
-            certificate, extra = _timed(lambda m=method, z=latents: ellips.certify(z, method=m).cpu())
-            columns.append(self._records(certificate, batch, name, (seconds + extra) / size))
-        for name, source in self.input_series.items():
-            certificate, extra = _timed(
-                lambda s=source: self.classifier.certify(batch.image, s, self.input_method).cpu()
-            )
-            columns.append(self._records(certificate, batch, name, extra / size))
-        return [CertifiedImage(list(rows), latent[i]) for i, rows in enumerate(zip(*columns, strict=True))]
+        chain, size = self.classifier.chain, len(batch.index)
+        latents, seconds = _timed(lambda: chain.latents(batch.image))
+        needed = dict.fromkeys((*self.methods, *([self.input_method] if self.certifiers else [])))
+        found = {method: _timed(lambda m=method: chain.ellips.certify(latents, method=m)) for method in needed}
+        columns = [(certificate, seconds + extra) for certificate, extra in (found[m] for m in self.methods)]
+        if self.certifiers:
+            start, before = found[self.input_method]
+            for certifier in self.certifiers:
+                certificate, extra = _timed(lambda c=certifier: c.certify(chain, batch.image, latents, start))
+                columns.append((certificate, seconds + before + extra))
+        records = [
+            self._records(certificate, batch, series, spent / size)
+            for series, (certificate, spent) in zip(self.series, columns, strict=True)
+        ]
+        kept = latents.detach().cpu()
+        return [CertifiedImage(list(rows), kept[i]) for i, rows in enumerate(zip(*records, strict=True))]
 
-    def _records(self, certificate: Certificate, batch: ImageBatch, series: str, seconds: float) -> list[ImageRecord]:
+    def _records(
+        self, certificate: Certificate, batch: ImageBatch, series: Series, seconds: float
+    ) -> list[ImageRecord]:
         return records_from_certificate(
             certificate, batch.index.cpu(), batch.label.cpu(), series=series, seconds=seconds, seed=self.seed
         )
 
 
-def source_names(sources: Sequence[ConstantSource]) -> list[str]:
-    """Name the series of each source after its class: ``input-jacobian-norm``, numbered where a class comes again."""
-    classes = [re.sub(r"(?<!^)(?=[A-Z])", "-", type(source).__name__).lower() for source in sources]
-    counts = [classes[: i + 1].count(name) for i, name in enumerate(classes)]
-    return [f"input-{name}" + (f"-{count}" if count > 1 else "") for name, count in zip(classes, counts, strict=True)]
-
-
 def _timed(work: Callable[[], _T]) -> tuple[_T, float]:
-    """Return a result and the seconds it took; the work must end with a copy to the processor's memory."""
+    """Return a result and the seconds it took, work queued on a GPU included."""
     start = time.perf_counter()
     with torch.no_grad():
         result = work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return result, time.perf_counter() - start

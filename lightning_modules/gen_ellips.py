@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from ellips.distributed import gather_with_gradient
-from ellips.gaussians.mixture import CovarianceType
+from ellips.gaussians import CovarianceType
 from ellips.gaussians.shrinkage import Estimator, fit_shrunk
 from ellips.head import EllipsHead, eval_mode
 from ellips.losses import CodingRateReduction, Isotropy, LatentLoss, Objective

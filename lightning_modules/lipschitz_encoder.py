@@ -142,7 +142,7 @@ class LipschitzEncoderTraining(L.LightningModule):
         metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items() if "val/" in name}
         record = {
             "name": self.export_name,
-            "architecture": "ellips.lipschitz.LipschitzEncoder",
+            "architecture": "ellips.encoders.LipschitzEncoder",
             "sha256": file_digest(path),
             "proven_constant": LipschitzEncoder(path).constant,
             "proven_constant_before_division": before,

@@ -18,7 +18,7 @@ from ellips.pipeline import ImageClassifier
 ENCODER = {"class_path": "ellips.encoders.FrozenEncoder", "init_args": {"model": "test_resnet", "weights": "digits"}}
 DATA = {"class_path": "datamodules.DigitsDataModule", "init_args": {"encoder": ENCODER, "batch_size": 512}}
 SOURCE = {"class_path": "ellips.lipschitz.JacobianNorm", "init_args": {"num_iterations": 4, "ball_radius": 0.8}}
-SERIES = ["latent-theorem", "latent-pairwise", "latent-exact", "input-jacobian-norm"]
+SERIES = ["latent-theorem", "latent-pairwise", "latent-exact", "input-exact-jacobian-norm"]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def config(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
         "model": {"latent_dim": 16, "objective": None},
         "trainer": {"accelerator": "cpu", "devices": 1, "max_epochs": 7, "callbacks": None},
         "ckpt_path": str(checkpoint),
-        "sources": [SOURCE],
+        "certifiers": [SOURCE],
         "skip": 10,
     }
     path = tmp_path_factory.mktemp("config") / "certify.yaml"
@@ -71,7 +71,7 @@ def test_rows_are_what_the_classifier_says(run: Path, checkpoint: Path, encoder:
     data.setup("test")
     batch = next(iter(data.test_dataloader()))
     expected = classifier.certify(batch.image[::10])
-    rows = [row for row in read_table(run / "certificates.csv") if row.series == "latent-exact"]
+    rows = [row for row in read_table(run / "certificates.csv") if row.series.name == "latent-exact"]
     assert [row.index for row in rows] == list(range(0, 359, 10))
     assert [row.label for row in rows] == batch.label[::10].tolist()
     assert [row.prediction for row in rows] == expected.prediction.tolist()
@@ -80,7 +80,7 @@ def test_rows_are_what_the_classifier_says(run: Path, checkpoint: Path, encoder:
 
 
 def test_the_compatible_file_never_promises_more_than_the_table(run: Path) -> None:
-    table = {(row.series, row.index): row for row in read_table(run / "certificates.csv")}
+    table = {(row.series.name, row.index): row for row in read_table(run / "certificates.csv")}
     for series in SERIES:
         for row in read_tsv(run / f"{series}.tsv"):
             full = table[series, row.index]
@@ -90,7 +90,7 @@ def test_the_compatible_file_never_promises_more_than_the_table(run: Path) -> No
 
 def test_methods_and_spaces_are_in_order(run: Path) -> None:
     table = read_table(run / "certificates.csv")
-    radius = {(row.series, row.index): row.radius for row in table}
+    radius = {(row.series.name, row.index): row.radius for row in table}
     for row in table:
         theorem, pairwise, exact = (radius[f"latent-{m}", row.index] for m in ("theorem", "pairwise", "exact"))
         assert theorem <= pairwise * (1 + 1e-12) <= exact * (1 + 1e-9)
@@ -150,19 +150,19 @@ def test_saved_certificates_hold_and_tampered_ones_do_not(run: Path, tmp_path: P
 
 def test_max_counts_after_skipping_and_val_is_another_split(config: Path, tmp_path: Path) -> None:
     args = ["--config", str(config), "--out", str(tmp_path), "--skip", "20", "--max", "5", "--split", "val"]
-    assert main([*args, "--sources", "[]", "--methods", "[exact]"]) == 0
+    assert main([*args, "--certifiers", "[]", "--methods", "[exact]"]) == 0
     assert [row.index for row in read_tsv(tmp_path / "latent-exact.tsv")] == [0, 20, 40, 60, 80]
     assert not list(tmp_path.glob("input*"))
 
 
 def test_abstentions_are_written_as_the_field_writes_them(config: Path, tmp_path: Path) -> None:
     # Features this long, projected on the unit ball, tell nothing apart under so much noise.
-    source = {"class_path": "ellips.lipschitz.SmoothedEncoder", "init_args": {"sigma": 2.0, "num_samples": 20}}
-    args = ["--config", str(config), "--out", str(tmp_path), "--max", "3", "--sources", yaml.safe_dump([source])]
+    source = {"class_path": "ellips.input_certifiers.SmoothedEncoder", "init_args": {"sigma": 2.0, "num_samples": 20}}
+    args = ["--config", str(config), "--out", str(tmp_path), "--max", "3", "--certifiers", yaml.safe_dump([source])]
     assert main(args) == 0
-    lines = (tmp_path / "input-smoothed-encoder.tsv").read_text().splitlines()[1:]
+    lines = (tmp_path / "input-exact-smoothed-encoder.tsv").read_text().splitlines()[1:]
     assert [line.split("\t")[2:5] for line in lines] == 3 * [["-1", "0.0", "0"]]
-    summary = json.loads((tmp_path / "summary.json").read_text())["series"]["input-smoothed-encoder"]
+    summary = json.loads((tmp_path / "summary.json").read_text())["series"]["input-exact-smoothed-encoder"]
     assert (summary["soundness"], summary["abstentions"]) == ("probabilistic", 3)
     assert summary["clean_accuracy"]["accuracy"] == 0
 
@@ -199,7 +199,7 @@ def test_an_interrupted_run_goes_on_where_it_was(config: Path, run: Path, tmp_pa
 def test_a_folder_keeps_the_rows_of_one_setting(config: Path, run: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"differs in skip \(there 10, here 12\)"):
         main(["--config", str(config), "--out", str(run), "--skip", "12"])
-    small = ["--config", str(config), "--out", str(tmp_path), "--max", "2", "--sources", "[]"]
+    small = ["--config", str(config), "--out", str(tmp_path), "--max", "2", "--certifiers", "[]"]
     assert main(small) == 0
     assert main([*small, "--skip", "100", "--overwrite", "true"]) == 0
     assert [row.index for row in read_tsv(tmp_path / "latent-exact.tsv")] == [0, 100]
@@ -216,7 +216,7 @@ def test_what_is_missing_is_said_and_the_run_fails(
                 self.journal.append(image.records, image.latent)
 
     monkeypatch.setattr(CertificateWriter, "on_predict_batch_end", lose_some)
-    assert main(["--config", str(config), "--out", str(tmp_path), "--max", "5", "--sources", "[]"]) == 1
+    assert main(["--config", str(config), "--out", str(tmp_path), "--max", "5", "--certifiers", "[]"]) == 1
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["complete"] is False
     assert summary["series"]["latent-exact"]["missing"] == [30]
@@ -242,11 +242,11 @@ def test_mistakes_are_named(config: Path, checkpoint: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("path", sorted(Path("configs").glob("certify_*.yaml")), ids=lambda path: path.stem)
 def test_every_configuration_is_understood(path: Path) -> None:
-    from certify import certify_parser
+    from ellips.commands.certify import certify_parser
 
     training = Path("configs") / f"{path.stem.removeprefix('certify_')}.yaml"
     base = training if training.exists() else Path("configs/digits.yaml")
     config = certify_parser().parse_args(["--config", str(base), "--config", str(path)])
     assert config.data.class_path.endswith("DataModule")
-    assert all(source.class_path.startswith("ellips.lipschitz.") for source in config.sources)
-    assert max(config.input_radii) <= max(s.init_args.get("radius", 1.0) for s in config.sources)
+    assert all(source.class_path.startswith("ellips.") for source in config.certifiers)
+    assert max(config.input_radii) <= max(s.init_args.get("radius", 1.0) for s in config.certifiers)

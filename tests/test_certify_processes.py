@@ -27,8 +27,8 @@ def command(digits_checkpoint: Path) -> list[str]:
         "data.encoder": "ellips.encoders.FrozenEncoder",
         "data.encoder.model": "test_resnet",
         "data.encoder.weights": "digits",
-        "sources+": "ellips.lipschitz.JacobianNorm",
-        "sources.num_iterations": "5",
+        "certifiers+": "ellips.lipschitz.JacobianNorm",
+        "certifiers.num_iterations": "5",
         "batch_size": "8",
         "ckpt_path": str(digits_checkpoint),
         "trainer.accelerator": "cpu",
@@ -68,7 +68,7 @@ def test_two_processes_give_the_table_of_one(command: list[str], tmp_path: Path)
 
 
 def test_processes_without_a_batch_wait_for_those_that_have_one(command: list[str], tmp_path: Path) -> None:
-    run(command, tmp_path, "--max=5", "--sources=[]", "--trainer.devices=2", "--trainer.strategy=ddp")
+    run(command, tmp_path, "--max=5", "--certifiers=[]", "--trainer.devices=2", "--trainer.strategy=ddp")
     assert json.loads((tmp_path / "summary.json").read_text())["complete"]
     assert len(table(tmp_path)) == 1 + 3 * 5
 

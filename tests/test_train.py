@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from ellips.commands import training
 
-import train
 from ellips.errors import EncoderMismatchError
+from ellips.files import RunFolder
 from ellips.head import EllipsHead
 
 ROOT = Path(__file__).parents[1]
@@ -21,24 +22,24 @@ SHORT = [*QUIET, "--trainer.max_epochs=2", "--trainer.check_val_every_n_epoch=1"
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[train.EllipsCLI, Path, dict[str, torch.Tensor]]:
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[training.EllipsCLI, Path, dict[str, torch.Tensor]]:
     """A short fit in a folder of its own, and the encoder's state as it was before."""
     folder = tmp_path_factory.mktemp("work")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         before: dict[str, torch.Tensor] = {}
-        original = train.EllipsCLI.after_instantiate_classes
+        original = training.EllipsCLI.after_instantiate_classes
 
-        def remember(cli: train.EllipsCLI) -> None:
+        def remember(cli: training.EllipsCLI) -> None:
             original(cli)
             before.update({k: v.clone() for k, v in cli.datamodule.encoder.state_dict().items()})
 
-        patch.setattr(train.EllipsCLI, "after_instantiate_classes", remember)
-        cli = train.main(["fit", "--config", CONFIG, *SHORT])
+        patch.setattr(training.EllipsCLI, "after_instantiate_classes", remember)
+        cli = training.train(["fit", "--config", CONFIG, *SHORT])
     return cli, folder, before
 
 
-Run = tuple[train.EllipsCLI, Path, dict[str, torch.Tensor]]
+Run = tuple[training.EllipsCLI, Path, dict[str, torch.Tensor]]
 
 
 def test_class_count_and_width_come_from_the_data(run: Run) -> None:
@@ -66,7 +67,7 @@ def test_everything_of_a_run_lies_in_its_folder(run: Run) -> None:
     saved = yaml.safe_load((folder / "runs/digits/config.yaml").read_text())
     assert saved["name"] == "digits"
     assert saved["trainer"]["max_epochs"] == 2
-    assert "val/certified_accuracy/exact@1" in (folder / "runs/digits/metrics.csv").read_text()
+    assert "val/certified_accuracy/latent-exact@1" in (folder / "runs/digits/metrics.csv").read_text()
 
 
 def test_the_checkpoint_is_small_and_self_contained(run: Run) -> None:
@@ -84,7 +85,7 @@ def test_a_saved_run_can_be_used_and_stays_as_it_is(run: Run, subcommand: str, m
     monkeypatch.chdir(folder)
     kept = {p: p.read_bytes() for p in (folder / "runs/digits").glob("*") if p.is_file()}
     checkpoint = "runs/digits/checkpoints/last.ckpt"
-    cli = train.main([subcommand, "--config", CONFIG, *QUIET, "--ckpt_path", checkpoint])
+    cli = training.train([subcommand, "--config", CONFIG, *QUIET, "--ckpt_path", checkpoint])
     assert {p: p.read_bytes() for p in kept} == kept
     if subcommand == "test":
         assert float(cli.trainer.callback_metrics["test/accuracy"]) > 0.9
@@ -98,9 +99,9 @@ def test_a_second_fit_refuses_to_overwrite_and_a_resumed_one_does_not(
     config, metrics = (folder / "runs/digits" / name for name in ("config.yaml", "metrics.csv"))
     kept = config.read_bytes(), metrics.read_bytes()
     with pytest.raises(SystemExit, match="already holds a run"):
-        train.main(["fit", "--config", CONFIG, *SHORT])
+        training.train(["fit", "--config", CONFIG, *SHORT])
     assert (config.read_bytes(), metrics.read_bytes()) == kept
-    train.main(["fit", "--config", CONFIG, *SHORT, "--trainer.max_epochs=3", "--ckpt_path", "last"])
+    training.train(["fit", "--config", CONFIG, *SHORT, "--trainer.max_epochs=3", "--ckpt_path", "last"])
     assert config.read_bytes() == kept[0]
     assert metrics.with_stem("metrics-1").read_bytes() == kept[1]
     assert yaml.safe_load(config.with_stem("config-2").read_text())["trainer"]["max_epochs"] == 3
@@ -110,21 +111,24 @@ def test_a_second_fit_refuses_to_overwrite_and_a_resumed_one_does_not(
 def test_last_is_what_slurm_left_if_that_is_newer(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     last, left = tmp_path / "checkpoints" / "last.ckpt", tmp_path / "hpc_ckpt_1.ckpt"
-    assert train._newest(tmp_path) is None
+    assert RunFolder(tmp_path).requeued() is None
     for path, time in ((last, 2), (left, 1)):
         path.touch()
         os.utime(path, (time, time))
-    assert train._newest(tmp_path) is None
+    assert RunFolder(tmp_path).requeued() is None
     os.utime(left, (3, 3))
-    assert train._newest(tmp_path) == str(left)
+    assert RunFolder(tmp_path).requeued() == left
 
 
 def test_early_stopping_reads_the_logged_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     stop = "--trainer.callbacks"
-    options = [f"{stop}+=lightning.pytorch.callbacks.EarlyStopping", f"{stop}.monitor=val/certified_accuracy/exact@1"]
+    options = [
+        f"{stop}+=lightning.pytorch.callbacks.EarlyStopping",
+        f"{stop}.monitor=val/certified_accuracy/latent-exact@1",
+    ]
     options += [f"{stop}.mode=max", f"{stop}.patience=1", f"{stop}.min_delta=1.0"]
-    cli = train.main(["fit", "--config", CONFIG, *SHORT, *options, "--trainer.max_epochs=9"])
+    cli = training.train(["fit", "--config", CONFIG, *SHORT, *options, "--trainer.max_epochs=9"])
     assert cli.trainer.current_epoch == 2
 
 
@@ -132,7 +136,7 @@ def test_another_encoder_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -
     _, folder, _ = run
     monkeypatch.chdir(folder)
     with pytest.raises(EncoderMismatchError, match="weights"):
-        train.main(
+        training.train(
             [
                 "test",
                 "--config",
@@ -157,5 +161,5 @@ CONFIGS = [
 def test_every_configuration_of_train_is_read_by_every_subcommand(path: Path) -> None:
     for subcommand in ("fit", "test"):
         with pytest.raises(SystemExit) as stop:
-            train.main([subcommand, "--config", str(path), "--print_config"])
+            training.train([subcommand, "--config", str(path), "--print_config"])
         assert stop.value.code == 0

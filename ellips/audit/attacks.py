@@ -6,7 +6,6 @@ ball, so that one radius, 1, fits all.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-Scores = Callable[[Tensor], Tensor]
+from ellips.types import ImageMap
 
 # Score margins of Gaussians run into the hundreds, where a softmax is flat and a cross entropy has no gradient; scaled
 # to this margin at the point itself, every attack sees a slope.
@@ -58,7 +57,7 @@ class AttackSettings:
 class _UnitBalls(nn.Module):
     """Scores at x + r·u as a function of u; with one point, any number of u."""
 
-    def __init__(self, scores: Scores, points: Tensor, radius: Tensor, scale: Tensor, clip: bool) -> None:
+    def __init__(self, scores: ImageMap, points: Tensor, radius: Tensor, scale: Tensor, clip: bool) -> None:
         super().__init__()
         self.scores, self.clip = scores, clip
         self.points, self.radius, self.scale = points, radius.view(-1, *[1] * (points.ndim - 1)), scale[:, None]
@@ -72,7 +71,7 @@ class _UnitBalls(nn.Module):
 
 
 def attack_balls(
-    scores: Scores, points: Tensor, radius: Tensor, rival: Tensor, settings: AttackSettings
+    scores: ImageMap, points: Tensor, radius: Tensor, rival: Tensor, settings: AttackSettings
 ) -> dict[str, Tensor]:
     """Look for points inside balls at which the prediction is another one.
 
@@ -142,7 +141,7 @@ def _estimator(toolbox: Any, model: _UnitBalls) -> Any:  # noqa: ANN401
 
 def _pgd(
     toolbox: Any,  # noqa: ANN401
-    scores: Scores,
+    scores: ImageMap,
     points: Tensor,
     radius: Tensor,
     scale: Tensor,
@@ -170,7 +169,7 @@ def _pgd(
 
 def _autoattack(
     toolbox: Any,  # noqa: ANN401
-    scores: Scores,
+    scores: ImageMap,
     point: Tensor,
     radius: Tensor,
     scale: Tensor,

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ellips.audit.attacks import AttackSettings, Scores, attack_balls
-from ellips.audit.slopes import Function, steepest_slopes
-from ellips.files.records import ImageRecord
-from ellips.types import Soundness
-
-Judge = Callable[[Tensor], Tensor]
-"""Maps points (float64) to predicted classes, −1 where the classifier abstains."""
+from ellips.audit.attacks import AttackSettings, attack_balls
+from ellips.audit.slopes import steepest_slopes
+from ellips.files import ImageRecord
+from ellips.gaussians import Mixture
+from ellips.input_certifiers import AuditTarget
+from ellips.input_certifiers.base import Predictor, predict
+from ellips.types import ImageMap, Soundness
 
 # Slopes and constants are both rounded; only what is steeper by more than this refutes a constant.
 _SLOPE_TOLERANCE = 1e-6
@@ -55,24 +55,24 @@ class AuditedImage:
         return self.slope > self.constant * (1 + _SLOPE_TOLERANCE)
 
 
+def latent_target(mixture: Mixture) -> AuditTarget:
+    """Return what a series in latent space claims: the points are latents, the classifier is the mixture."""
+    return AuditTarget(scores=mixture, predict=lambda z: predict(mixture, z))
+
+
 def audit_series(
     records: Sequence[ImageRecord],
     points: Tensor,
-    scores: Scores,
-    judge: Judge,
+    target: AuditTarget,
     settings: AttackSettings,
-    *,
-    function: Function | None = None,
 ) -> list[AuditedImage]:
     """Attack the claims of one series.
 
     Args:
         records: Records of the series, of any of its images.
         points: Shape ``(N, ...)``, the images of these records (the latents, for a series in latent space).
-        scores: The scores to attack, differentiable, of points in float32.
-        judge: The predictions to hold the claims against.
+        target: What was claimed, and of which function.
         settings: How hard to attack.
-        function: Maps images to latents in float64, to attack the Lipschitz constants too; None: leave them.
 
     Returns:
         One entry per record whose radius is positive. An infinite radius is attacked at 10 times the largest finite
@@ -87,17 +87,19 @@ def audit_series(
     radius = torch.where(radius.isfinite(), radius, 10 * (finite.max() if len(finite) else 1.0))
     prediction = torch.tensor([record.prediction for record in chosen], device=points.device)
     rival = torch.tensor([max(record.rival, 0) for record in chosen], device=points.device)
-    attacked = attack_balls(scores, points.float(), radius, rival, settings)
-    violated = _violations(attacked, points.double(), radius, prediction, judge)
-    slopes = _slopes(chosen, points.double(), function, settings) if function is not None else {}
+    attacked = attack_balls(target.scores, points.float(), radius, rival, settings)
+    violated = _violations(attacked, points.double(), radius, prediction, target.predict)
+    slopes = {} if target.function is None else _slopes(chosen, points.double(), target.function, settings)
     return [
-        AuditedImage(record.series, record.soundness, record.index, record.radius, **violated[i], **slopes.get(i, {}))
+        AuditedImage(
+            record.series.name, record.soundness, record.index, record.radius, **violated[i], **slopes.get(i, {})
+        )
         for i, record in enumerate(chosen)
     ]
 
 
 def _violations(
-    attacked: dict[str, Tensor], points: Tensor, radius: Tensor, prediction: Tensor, judge: Judge
+    attacked: dict[str, Tensor], points: Tensor, radius: Tensor, prediction: Tensor, judge: Predictor
 ) -> list[dict[str, Any]]:
     """For each point, the nearest of the changed points that another class was predicted for."""
     found: list[dict[str, Any]] = [{} for _ in points]
@@ -114,7 +116,7 @@ def _violations(
 
 
 def _slopes(
-    records: Sequence[ImageRecord], points: Tensor, function: Function, settings: AttackSettings
+    records: Sequence[ImageRecord], points: Tensor, function: ImageMap, settings: AttackSettings
 ) -> dict[int, dict[str, Any]]:
     """For each record with a constant, the steepest slope in the ball that it covers."""
     rows = [i for i, r in enumerate(records) if r.lipschitz is not None and r.ball_radius is not None]

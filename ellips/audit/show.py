@@ -7,7 +7,6 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
-from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -15,7 +14,7 @@ from rich.console import Group
 from rich.table import Table
 
 from ellips.audit.claims import AuditedImage
-from ellips.files.atomic import replace_file
+from ellips.files import ResultsFolder, replace_file
 from ellips.types import SOUNDNESS_ORDER
 
 _OUTCOMES = {True: "holds", False: "[red]DOES NOT HOLD[/red]", None: "none made"}
@@ -49,11 +48,12 @@ def audit_table(verdicts: Mapping[str, Mapping[str, Any]]) -> Group:
     return Group("\n[b]Audit[/b]: attacks inside every claimed radius", table, f"[dim]{note}[/dim]")
 
 
-def write_audit(folder: Path, result: Mapping[str, Any], images: Sequence[AuditedImage]) -> None:
+def write_audit(folder: ResultsFolder, result: Mapping[str, Any], images: Sequence[AuditedImage]) -> None:
     """Write ``audit.json`` (per series) and ``audit.csv`` (per image)."""
-    replace_file(folder / "audit.json", json.dumps(result, indent=1) + "\n")
+    per_series, per_image = folder.audit
+    replace_file(per_series, json.dumps(result, indent=1) + "\n")
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, [item.name for item in fields(AuditedImage)], lineterminator="\n")
     writer.writeheader()
     writer.writerows(asdict(image) for image in images)
-    replace_file(folder / "audit.csv", buffer.getvalue())
+    replace_file(per_image, buffer.getvalue())

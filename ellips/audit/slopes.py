@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from ellips.lipschitz.jacobian import latent_dim, spectral_norms
-
-Function = Callable[[Tensor], Tensor]
+from ellips.types import ImageMap
 
 
 def steepest_slopes(
-    function: Function, images: Tensor, radius: Tensor, *, steps: int = 30, restarts: int = 2, seed: int = 0
+    function: ImageMap, images: Tensor, radius: Tensor, *, steps: int = 30, restarts: int = 2, seed: int = 0
 ) -> Tensor:
     """Search each ball for two points between which the function changes as fast as possible.
 
@@ -70,14 +67,14 @@ def _into(points: Tensor, images: Tensor, ball: Tensor) -> Tensor:
     return inside
 
 
-def _secant(function: Function, first: Tensor, second: Tensor) -> Tensor:
+def _secant(function: ImageMap, first: Tensor, second: Tensor) -> Tensor:
     rise: Tensor = torch.linalg.vector_norm((function(first) - function(second)).flatten(1), dim=1)
     slope: Tensor = rise / torch.linalg.vector_norm((first - second).flatten(1), dim=1)
     return slope
 
 
 def _climb(
-    function: Function, images: Tensor, ball: Tensor, first: Tensor, second: Tensor, length: float
+    function: ImageMap, images: Tensor, ball: Tensor, first: Tensor, second: Tensor, length: float
 ) -> tuple[Tensor, Tensor]:
     """Move both ends uphill by a share of the ball's radius, within the ball and not onto each other."""
     with torch.enable_grad():

@@ -76,7 +76,7 @@ class FrozenEncoder(nn.Module):
             self.architecture = model.partition(".")[0]
             self.backbone = create_timm(model, weights, projection=projection, seed=seed, **arguments)
         else:
-            self.architecture = f"{type(model).__module__}.{type(model).__qualname__}"
+            self.architecture = getattr(model, "ARCHITECTURE", f"{type(model).__module__}.{type(model).__qualname__}")
             self.backbone = _with_weights(model, weights)
         self.requires_grad_(False)
         self.eval()

@@ -100,6 +100,9 @@ class LipschitzEncoder(nn.Module):
         WeightsNotFoundError: If there is no such file.
     """
 
+    # What version 0.1 called it: fingerprints stay the same, wherever the class has moved.
+    ARCHITECTURE = "ellips.lipschitz.encoder.LipschitzEncoder"
+
     def __init__(self, weights: str | Path = "digits_lipschitz", max_constant: float = 1.00001) -> None:
         super().__init__()
         shipped = str(weights) in shipped_names()

@@ -1,6 +1,7 @@
 """What is kept on disk: run folders, the journal, per-image records, certificates that can be checked."""
 
 from ellips.files.atomic import replace_file, replacing
+from ellips.files.folders import RUNS, ResultsFolder, RunFolder
 from ellips.files.journal import Journal
 from ellips.files.proofs import SavedCertificates, load_certificates, save_certificates
 from ellips.files.records import (
@@ -13,8 +14,11 @@ from ellips.files.table import read_table, write_table
 from ellips.files.tsv import read_tsv, write_tsv
 
 __all__ = [
+    "RUNS",
     "ImageRecord",
     "Journal",
+    "ResultsFolder",
+    "RunFolder",
     "SavedCertificates",
     "certificate_from_records",
     "load_certificates",

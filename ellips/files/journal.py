@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ellips.files.atomic import replace_file
+from ellips.files.folders import ResultsFolder
 from ellips.files.records import ImageRecord
 from ellips.files.table import read_table, table_lines
 from ellips.types import Series
@@ -30,7 +31,7 @@ class Journal:
     """What a run has certified so far, in a folder.
 
     Args:
-        folder: The run's folder; the journal is its sub-folder ``journal``.
+        folder: The run's folder.
         series: The series; an image is done when all of them are there.
         settings: Everything that the rows depend on, as JSON can hold it. A folder keeps the rows of one setting only.
 
@@ -38,10 +39,11 @@ class Journal:
         ValueError: If there are no series, or the folder holds a run with other settings; what differs is named.
     """
 
-    def __init__(self, folder: str | Path, series: Sequence[Series], settings: Mapping[str, Any]) -> None:
+    def __init__(self, folder: ResultsFolder, series: Sequence[Series], settings: Mapping[str, Any]) -> None:
         if not series or len(set(series)) != len(series):
             raise ValueError(f"Expected at least one series, and each once, but got {[str(s) for s in series]}.")
-        self.folder = Path(folder) / "journal"
+        self.results = folder
+        self.folder = folder.journal
         self.series = tuple(series)
         # Through JSON and back, so that tuples and the like compare equal to what a file gives.
         self.settings: dict[str, Any] = json.loads(json.dumps(dict(settings)))
@@ -50,7 +52,7 @@ class Journal:
         self._latents: BinaryIO | None = None
 
     def _check_settings(self) -> None:
-        path = self.folder / "settings.json"
+        path = self.results.settings
         if not path.exists():
             return
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -72,7 +74,7 @@ class Journal:
         """Open this process's files for appending, after cutting off what a killed process left unfinished."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if rank == 0:
-            replace_file(self.folder / "settings.json", json.dumps(self.settings, indent=1))
+            replace_file(self.results.settings, json.dumps(self.settings, indent=1))
         path = self._rows_file(rank)
         done = self._complete(path) if path.exists() else []
         replace_file(path, table_lines(done, header=True))

@@ -1,4 +1,4 @@
-"""The full-precision per-image table: a CSV with every column known, floats written so that they read back bit for bit."""
+"""The full-precision per-image table: a CSV with every column known, whose floats read back bit for bit."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The tab-separated per-image file that the field's analysis scripts read (Cohen et al. 2019).
 
-Its header is ``idx label predict radius correct time``, an abstention is prediction −1 with radius 0.0 and correct 0. Its
-radius is rounded *down* here, so that no written radius exceeds the certified one.
+Its header is ``idx label predict radius correct time``, an abstention is prediction −1 with radius 0.0 and correct 0.
+Its radius is rounded *down* here, so that no written radius exceeds the certified one.
 """
 
 from __future__ import annotations

@@ -6,22 +6,17 @@ The classifier of "Certified Robustness from Approximate Gaussian Mixture Struct
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable
-from typing import Any, Literal, Self, get_args
+from typing import Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ellips.errors import NotFittedError
 from ellips.gaussians.covariance import class_covariances, precision_factor
 from ellips.gaussians.moments import ClassMoments, Moments
-from ellips.gaussians.regularization import Regularization
-from ellips.precision import keep_dtype
-from ellips.validation import at_least, check_latents, one_of
-
-CovarianceType = Literal["full", "diagonal"]
+from ellips.gaussians.parameters import MixtureParameters, gram
+from ellips.validation import check_latents
 
 _LOG_2PI = math.log(2 * math.pi)
 # Latents are whitened in tiles of some points for some classes; larger ones leave the processor's caches.
@@ -35,16 +30,14 @@ def square_norm(whitened: Tensor) -> Tensor:
     return squares.sum(-1)
 
 
-class Mixture(nn.Module):
+class Mixture(MixtureParameters):
     """K Gaussians with priors; the class of the highest posterior wins.
 
     The score of class k at z is, with precision P_k = A_kᵀA_k ([E26] eq. 4),
 
         score_k(z) = −‖A_k (z − μ_k)‖² + 2 log det A_k + 2 log π_k .
 
-    The precision factors A_k (lower triangular, A_k = L_k⁻¹ for Σ_k = L_kL_kᵀ) are what is stored: they *define* the
-    classifier, so neither its scores nor its certificates contain the error of an inversion. The state is float64
-    whatever the module is cast to, and lives in buffers, so checkpoints carry it.
+    What is stored of it is said in :class:`MixtureParameters`.
 
     Args:
         num_classes: K, at least 2.
@@ -62,37 +55,6 @@ class Mixture(nn.Module):
         >>> mixture(z).shape, mixture.log_prob(z).shape
         (torch.Size([100, 2]), torch.Size([100]))
     """
-
-    means: Tensor
-    precision_factors: Tensor
-    log_priors: Tensor
-    fitted: Tensor
-
-    def __init__(
-        self,
-        num_classes: int,
-        dim: int,
-        *,
-        covariance_type: CovarianceType = "full",
-        pooling: float = 0.0,
-        shrinkage: float = 0.0,
-    ) -> None:
-        super().__init__()
-        at_least(2, num_classes=num_classes)
-        at_least(1, dim=dim)
-        one_of(get_args(CovarianceType), covariance_type=covariance_type)
-        self.num_classes = num_classes
-        self.dim = dim
-        self.covariance_type: CovarianceType = covariance_type
-        self.regularization = Regularization(pooling, shrinkage)
-        shape = (num_classes, dim) if covariance_type == "diagonal" else (num_classes, dim, dim)
-        self.register_buffer("means", torch.zeros(num_classes, dim, dtype=torch.float64))
-        self.register_buffer("precision_factors", torch.zeros(shape, dtype=torch.float64))
-        self.register_buffer("log_priors", torch.zeros(num_classes, dtype=torch.float64))
-        self.register_buffer("fitted", torch.tensor(False))
-        # Derived quantities of the current mixture (see `derived`); never part of the state.
-        self._derived: dict[str, Any] = {}
-        self._derived_key: tuple[tuple[Tensor, int, int], ...] = ()
 
     # ------------------------------------------------------------------ making one
 
@@ -164,91 +126,6 @@ class Mixture(nn.Module):
         covariances = class_covariances(moments, self.covariance_type, self.regularization)
         self._set(mean.double(), precision_factor(covariances), count.double() / count.sum())
         return self
-
-    def _set(self, means: Tensor, factors: Tensor, priors: Tensor) -> None:
-        """Store a mixture; everything was checked but the priors."""
-        if priors.shape != (self.num_classes,):
-            raise ValueError(f"Expected `priors` to have shape ({self.num_classes},) but got {tuple(priors.shape)}.")
-        if not bool((priors > 0).all()) or abs(float(priors.sum()) - 1) > 1e-6:
-            raise ValueError(f"Expected `priors` to be positive and to sum to 1 but got {priors.tolist()}.")
-        if means.shape != self.means.shape or factors.shape != self.precision_factors.shape:
-            raise ValueError(
-                f"Expected means of shape {tuple(self.means.shape)} and factors of shape "
-                f"{tuple(self.precision_factors.shape)} but got {tuple(means.shape)} and {tuple(factors.shape)}."
-            )
-        with torch.no_grad():
-            self.means.copy_(means)
-            self.precision_factors.copy_(factors)
-            self.log_priors.copy_((priors / priors.sum()).log())
-            self.fitted.fill_(True)
-        self._derived, self._derived_key = {}, ()
-
-    def trainable_(self) -> Self:
-        """Turn means, precision factors and log-priors into parameters, to be trained end to end.
-
-        Names in the state dict stay as they are. Only the factors' lower triangle is read, any nonzero diagonal gives
-        a positive definite precision, and the log-priors are normalised where they are used, so that no step of an
-        optimiser can leave the family. Call it before the optimiser is built, usually on a fitted classifier.
-        """
-        for name in ("means", "precision_factors", "log_priors"):
-            value = getattr(self, name)
-            if not isinstance(value, nn.Parameter):
-                del self._buffers[name]
-                self.register_parameter(name, nn.Parameter(value.clone()))
-        return self
-
-    # ------------------------------------------------------------------ the mixture
-
-    @property
-    def is_fitted(self) -> bool:
-        """Whether there is a mixture to classify with."""
-        return bool(self.fitted)
-
-    @property
-    def factors(self) -> Tensor:
-        """Precision factors A_k, shape ``(K, d, d)`` lower triangular or ``(K, d)``; P_k = A_kᵀA_k."""
-        return self.precision_factors if self.covariance_type == "diagonal" else self.precision_factors.tril()
-
-    @property
-    def precisions(self) -> Tensor:
-        """Precision matrices P_k, shape ``(K, d, d)``."""
-        return _gram(self.factors)
-
-    @property
-    def covariances(self) -> Tensor:
-        """Covariance matrices Σ_k, shape ``(K, d, d)``."""
-        factors = self.factors
-        if factors.ndim == 2:
-            return torch.diag_embed(factors.square().reciprocal())
-        eye = torch.eye(self.dim, dtype=factors.dtype, device=factors.device)
-        roots: Tensor = torch.linalg.solve_triangular(factors, eye.expand_as(factors), upper=False)
-        return roots @ roots.mT
-
-    @property
-    def log_dets(self) -> Tensor:
-        """Log-determinants of the covariances, log det Σ_k, shape ``(K,)``."""
-        factors = self.precision_factors
-        diagonal = factors if factors.ndim == 2 else factors.diagonal(dim1=-2, dim2=-1)
-        log_dets: Tensor = -2 * diagonal.abs().log().sum(-1)
-        return log_dets
-
-    @property
-    def priors(self) -> Tensor:
-        """Class priors π_k, shape ``(K,)``."""
-        return self.log_priors.log_softmax(0).exp()
-
-    @property
-    def offsets(self) -> Tensor:
-        """The constant part of each score, −log det Σ_k + 2 log π_k, shape ``(K,)``."""
-        return 2 * self.log_priors.log_softmax(0) - self.log_dets
-
-    def digest(self) -> str:
-        """SHA-256 of the mixture: equal for two classifiers if and only if they compute the same."""
-        self._require_fitted()
-        sha = hashlib.sha256(f"ellips-1 {self.covariance_type} {self.num_classes} {self.dim}\n".encode())
-        for tensor in (self.means, self.factors, self.log_priors):
-            sha.update(tensor.detach().cpu().contiguous().numpy().astype("<f8").tobytes())
-        return sha.hexdigest()
 
     # ------------------------------------------------------------------ using it
 
@@ -340,7 +217,7 @@ class Mixture(nn.Module):
     def curvature(self, prediction: Tensor, rival: Tensor) -> Tensor:
         """Return W = P_rival − P_prediction, half the Hessian of the margin, shape ``(N, d, d)``."""
         factors = self.factors
-        return _gram(factors[rival]) - _gram(factors[prediction])
+        return gram(factors[rival]) - gram(factors[prediction])
 
     def predict(self, z: Tensor) -> Tensor:
         """Return the class of the highest score, shape ``(N,)``; of equal scores the lowest class index."""
@@ -394,56 +271,3 @@ class Mixture(nn.Module):
         self._require_fitted()
         check_latents(z, self.dim)
         return z.double()
-
-    def _require_fitted(self) -> None:
-        if not self.is_fitted:
-            raise NotFittedError(
-                f"Expected a fitted mixture but this {type(self).__name__} has none; call `fit(z, labels)` or "
-                "`fit_moments(...)`, build it with `from_parameters(...)`, or load a state dict that holds one."
-            )
-
-    # ------------------------------------------------------------------ state
-
-    def derived(self, name: str, compute: Callable[[], Any]) -> Any:  # noqa: ANN401 - as the caller computes it
-        """Return ``compute()``, remembered under ``name`` until the mixture changes or moves to another device.
-
-        While a trainable mixture is being differentiated nothing is remembered.
-        """
-        tensors = (self.means, self.precision_factors, self.log_priors)
-        fresh = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-        if any(tensor.is_inference() for tensor in tensors):  # such tensors do not count their changes
-            return compute()
-        # The tensors themselves are part of the key: an address alone may come to hold another one.
-        key = tuple((tensor, tensor.data_ptr(), tensor._version) for tensor in tensors)
-        known = self._derived_key
-        if not known or any(a[0] is not b[0] or a[1:] != b[1:] for a, b in zip(key, known, strict=True)):
-            self._derived, self._derived_key = {}, key
-        if not fresh and name in self._derived:
-            return self._derived[name]
-        # Tensors made in inference mode could not take part in training later.
-        with torch.inference_mode(False), torch.no_grad():
-            value = compute()
-        if not fresh:
-            self._derived[name] = value
-        return value
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave the derived quantities out of copies and pickles."""
-        return {**self.__dict__, "_derived": {}, "_derived_key": ()}
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move to another device but stay in float64: a certificate in half precision would not be one."""
-        super()._apply(keep_dtype(fn), recurse)  # type: ignore[no-untyped-call]
-        return self
-
-    def extra_repr(self) -> str:
-        """Describe the classifier in ``repr``."""
-        return (
-            f"num_classes={self.num_classes}, dim={self.dim}, covariance_type={self.covariance_type!r}, "
-            f"pooling={self.regularization.pooling}, shrinkage={self.regularization.shrinkage}, fitted={self.is_fitted}"
-        )
-
-
-def _gram(factors: Tensor) -> Tensor:
-    """Return AᵀA of factors ``(N, d, d)``, or diagonal ones ``(N, d)``; shape ``(N, d, d)``."""
-    return torch.diag_embed(factors.square()) if factors.ndim == 2 else factors.mT @ factors

@@ -7,3 +7,19 @@ from ellips.lipschitz.known import KnownConstant
 from ellips.lipschitz.spectral import SpectralProduct, UnprovenOperationError
 
 __all__ = ["Clever", "ConstantSource", "JacobianNorm", "KnownConstant", "SpectralProduct", "UnprovenOperationError"]
+
+
+_MOVED = {
+    "LipschitzEncoder": "ellips.encoders",
+    "SmoothedEncoder": "ellips.input_certifiers",
+    "MarginClever": "ellips.input_certifiers",
+    "LipschitzBound": "ellips.types",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name == "LipschitzSource":
+        raise AttributeError("ellips.lipschitz.LipschitzSource is now called ellips.lipschitz.ConstantSource.")
+    if name in _MOVED:
+        raise AttributeError(f"ellips.lipschitz.{name} has moved: it is {_MOVED[name]}.{name} now.")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

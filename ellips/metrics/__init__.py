@@ -1,6 +1,7 @@
 """Certified accuracy, its curve and the average certified radius, as functions and as torchmetrics classes."""
 
 from ellips.metrics.certified import AverageCertifiedRadius, CertifiedAccuracy, CertifiedAccuracyCurve
+from ellips.metrics.distinct import DistinctRows
 from ellips.metrics.functional import (
     CertifiedCurve,
     average_certified_radius,
@@ -14,6 +15,7 @@ __all__ = [
     "CertifiedAccuracy",
     "CertifiedAccuracyCurve",
     "CertifiedCurve",
+    "DistinctRows",
     "average_certified_radius",
     "certified_accuracy",
     "certified_accuracy_curve",

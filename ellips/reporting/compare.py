@@ -10,15 +10,13 @@ from typing import Any
 
 from rich.console import Console
 
-from ellips.files.atomic import replace_file
-from ellips.files.records import ImageRecord
-from ellips.files.table import read_table
-from ellips.files.tsv import read_tsv
+from ellips.files import ImageRecord, ResultsFolder, read_table, read_tsv, replace_file
+from ellips.files.records import UNNAMED
 from ellips.reporting.curves import LabelledCurve, group_by_claim
 from ellips.reporting.figures import plot_panels, save_figure
 from ellips.reporting.summary import curve_of, records_by_series
 from ellips.reporting.tables import accuracy_table
-from ellips.types import SOUNDNESS_ORDER, Soundness, Space
+from ellips.types import SOUNDNESS_ORDER, SPACES, Series, Soundness, Space
 
 
 @dataclass(frozen=True)
@@ -60,22 +58,23 @@ def read_entries(argument: str, series: Sequence[str] = ()) -> list[Entry]:
     if claim or argument.endswith(".tsv"):
         return [_read_other(Path(f"{path}.tsv"), claim.removeprefix(":"))]
     folder = Path(argument)
-    found = records_by_series(read_table(folder / "certificates.csv"))
-    missing = sorted(set(series) - found.keys())
+    found = records_by_series(read_table(ResultsFolder(folder).table))
+    names = [each.name for each in found]
+    missing = sorted(set(series) - set(names))
     if missing:
-        raise ValueError(f"Expected the series {missing} in {folder} but it has {list(found)}.")
-    chosen = {name: rows for name, rows in found.items() if not series or name in series}
-    return [Entry(f"{folder} {name.split('-', 1)[1]}", rows) for name, rows in chosen.items()]
+        raise ValueError(f"Expected the series {missing} in {folder} but it has {names}.")
+    return [Entry(f"{folder} {each.label}", rows) for each, rows in found.items() if not series or each.name in series]
 
 
 def _read_other(path: Path, claim: str) -> Entry:
     soundness, _, space = claim.partition(":")
-    if soundness not in SOUNDNESS_ORDER or space not in ("", "latent", "input"):
+    if soundness not in SOUNDNESS_ORDER or space not in ("", *SPACES):
         raise ValueError(
             f"Expected what {path} may claim, as {path}:SOUNDNESS with one of {SOUNDNESS_ORDER}, but got {claim!r}; "
             "the file itself does not say."
         )
-    kind: dict[str, Any] = {"soundness": soundness, "space": space or "input"}
+    series = Series("latent", "") if space == "latent" else UNNAMED
+    kind: dict[str, Any] = {"soundness": soundness, "series": series}
     return Entry(str(path), [replace(record, **kind) for record in read_tsv(path)])
 
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ellips.metrics.functional import CertifiedCurve
-from ellips.types import Soundness, Space, weakest
+from ellips.types import SPACES, Soundness, Space, weakest
+from ellips.validation import one_of
 
 CLAIMS: dict[Soundness, str] = {
     "exact": "proven, with no encoder in between",
@@ -16,7 +17,7 @@ CLAIMS: dict[Soundness, str] = {
 }
 """What each soundness class lets a reader believe, in words for captions."""
 
-SPACES: dict[Space, str] = {
+AXES: dict[Space, str] = {
     "latent": "ℓ2 radius in latent space",
     "input": "ℓ2 radius on the image, values in [0, 1]",
 }
@@ -41,8 +42,7 @@ class LabelledCurve:
 
     def __post_init__(self) -> None:
         weakest(self.soundness)
-        if self.space not in SPACES:
-            raise ValueError(f"Expected `space` to be one of {list(SPACES)} but got {self.space!r}.")
+        one_of(SPACES, space=self.space)
 
 
 def single_claim(curves: Iterable[LabelledCurve]) -> tuple[Space, Soundness]:

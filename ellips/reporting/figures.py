@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ellips.metrics.plotting import draw_curve, new_axes
-from ellips.reporting.curves import CLAIMS, SPACES, LabelledCurve, single_claim
+from ellips.reporting.curves import AXES, CLAIMS, LabelledCurve, single_claim
 
 
 def plot_curves(curves: Sequence[LabelledCurve], title: str | None = None, confidence: float = 0.95) -> Figure:
@@ -60,7 +60,7 @@ def draw_group(axes: Axes, curves: Sequence[LabelledCurve], title: str | None, c
     for style, item in enumerate(curves):
         draw_curve(axes, item.curve, item.label, style)
     axes.set_xlim(0, max(float(item.curve.radii[-1]) for item in curves))
-    axes.set_xlabel(SPACES[space])
+    axes.set_xlabel(AXES[space])
     axes.set_title((f"{title}\n" if title else "") + f"{soundness}: {CLAIMS[soundness]}", fontsize="medium")
     legend = axes.legend(title=f"band: {confidence:.0%} interval", fontsize="small", title_fontsize="small")
     legend.set_alignment("left")

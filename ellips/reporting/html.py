@@ -14,7 +14,7 @@ from matplotlib.image import imsave
 from torch import Tensor
 
 from ellips.files.records import ImageRecord
-from ellips.reporting.curves import CLAIMS, SPACES
+from ellips.reporting.curves import AXES, CLAIMS
 from ellips.types import Soundness, Space
 
 STYLE = """
@@ -120,7 +120,7 @@ def _heading(entries: Mapping[str, Any]) -> str:
     origin = f" Lipschitz constant: {escape('; '.join(sorted(sources)))}." if sources else ""
     return (
         f"<h2>{space.capitalize()} space, {soundness}</h2>\n"
-        f'<p class="claim">{SPACES[space]}. {soundness}: {CLAIMS[soundness]}.{origin}</p>'
+        f'<p class="claim">{AXES[space]}. {soundness}: {CLAIMS[soundness]}.{origin}</p>'
     )
 
 
@@ -156,7 +156,7 @@ def _images(images: Sequence[ReportImage]) -> str:
     parts = []
     for name, members in groups.items():
         record = members[0].record
-        parts.append(f'<h2>{escape(name)}</h2>\n<p class="claim">{escape(record.series)}, {record.soundness}</p>')
+        parts.append(f'<h2>{escape(name)}</h2>\n<p class="claim">{escape(record.series.name)}, {record.soundness}</p>')
         parts.append('<div class="images">' + "".join(_figure(member) for member in members) + "</div>")
     return "\n".join(parts)
 

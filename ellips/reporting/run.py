@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,16 +12,21 @@ from rich.console import Console
 from torch import Tensor
 
 from ellips.classifier import Ellips
-from ellips.files.atomic import replace_file
-from ellips.files.proofs import save_certificates
-from ellips.files.records import ImageRecord, certificate_from_records
-from ellips.files.table import write_table
-from ellips.files.tsv import write_tsv
+from ellips.files import (
+    ImageRecord,
+    ResultsFolder,
+    certificate_from_records,
+    replace_file,
+    save_certificates,
+    write_table,
+    write_tsv,
+)
 from ellips.reporting.curves import LabelledCurve, group_by_claim
 from ellips.reporting.figures import plot_curves, save_figure
 from ellips.reporting.html import ReportImage, choose_images, render_report
-from ellips.reporting.summary import curve_of, records_by_series, summarize, versions
+from ellips.reporting.summary import curve_of, records_by_series, summarize
 from ellips.reporting.tables import accuracy_table
+from ellips.versions import versions
 
 
 @dataclass
@@ -41,7 +45,7 @@ class RunReport:
             saved in files that can be checked.
     """
 
-    folder: Path
+    folder: ResultsFolder
     records: Sequence[ImageRecord]
     expected: Sequence[int]
     radii: Mapping[str, Sequence[float]]
@@ -65,25 +69,23 @@ class RunReport:
         Args:
             images: Images to show in the report; see :meth:`wanted_images`.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for name, rows in records_by_series(self.records).items():
-            write_tsv(self.folder / f"{name}.tsv", rows)
-            if self.proofs is not None and rows[0].space == "latent":
+        for series, rows in records_by_series(self.records).items():
+            write_tsv(self.folder.tsv(series), rows)
+            if self.proofs is not None and series.space == "latent":
                 ellips, latents = self.proofs
                 z, index = torch.stack([latents[r.index] for r in rows]), torch.tensor([r.index for r in rows])
                 certificate = certificate_from_records(rows)
-                save_certificates(self.folder / f"{name}.safetensors", certificate, z, ellips, index)
-        write_table(self.folder / "certificates.csv", self.records)
+                save_certificates(self.folder.proofs(series), certificate, z, ellips, index)
+        write_table(self.folder.table, self.records)
         summary = self.summary()
-        replace_file(self.folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+        replace_file(self.folder.summary, json.dumps(summary, indent=1) + "\n")
         figures: dict[str, str] = {}
         for (space, soundness), group in group_by_claim(self.curves()).items():
-            stem = self.folder / f"curve_{space}_{soundness}"
             figure = plot_curves(group, self.title, self.confidence)
-            _, vector = save_figure(figure, stem.with_suffix(".png"), stem.with_suffix(".svg"))
+            _, vector = save_figure(figure, *self.folder.curves(space, soundness))
             figures[f"{space} space, {soundness}"] = vector.read_text(encoding="utf-8")
         page = render_report(self.title, summary, figures, list(images))
-        replace_file(self.folder / "report.html", page)
+        replace_file(self.folder.report, page)
         return summary
 
     def wanted_images(self, count: int = 8) -> dict[str, list[ImageRecord]]:
@@ -94,19 +96,18 @@ class RunReport:
     def curves(self, tabulated: bool = False) -> list[LabelledCurve]:
         """Return a curve per series, on the radii to tabulate or on a fine grid."""
         curves = []
-        for name, rows in records_by_series(self.records).items():
-            grid = sorted({0.0, *self.radii[rows[0].space]})
+        for series, rows in records_by_series(self.records).items():
+            grid = sorted({0.0, *self.radii[series.space]})
             how: dict[str, Any] = {"radii": grid} if tabulated else {"max_radius": grid[-1]}
-            label = name.removeprefix(f"{rows[0].space}-")
-            curves.append(curve_of(rows, label, confidence=self.confidence, **how))
+            curves.append(curve_of(rows, series.label, confidence=self.confidence, **how))
         return curves
 
     def show(self, console: Console, summary: Mapping[str, Any]) -> None:
         """Print a table per space and soundness class, and what is missing."""
         for group in group_by_claim(self.curves(tabulated=True)).values():
-            times = [
-                f"{1000 * summary['series'][f'{c.space}-{c.label}']['seconds_per_image']['median']:.3g}" for c in group
-            ]
+            entries = {(entry["space"], entry["label"]): entry for entry in summary["series"].values()}
+            seconds = [entries[curve.space, curve.label]["seconds_per_image"]["median"] for curve in group]
+            times = [f"{1000 * value:.3g}" for value in seconds]
             console.print(accuracy_table(group, self.title, self.confidence, [("ms", times)]))
         for name, entry in summary["series"].items():
             if not entry["complete"]:
@@ -114,4 +115,6 @@ class RunReport:
                     f"[red]Not complete:[/red] {name} has {entry['present']} of {entry['expected']} images; missing "
                     f"{entry['missing'][:10]}, repeated {entry['repeated'][:10]}."
                 )
-        console.print(f"Everything is in {self.folder}/, to look at in report.html.", highlight=False)
+        console.print(
+            f"Everything is in {self.folder.path}/, to look at in {self.folder.report.name}.", highlight=False
+        )

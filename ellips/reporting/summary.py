@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from typing import Any
 
 import torch
 
-from ellips.files.records import ImageRecord, records_to_tensors
+from ellips.files import ImageRecord, records_to_tensors
 from ellips.metrics.functional import average_certified_radius, certified_accuracy_curve, check_radii, even_grid
 from ellips.reporting.curves import LabelledCurve
+from ellips.types import Series
 
-PACKAGES = ("ellips", "torch", "lightning", "timm", "torchmetrics", "scipy", "numpy")
 
-
-def records_by_series(records: Sequence[ImageRecord]) -> dict[str, list[ImageRecord]]:
+def records_by_series(records: Sequence[ImageRecord]) -> dict[Series, list[ImageRecord]]:
     """Sort records into series, in order of appearance.
 
     Raises:
-        ValueError: If the records of one series differ in space or soundness.
+        ValueError: If the records of one series differ in soundness.
     """
-    series: dict[str, list[ImageRecord]] = {}
+    series: dict[Series, list[ImageRecord]] = {}
     for record in records:
         series.setdefault(record.series, []).append(record)
     for name, rows in series.items():
-        claims = {(row.space, row.soundness) for row in rows}
+        claims = {row.soundness for row in rows}
         if len(claims) > 1:
-            raise ValueError(f"Expected the series {name!r} to make one kind of claim but it makes {sorted(claims)}.")
+            raise ValueError(f"Expected the series {name} to make one kind of claim but it makes {sorted(claims)}.")
     return series
 
 
@@ -98,14 +95,14 @@ def summarize(
         accuracy with intervals, curve, average certified radius, abstentions and time per image.
     """
     series = {
-        name: {
+        key.name: {
             **_claim(rows),
             **completeness(rows, expected),
             **_accuracy(rows, radii[rows[0].space], confidence, num_points),
             "abstentions": sum(row.prediction < 0 for row in rows),
             "seconds_per_image": _times(rows),
         }
-        for name, rows in records_by_series(records).items()
+        for key, rows in records_by_series(records).items()
     }
     return {
         "complete": bool(series) and all(entry["complete"] for entry in series.values()),
@@ -115,23 +112,13 @@ def summarize(
     }
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that numbers depend on."""
-    found = {"python": platform.python_version(), "platform": platform.platform()}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:  # a source tree that was never installed
-            found[name] = "not installed"
-    return found
-
-
 def _claim(rows: Sequence[ImageRecord]) -> dict[str, Any]:
     sources = sorted({row.source for row in rows if row.source is not None})
     return {
         "space": rows[0].space,
         "soundness": rows[0].soundness,
-        "method": rows[0].method,
+        "method": rows[0].series.method,
+        "label": rows[0].series.label,
         "source": "; ".join(sources) or None,
     }
 

@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 
-from ellips.reporting.curves import CLAIMS, SPACES, LabelledCurve, single_claim
+from ellips.reporting.curves import AXES, CLAIMS, LabelledCurve, single_claim
 
 
 def accuracy_table(
@@ -48,6 +48,6 @@ def accuracy_table(
             )
         ]
         table.add_row(row.label, *cells, *(column[i] for _, column in extra))
-    heading = f"\n[b]{title}[/b]\n{SPACES[space]} · [b]{soundness}[/b]: {CLAIMS[soundness]}"
+    heading = f"\n[b]{title}[/b]\n{AXES[space]} · [b]{soundness}[/b]: {CLAIMS[soundness]}"
     # Headings of a rich table are wrapped to its width; these are lines of their own.
     return Group(heading, table, f"[dim]in %; beneath, the {confidence:.0%} interval, rounded outwards[/dim]")

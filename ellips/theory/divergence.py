@@ -283,7 +283,7 @@ def _split(ellips: Ellips, z: Tensor, labels: Tensor, limit: int | None, needed:
     """Return latents and exact log N(z; μ_k, Σ_k) of each class that occurs."""
     if limit is not None and limit < 1:
         raise ValueError(f"Expected `max_per_class` to be positive or None but got {limit}.")
-    z = ellips.check(z)
+    z = ellips.validate(z)
     check_labels(labels, ellips.num_classes, len(z))
     if not len(z):
         raise ValueError("Expected at least one latent but got none.")

@@ -93,7 +93,7 @@ def test_the_input_curve_stands_apart_from_the_latent_one(tmp_path: Path, capsys
     logged = run.test(module, Blobs(), verbose=False)[0]
     # The encoder only flattens: its constant is 1, and the ball caps the radius.
     assert logged["test/certified_accuracy/input_estimated_exact@0.25"] == pytest.approx(
-        logged["test/certified_accuracy/exact@0.25"], abs=1e-6
+        logged["test/certified_accuracy/latent-exact@0.25"], abs=1e-6
     )
     assert logged["test/certified_accuracy/input_estimated_exact@0.4"] > 0
     assert logged["test/certified_accuracy/input_estimated_exact@0.5"] == 0
@@ -114,11 +114,11 @@ def test_the_input_curve_is_left_out_at_stages_not_asked_for(tmp_path: Path) -> 
 
 
 def test_a_checkpoint_can_follow_the_certified_accuracy(tmp_path: Path) -> None:
-    best = ModelCheckpoint(tmp_path, filename="best", monitor="val/certified_accuracy/exact@0.25", mode="max")
+    best = ModelCheckpoint(tmp_path, filename="best", monitor="val/certified_accuracy/latent-exact@0.25", mode="max")
     run = trainer(tmp_path, CertificationCallback(RADII), best, enable_checkpointing=True)
     run.fit(Module(), Blobs())
     assert best.best_model_score is not None
-    assert best.best_model_score == run.callback_metrics["val/certified_accuracy/exact@0.25"] > 0
+    assert best.best_model_score == run.callback_metrics["val/certified_accuracy/latent-exact@0.25"] > 0
 
 
 def test_figures_go_to_the_logger_and_its_folder(tmp_path: Path) -> None:

@@ -82,8 +82,8 @@ def test_logged_numbers_are_those_of_all_latents(tmp_path: Path, stage: str) -> 
     assert logged[f"{stage}/kl_lower"] <= logged[f"{stage}/kl"] <= logged[f"{stage}/kl_upper"]
     assert logged[f"{stage}/total_variation_bound"] == pytest.approx(expected.total_variation)
     for i, radius in enumerate(RADII):
-        assert logged[f"{stage}/degradation_bound/exact@{radius:g}"] == pytest.approx(float(expected.bound[i]))
-        assert logged[f"{stage}/degradation_bound_lower/exact@{radius:g}"] <= float(expected.bound[i])
+        assert logged[f"{stage}/degradation_bound/latent-exact@{radius:g}"] == pytest.approx(float(expected.bound[i]))
+        assert logged[f"{stage}/degradation_bound_lower/latent-exact@{radius:g}"] <= float(expected.bound[i])
 
 
 def test_skewed_latents_fail_mardia_and_lower_the_bound(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_skewed_latents_fail_mardia_and_lower_the_bound(tmp_path: Path) -> None:
     assert callback.mardia.passed(0.001).tolist() == [True, False]
     assert logged["test/mardia_pass_rate"] == 0.5
     assert logged["test/kl_lower"] > 0.5
-    assert logged["test/degradation_bound/exact@0.5"] < 0.6
+    assert logged["test/degradation_bound/latent-exact@0.5"] < 0.6
 
 
 def test_too_few_samples_leave_kl_out_with_one_warning(tmp_path: Path) -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 import lightning as L
 import numpy as np
 import pytest
+from ellips.commands.training import EllipsCLI, train
 from PIL import Image
 
 from lightning_modules import GenEllips
-from train import EllipsCLI, main
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -31,7 +31,7 @@ class Parsed(EllipsCLI):
 def test_every_entry_is_known(name: str) -> None:
     path = CONFIGS / f"{name}.yaml"
     cli = Parsed(GenEllips, L.LightningDataModule, subclass_mode_data=True, run=False, args=["--config", str(path)])
-    assert cli.config.data.class_path.startswith("datamodules.")
+    assert cli.config.data.class_path.startswith("ellips.datamodules.")
     assert cli.config.name == name
 
 
@@ -68,8 +68,8 @@ def test_the_configuration_for_folders_trains_and_tests(tmp_path: Path, monkeypa
     arguments += ["--data.resize", "12", "--data.crop", "12", "--data.num_workers", "0", "--model.latent_dim", "4"]
     arguments += ["--model.hidden_dim", "32", "--trainer.accelerator", "cpu", "--trainer.max_epochs", "2"]
     quiet = ["--trainer.enable_progress_bar", "false", "--trainer.check_val_every_n_epoch", "1"]
-    main(["fit", *arguments, *quiet])
+    train(["fit", *arguments, *quiet])
     checkpoint = tmp_path / "runs" / "image_folder" / "checkpoints" / "last.ckpt"
-    cli = main(["test", *arguments, *quiet, "--ckpt_path", str(checkpoint)])
+    cli = train(["test", *arguments, *quiet, "--ckpt_path", str(checkpoint)])
     assert cli.trainer.callback_metrics["test/clean_accuracy"] == 1
     assert (tmp_path / "cache" / "image_folder" / "test" / "manifest.json").exists()

@@ -34,7 +34,7 @@ def test_every_image_gets_one_record_of_each_series() -> None:
 
 def test_series_are_named_after_their_sources() -> None:
     assert source_names([JacobianNorm(), KnownConstant(1.0), KnownConstant(2.0), KnownConstant(3.0)]) == [
-        "input-jacobian-norm",
+        "input-exact-jacobian-norm",
         "input-known-constant",
         "input-known-constant-2",
         "input-known-constant-3",

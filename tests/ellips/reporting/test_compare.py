@@ -19,7 +19,7 @@ def run(tmp_path: Path) -> Path:
         for i in range(10)
         for series, space, soundness, scale in (
             ("latent-exact", "latent", "exact", 1.0),
-            ("input-jacobian-norm", "input", "estimated", 2.0),
+            ("input-exact-jacobian-norm", "input", "estimated", 2.0),
         )
     ]
     write_table(folder / "certificates.csv", rows)
@@ -56,12 +56,12 @@ def test_each_claim_has_a_table_and_a_panel_of_its_own(run: Path, other: Path, t
 
 
 def test_two_kinds_of_claim_are_not_drawn_as_one(run: Path, other: Path, tmp_path: Path) -> None:
-    mixed = [*read_entries(str(run), ["input-jacobian-norm"]), *read_entries(f"{other}:probabilistic")]
+    mixed = [*read_entries(str(run), ["input-exact-jacobian-norm"]), *read_entries(f"{other}:probabilistic")]
     with pytest.raises(
         ValueError, match="one soundness class but got estimated in input space, probabilistic in input"
     ):
         compare(mixed, tmp_path, RADII, together=True)
-    one = [*read_entries(str(run), ["input-jacobian-norm"]), *read_entries(f"{other}:estimated")]
+    one = [*read_entries(str(run), ["input-exact-jacobian-norm"]), *read_entries(f"{other}:estimated")]
     assert len(compare(one, tmp_path, RADII, together=True, console=Console(quiet=True))["entries"]) == 2
 
 

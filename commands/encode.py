@@ -1,4 +1,4 @@
-"""Fill the feature cache ahead of time: ``python -m datamodules.encode --config configs/cifar10.yaml``.
+"""``encode``: fill the feature cache ahead of time, ``ellips encode --config configs/cifar10.yaml``.
 
 Reads the ``data`` section of a training configuration, encodes every image once and writes the features to its
 ``cache_dir``; ``--data.*`` overrides entries, e.g. ``--data.root /data/imagenet``. Interrupted, it goes on where it
@@ -15,11 +15,8 @@ from typing import Any
 
 import lightning as L
 import yaml
+from ellips.datamodules.base import SPLITS, EncodedDataModule, Split, encoding_precision
 from jsonargparse import ArgumentParser
-
-from ellips.distributed import close_process_group
-
-from .base import SPLITS, EncodedDataModule, Split, encoding_precision
 
 
 def build(arguments: Sequence[str] | None = None) -> tuple[Any, EncodedDataModule]:
@@ -34,7 +31,7 @@ def build(arguments: Sequence[str] | None = None) -> tuple[Any, EncodedDataModul
     Raises:
         ValueError: If the configuration has no ``data`` section or that has no ``cache_dir``.
     """
-    parser = ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = ArgumentParser(prog="ellips encode", description="Fill the feature cache ahead of time.")
     parser.add_argument("--config", type=Path, required=True, help="a training configuration")
     parser.add_argument("--splits", type=list[Split], default=list(SPLITS), help="what to encode")
     parser.add_argument("--accelerator", type=str, default="auto", help="as in Lightning: auto, cpu, cuda")
@@ -86,8 +83,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     if fabric.is_global_zero:
         module.teardown("predict")
-
-
-if __name__ == "__main__":
-    main()
-    close_process_group()

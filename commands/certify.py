@@ -1,0 +1,200 @@
+"""``certify``: certify the images of a split, one by one, and write everything about them into a folder."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from ellips.callbacks import CertificateWriter
+from ellips.datamodules import SelectionDataModule
+from ellips.lightning_modules import Certifier
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from rich.console import Console
+
+from ellips.certificates import Method
+from ellips.files import Journal, ResultsFolder, RunFolder, replace_file
+from ellips.input_certifiers import InputCertifier
+from ellips.lipschitz import ConstantSource
+from ellips.pipeline import ImageClassifier
+from ellips.reporting.html import ReportImage
+from ellips.reporting.run import RunReport
+from ellips.settings import describe
+from ellips.types import DEFAULT_RADII, Space
+
+DESCRIPTION = """Certify the images of a split with the classifier of a checkpoint.
+
+The configuration of the training run can be given as it is (its `model` and all but the hardware of its `trainer` are
+not used), and further ones after it.
+"""
+TRAINING_ONLY = ("model", "weights_only")
+HARDWARE = ("accelerator", "devices", "num_nodes", "strategy")
+
+
+def certify(
+    data: L.LightningDataModule,
+    name: str = "default",
+    ckpt_path: str | None = None,
+    out: str | None = None,
+    seed_everything: int = 0,
+    split: str = "test",
+    skip: int = 1,
+    max: int | None = None,
+    methods: Sequence[Method] = ("theorem", "pairwise", "exact"),
+    certifiers: Sequence[InputCertifier | ConstantSource] = (),
+    input_method: Method = "exact",
+    batch_size: int = 32,
+    radii: Sequence[float] = DEFAULT_RADII["latent"],
+    input_radii: Sequence[float] = DEFAULT_RADII["input"],
+    confidence: float = 0.95,
+    overwrite: bool = False,
+    hardware: dict[str, Any] | None = None,
+    config: str | None = None,
+) -> dict[str, Any]:
+    """Certify the images of a split and write everything about them into a folder.
+
+    A killed run goes on where it was when it is started again with the same settings.
+
+    Args:
+        data: Where the images and the encoder are.
+        name: Run folder of the training: runs/<name>/.
+        ckpt_path: Checkpoint; None: best.ckpt of the run folder, or else its last.ckpt.
+        out: Where results go; None: runs/<name>/certify/<split>.
+        seed_everything: Seed of this run, recorded in every row; certifiers have their own.
+        split: train, val or test.
+        skip: Take every skip-th image.
+        max: Take at most so many images, counted after skipping; None: all.
+        methods: Latent certificates to show side by side.
+        certifiers: Ways to a radius on the image; each adds a series in input space. A source of a Lipschitz constant
+            of image to latent stands for the certifier that divides by it.
+        input_method: The latent certificate that the certifiers start from.
+        batch_size: Images per batch; rows are on disk when their batch is finished.
+        radii: Radii in latent space to tabulate.
+        input_radii: Radii in input space, on [0, 1] pixels, to tabulate.
+        confidence: Coverage of the Clopper-Pearson intervals.
+        overwrite: Start anew, deleting the run that the folder holds.
+        hardware: Arguments of the trainer: accelerator, devices, num_nodes, strategy.
+        config: Text to keep as config.yaml beside the results; `audit` reads it.
+
+    Returns:
+        The summary that was written.
+
+    Raises:
+        TypeError: If the datamodule has no encoder.
+    """
+    encoder = getattr(data, "encoder", None)
+    if encoder is None:
+        raise TypeError(f"Expected a datamodule with an `encoder` but {type(data).__name__} has none.")
+    L.seed_everything(seed_everything, workers=True, verbose=False)
+    run = RunFolder.named(name)
+    checkpoint = Path(ckpt_path) if ckpt_path else run.checkpoint()
+    classifier = ImageClassifier.from_checkpoint(checkpoint, encoder)
+    images = SelectionDataModule(data, split, skip, max, batch_size)
+    certifier = Certifier(classifier, methods, certifiers, input_method, seed_everything)
+    folder = ResultsFolder(Path(out)) if out else run.results(split)
+    if overwrite and folder.settings.exists():
+        shutil.rmtree(folder.path, ignore_errors=True)  # several processes may do it at once
+    settings = {
+        "checkpoint": str(checkpoint),
+        "data": type(data).__name__,
+        "images": data.source(split).identity() if hasattr(data, "source") else {},
+        "split": split,
+        "skip": skip,
+        "max": max,
+        "batch_size": batch_size,
+        "methods": describe(list(certifier.methods)),
+        "certifiers": describe(certifier.certifiers),
+        "input_method": input_method,
+        "seed": seed_everything,
+        **{f"{part}_digest": digest for part, digest in classifier.digests().items()},
+    }
+    journal = Journal(folder, certifier.series, settings)
+    images.done = journal.done()
+    trainer = L.Trainer(
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        inference_mode=False,  # certifiers differentiate
+        callbacks=[CertificateWriter(journal, images.done, len(images.indices))],
+        **(hardware or {}),
+    )
+    try:
+        if images.batches():
+            trainer.predict(certifier, datamodule=images, return_predictions=False)
+    finally:  # an interrupted run leaves what it has, and says what is missing
+        summary: dict[str, Any] = {}
+        if trainer.is_global_zero:
+            if config is not None:
+                replace_file(folder.config, config)
+            grids: dict[Space, Sequence[float]] = {"latent": radii, "input": input_radii}
+            summary = _report(folder, journal, classifier, images, data, grids, confidence)
+    return summary
+
+
+def _report(
+    folder: ResultsFolder,
+    journal: Journal,
+    classifier: ImageClassifier,
+    images: SelectionDataModule,
+    data: L.LightningDataModule,
+    grids: dict[Space, Sequence[float]],
+    confidence: float,
+) -> dict[str, Any]:
+    records = journal.records()
+    encoder = classifier.encoder.fingerprint() if hasattr(classifier.encoder, "fingerprint") else {}
+    info = {"settings": journal.settings, "encoder": encoder, "digests": classifier.digests()}
+    what = journal.settings
+    title = f"Certified accuracy, {what['data']}, {what['split']} split ({len(images.indices)} images)"
+    proofs = (classifier.head.ellips.cpu(), journal.latents())
+    report = RunReport(folder, records, images.indices, grids, confidence, title, info, proofs)
+    summary = report.write(_pictures(report, images, data))
+    if records:
+        report.show(Console(), summary)
+    return summary
+
+
+def _pictures(report: RunReport, images: SelectionDataModule, data: Any) -> list[ReportImage]:  # noqa: ANN401
+    """Read the images that the report shows."""
+    names = [*getattr(data, "class_names", [str(k) for k in range(data.num_classes)]), "none (abstained)"]
+    return [
+        ReportImage(
+            group, record, images.dataset[[record.index]].image[0], names[record.label], names[record.prediction]
+        )
+        for group, records in report.wanted_images().items()
+        for record in records
+    ]
+
+
+# ------------------------------------------------------------------ command line
+
+
+def certify_parser() -> ArgumentParser:
+    """Return the command's parser; it reads the configurations of a training run as they are."""
+    parser = ArgumentParser(prog="ellips certify", description=DESCRIPTION)
+    parser.add_argument("--config", action=ActionConfigFile, help="A YAML file; several are read in turn.")
+    parser.add_function_arguments(certify, skip={"hardware", "config"})
+    parser.add_class_arguments(L.Trainer, "trainer", instantiate=False)
+    for name in TRAINING_ONLY:
+        parser.add_argument(f"--{name}", type=Any, help="Of training; not used.")
+    return parser
+
+
+def instantiate(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
+    """Return the arguments of :func:`certify`, with datamodule and certifiers built."""
+    used = config.clone()
+    for name in (*TRAINING_ONLY, "trainer", "config"):
+        used.pop(name)
+    arguments: dict[str, Any] = parser.instantiate(used).as_dict()
+    return arguments
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Certify; the exit code is 1 if images are missing."""
+    parser = certify_parser()
+    config = parser.parse_args(None if args is None else list(args))
+    hardware = {key: config.trainer[key] for key in HARDWARE}
+    summary = certify(**instantiate(parser, config), hardware=hardware, config=parser.dump(config))
+    return 0 if not summary or summary["complete"] else 1

@@ -1,0 +1,26 @@
+"""``check``: check saved certificates, the proof and not the solver."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+
+from ellips.certificates import check
+from ellips.files import load_certificates
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Check a file of certificates; the exit code is 1 if one of them does not hold."""
+    parser = ArgumentParser(prog="ellips check", description="Check saved certificates: the proof, not the solver.")
+    parser.add_argument("file", type=Path, help="A file <series>.safetensors that `ellips certify` wrote.")
+    config = parser.parse_args(None if args is None else list(args))
+    saved = load_certificates(config.file)
+    passed = check(saved.ellips, saved.z, saved.certificate)
+    print(f"{int(passed.sum())} of {len(passed)} certificates hold ({saved.certificate.method}, {saved.digest}).")
+    failed = (~passed).nonzero().flatten()
+    if len(failed):
+        where = failed if saved.index is None else saved.index[failed]
+        print(f"These do not: {where[:20].tolist()}{' and more' if len(where) > 20 else ''}")
+    return int(len(failed) > 0)

@@ -1,0 +1,155 @@
+"""``fit``, ``validate``, ``test``, ``predict``: LightningCLI with run folders, and callbacks that need no naming."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from ellips.callbacks import CertificationCallback
+from ellips.lightning_modules import GenEllips
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from ellips.files import RUNS, RunFolder
+from ellips.types import Series
+
+
+class KeepConfig(SaveConfigCallback):
+    """Saves the configuration of a fit in its run folder and never overwrites one."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Save at the start of a fit; a resumed fit gets a numbered file beside the first."""
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
+
+
+class RunFolderCLI(LightningCLI):
+    """LightningCLI with run folders: everything of a run lies under ``runs/<name>/``."""
+
+    default_name = "default"
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the run's name, and take the class count from the data."""
+        parser.add_argument(
+            "--name", type=str, default=self.default_name, help="Run folder: everything goes to runs/<name>/."
+        )
+        parser.link_arguments("name", "trainer.default_root_dir", compute_fn=lambda name: str(RUNS / name))
+        parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse to overwrite a run, and log into its folder unless the configuration names another logger."""
+        config = self.config[self.subcommand]
+        folder = RunFolder.named(config.name)
+        if self.subcommand == "fit":
+            if config.ckpt_path == "last":
+                config.ckpt_path = str(folder.requeued() or "last")
+            found = folder.configs()
+            if found:
+                if not config.ckpt_path:
+                    raise SystemExit(
+                        f"{folder.path} already holds a run. Give this one another --name, go on with the old one "
+                        "(--ckpt_path last), or delete the folder."
+                    )
+                self.save_config_kwargs["config_filename"] = f"config-{len(found) + 1}.yaml"
+            _set_aside(folder.metrics)
+        elif config.ckpt_path is None:
+            config.ckpt_path = str(folder.checkpoint())
+        if config.trainer.logger is None:
+            version = "" if self.subcommand == "fit" else self.subcommand
+            arguments = {"save_dir": str(RUNS), "name": config.name, "version": version}
+            logger = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": arguments}
+            self.config = self.parser.parse_object({self.subcommand: {"trainer": {"logger": logger}}}, self.config)
+
+    def after_instantiate_classes(self) -> None:
+        """Keep checkpoints in the run folder, for every subcommand alike, unless the configuration says where."""
+        folder = RunFolder.named(self.config[self.subcommand].name)
+        for callback in self.trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = str(folder.checkpoints)
+
+
+@rank_zero_only
+def _set_aside(path: Path) -> None:
+    """Rename a file that a resumed run would overwrite to the first free ``stem-N.suffix``."""
+    if path.exists():
+        number = next(i for i in range(1, 10**6) if not path.with_stem(f"{path.stem}-{i}").exists())
+        path.rename(path.with_stem(f"{path.stem}-{number}"))
+
+
+class EllipsCLI(RunFolderCLI):
+    """The command line of :class:`GenEllips`, which takes features."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Take the features' width from the data, too."""
+        super().add_arguments_to_parser(parser)
+        parser.link_arguments("data.feature_dim", "model.in_features", apply_on="instantiate")
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Build the trainer, with certification and a checkpoint where the configuration names none."""
+        config = self.config_init[self.subcommand].trainer
+        callbacks = with_defaults(config.callbacks or [], checkpoint=config.enable_checkpointing is not False)
+        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+
+
+def with_defaults(given: Sequence[L.Callback], *, checkpoint: bool = True) -> list[L.Callback]:
+    """Add what a run cannot do without to the callbacks that its configuration names.
+
+    Args:
+        given: What is named.
+        checkpoint: Whether checkpoints are wanted.
+
+    Returns:
+        Those, a :class:`CertificationCallback` if there is none among them, and, if there is no checkpoint among them,
+        one that keeps ``best.ckpt``, by the mean radius in a unit that does not depend on the latents' scale, and
+        ``last.ckpt``.
+    """
+    callbacks = list(given)
+    certification = next((c for c in callbacks if isinstance(c, CertificationCallback)), None)
+    if certification is None:
+        certification = CertificationCallback()
+        callbacks.append(certification)
+    if checkpoint and not any(isinstance(c, Checkpoint) for c in callbacks):
+        series = Series("latent", certification.methods[-1])
+        monitor = f"val/relative_radius/{series.name}"
+        best = RunFolder.BEST
+        callbacks.append(
+            ModelCheckpoint(filename=best, monitor=monitor, mode="max", save_last=True, enable_version_counter=False)
+        )
+    return callbacks
+
+
+def run(command: type[RunFolderCLI], module: type[L.LightningModule], args: Sequence[str] | None) -> RunFolderCLI:
+    """Run one subcommand: fit, validate, test or predict.
+
+    Args:
+        command: The command line.
+        module: What is trained.
+        args: The command line without the program's name; None: that of this process.
+
+    Returns:
+        The finished command, with ``trainer``, ``model`` and ``datamodule``.
+    """
+    options: Any = None if args is None else list(args)
+    return command(
+        module,
+        L.LightningDataModule,
+        subclass_mode_data=True,
+        save_config_callback=KeepConfig,
+        auto_configure_optimizers=False,
+        seed_everything_default=0,
+        args=options,
+    )
+
+
+def train(args: Sequence[str] | None = None) -> RunFolderCLI:
+    """Train, validate or test the classifier; see :func:`run`."""
+    return run(EllipsCLI, GenEllips, args)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Train, validate or test the classifier, and return the exit code."""
+    train(args)
+    return 0
