@@ -3,28 +3,29 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 DEMO := runs/demo
-CONFIG := --config configs/digits.yaml
-CERTIFY = $(RUN) certify.py $(CONFIG) --name demo --ckpt_path $(DEMO)/checkpoints/best.ckpt
+DIGITS := --config configs/data/digits.yaml
+PROJECTOR := --config configs/model/digits.yaml
+LIPSCHITZ := --config configs/data/digits_lipschitz.yaml
+CERTIFY = $(RUN) certify.py $(DIGITS) --name demo
 SLOW := faults or slurm
 
 .PHONY: demo test test-faults test-slurm lint clean
 
 # A fit that was interrupted is started anew: only the stamp says that it ended. Results lie in runs/demo*/.
 demo: $(DEMO)/.fitted $(DEMO)_lipschitz/.fitted
-	$(RUN) train.py test $(CONFIG) --name demo --ckpt_path $(DEMO)/checkpoints/best.ckpt
-	$(CERTIFY) --config configs/certify_digits.yaml
-	$(CERTIFY) --config configs/certify_digits_clever.yaml --skip 18 --out $(DEMO)/certify/clever
-	$(RUN) certify.py --config configs/digits_lipschitz.yaml --config configs/certify_digits_lipschitz.yaml \
-		--name demo_lipschitz
+	$(RUN) train.py test $(DIGITS) $(PROJECTOR) --name demo
+	$(CERTIFY) --config configs/certify/digits.yaml
+	$(CERTIFY) --config configs/certify/digits_clever.yaml --skip 18 --out $(DEMO)/certify/clever
+	$(RUN) certify.py $(LIPSCHITZ) --config configs/certify/digits_lipschitz.yaml --name demo_lipschitz
 
 $(DEMO)/.fitted: | $(VENV)/.installed
 	rm -rf $(DEMO)
-	$(RUN) train.py fit $(CONFIG) --name demo
+	$(RUN) train.py fit $(DIGITS) $(PROJECTOR) --name demo
 	touch $@
 
 $(DEMO)_lipschitz/.fitted: | $(VENV)/.installed
 	rm -rf $(DEMO)_lipschitz
-	$(RUN) train.py fit --config configs/digits_lipschitz.yaml --name demo_lipschitz
+	$(RUN) train.py fit $(LIPSCHITZ) --config configs/model/gaussians.yaml --name demo_lipschitz
 	touch $@
 
 # Two processes with one thread each use two cores better than one process with two.

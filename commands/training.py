@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -133,15 +134,18 @@ def run(command: type[RunFolderCLI], module: type[L.LightningModule], args: Sequ
         The finished command, with ``trainer``, ``model`` and ``datamodule``.
     """
     options: Any = None if args is None else list(args)
-    return command(
-        module,
-        L.LightningDataModule,
-        subclass_mode_data=True,
-        save_config_callback=KeepConfig,
-        auto_configure_optimizers=False,
-        seed_everything_default=0,
-        args=options,
-    )
+    with warnings.catch_warnings():
+        # It is this program's own command line that is handed on, without the command's name.
+        warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+        return command(
+            module,
+            L.LightningDataModule,
+            subclass_mode_data=True,
+            save_config_callback=KeepConfig,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            args=options,
+        )
 
 
 def train(args: Sequence[str] | None = None) -> RunFolderCLI:

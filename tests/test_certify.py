@@ -238,15 +238,3 @@ def test_mistakes_are_named(config: Path, checkpoint: Path, tmp_path: Path) -> N
         main([*base, "--ckpt_path", str(tmp_path / "other.ckpt")])
     with pytest.raises(SystemExit):
         main([*base, "--skips", "1"])
-
-
-@pytest.mark.parametrize("path", sorted(Path("configs").glob("certify_*.yaml")), ids=lambda path: path.stem)
-def test_every_configuration_is_understood(path: Path) -> None:
-    from ellips.commands.certify import certify_parser
-
-    training = Path("configs") / f"{path.stem.removeprefix('certify_')}.yaml"
-    base = training if training.exists() else Path("configs/digits.yaml")
-    config = certify_parser().parse_args(["--config", str(base), "--config", str(path)])
-    assert config.data.class_path.endswith("DataModule")
-    assert all(source.class_path.startswith("ellips.") for source in config.certifiers)
-    assert max(config.input_radii) <= max(s.init_args.get("radius", 1.0) for s in config.certifiers)

@@ -13,11 +13,12 @@ import lightning as L
 import pytest
 import torch
 import yaml
+from ellips.commands.training import train
 
-import train
 from datamodules import DigitsDataModule
 from ellips.encoders import FrozenEncoder
 from ellips.head import EllipsHead
+from tests.shipped import merged
 
 ROOT = Path(__file__).parents[1]
 
@@ -44,7 +45,7 @@ class StopAt(L.Callback):
 
 def write_config(folder: Path, name: str, every_steps: int | None, epochs: int = 3) -> Path:
     """The shipped configuration, smaller, with five batches an epoch and a checkpoint every few steps."""
-    config = yaml.safe_load((ROOT / "configs" / "digits.yaml").read_text())
+    config = merged("data/digits", "model/digits")
     config["name"] = name
     config["data"]["init_args"].update(batch_size=240, keep_images=False)
     config["model"].update(hidden_dim=32)
@@ -84,7 +85,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, flo
     folder = tmp_path_factory.mktemp("work")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        cli = train.main(["fit", "--config", str(write_config(folder, "whole", 1))])
+        cli = train(["fit", "--config", str(write_config(folder, "whole", 1))])
     assert cli.trainer.global_step == 15
     return folder, {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
 
@@ -116,8 +117,8 @@ def test_interrupted_and_resumed(
         with monkeypatch.context() as patch:
             patch.setattr(train.EllipsCLI, "after_instantiate_classes", add)
             with pytest.raises(Interrupt):
-                train.main(command)
-    resumed = train.main(command)
+                train(command)
+    resumed = train(command)
     assert resumed.trainer.global_step == 15
     compare(folder, "whole", name)
     metrics = resumed.trainer.callback_metrics

@@ -14,9 +14,8 @@ from ellips.commands import training
 from ellips.errors import EncoderMismatchError
 from ellips.files import RunFolder
 from ellips.head import EllipsHead
+from tests.shipped import DIGITS
 
-ROOT = Path(__file__).parents[1]
-CONFIG = str(ROOT / "configs" / "digits.yaml")
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
 SHORT = [*QUIET, "--trainer.max_epochs=2", "--trainer.check_val_every_n_epoch=1", "--model.hidden_dim=32"]
 
@@ -35,7 +34,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[training.EllipsCLI, P
             before.update({k: v.clone() for k, v in cli.datamodule.encoder.state_dict().items()})
 
         patch.setattr(training.EllipsCLI, "after_instantiate_classes", remember)
-        cli = training.train(["fit", "--config", CONFIG, *SHORT])
+        cli = training.train(["fit", *DIGITS, *SHORT])
     return cli, folder, before
 
 
@@ -85,7 +84,7 @@ def test_a_saved_run_can_be_used_and_stays_as_it_is(run: Run, subcommand: str, m
     monkeypatch.chdir(folder)
     kept = {p: p.read_bytes() for p in (folder / "runs/digits").glob("*") if p.is_file()}
     checkpoint = "runs/digits/checkpoints/last.ckpt"
-    cli = training.train([subcommand, "--config", CONFIG, *QUIET, "--ckpt_path", checkpoint])
+    cli = training.train([subcommand, *DIGITS, *QUIET, "--ckpt_path", checkpoint])
     assert {p: p.read_bytes() for p in kept} == kept
     if subcommand == "test":
         assert float(cli.trainer.callback_metrics["test/accuracy"]) > 0.9
@@ -99,9 +98,9 @@ def test_a_second_fit_refuses_to_overwrite_and_a_resumed_one_does_not(
     config, metrics = (folder / "runs/digits" / name for name in ("config.yaml", "metrics.csv"))
     kept = config.read_bytes(), metrics.read_bytes()
     with pytest.raises(SystemExit, match="already holds a run"):
-        training.train(["fit", "--config", CONFIG, *SHORT])
+        training.train(["fit", *DIGITS, *SHORT])
     assert (config.read_bytes(), metrics.read_bytes()) == kept
-    training.train(["fit", "--config", CONFIG, *SHORT, "--trainer.max_epochs=3", "--ckpt_path", "last"])
+    training.train(["fit", *DIGITS, *SHORT, "--trainer.max_epochs=3", "--ckpt_path", "last"])
     assert config.read_bytes() == kept[0]
     assert metrics.with_stem("metrics-1").read_bytes() == kept[1]
     assert yaml.safe_load(config.with_stem("config-2").read_text())["trainer"]["max_epochs"] == 3
@@ -128,7 +127,7 @@ def test_early_stopping_reads_the_logged_names(tmp_path: Path, monkeypatch: pyte
         f"{stop}.monitor=val/certified_accuracy/latent-exact@1",
     ]
     options += [f"{stop}.mode=max", f"{stop}.patience=1", f"{stop}.min_delta=1.0"]
-    cli = training.train(["fit", "--config", CONFIG, *SHORT, *options, "--trainer.max_epochs=9"])
+    cli = training.train(["fit", *DIGITS, *SHORT, *options, "--trainer.max_epochs=9"])
     assert cli.trainer.current_epoch == 2
 
 
@@ -139,27 +138,10 @@ def test_another_encoder_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -
         training.train(
             [
                 "test",
-                "--config",
-                CONFIG,
+                *DIGITS,
                 *QUIET,
                 "--data.init_args.encoder.init_args.weights=random",
                 "--ckpt_path",
                 "runs/digits/checkpoints/last.ckpt",
             ]
         )
-
-
-# Configurations without a model belong to certify.py, those of encoders to train_encoder.py.
-CONFIGS = [
-    p
-    for p in sorted((ROOT / "configs").rglob("*.yaml"))
-    if "model" in yaml.safe_load(p.read_text()) and p.parent.name != "encoders"
-]
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
-def test_every_configuration_of_train_is_read_by_every_subcommand(path: Path) -> None:
-    for subcommand in ("fit", "test"):
-        with pytest.raises(SystemExit) as stop:
-            training.train([subcommand, "--config", str(path), "--print_config"])
-        assert stop.value.code == 0

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.shipped import DIGITS
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -27,7 +29,7 @@ def test_devices_2_and_torchrun_end_where_one_process_does(tmp_path: Path) -> No
     }
     checkpoints = {}
     for name, (start, options) in starts.items():
-        command = [sys.executable, "-W", "ignore", *start, "fit", "--config", str(ROOT / "configs" / "digits.yaml")]
+        command = [sys.executable, "-W", "ignore", *start, "fit", *DIGITS]
         command += ["--name", name, "--trainer.max_epochs=5", "--trainer.strategy=ddp", *options]
         result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280)
         assert result.returncode == 0, result.stderr[-6000:]

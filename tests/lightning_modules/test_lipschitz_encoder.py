@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from ellips.commands.train_encoder import train_encoder
+from ellips.commands.training import train
 
-import train
-import train_encoder
 from ellips.encoders import FrozenEncoder, LipschitzEncoder
 from ellips.lipschitz import SpectralProduct
 from ellips.pipeline import ImageClassifier
 from ellips.splits import digits_part
 from ellips.types import FeatureBatch
 from lightning_modules.lipschitz_encoder import LipschitzEncoderTraining, images_of, simplex
+from tests.shipped import arguments
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
 needs_torchlip = pytest.mark.skipif(
     importlib.util.find_spec("deel") is None, reason="deel-torchlip is not installed (extra `lipschitz`)"
@@ -34,9 +34,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @needs_torchlip
 def test_training_writes_a_proven_encoder_with_its_record(folder: Path) -> None:
-    config = str(CONFIGS / "encoders" / "digits_lipschitz.yaml")
     short = ["--trainer.max_epochs=6", "--trainer.check_val_every_n_epoch=6", "--model.widths=[32]"]
-    cli = train_encoder.main(["fit", "--config", config, *QUIET, *short])
+    cli = train_encoder(["fit", *arguments("encoders/digits_lipschitz"), *QUIET, *short])
     run = folder / "runs" / "digits_lipschitz_encoder"
     record = json.loads((run / "digits_lipschitz.json").read_text())
     encoder = LipschitzEncoder(run / "digits_lipschitz.safetensors")
@@ -71,8 +70,8 @@ def test_batches_without_images_are_refused() -> None:
 
 
 def test_gaussians_on_the_shipped_encoder_give_deterministic_radii(folder: Path) -> None:
-    """The run of configs/digits_lipschitz.yaml: no projector, nothing to train, and a checkpoint all the same."""
-    train.main(["fit", "--config", str(CONFIGS / "digits_lipschitz.yaml"), *QUIET])
+    """The run of configs/data/digits_lipschitz.yaml: no projector, nothing to train, and a checkpoint all the same."""
+    train(["fit", *arguments("data/digits_lipschitz", "model/gaussians"), *QUIET])
     path = folder / "runs" / "digits_lipschitz" / "checkpoints" / "last.ckpt"
     classifier = ImageClassifier.from_checkpoint(path, FrozenEncoder(LipschitzEncoder()))
     images, labels = digits_part("val")

@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from ellips.head import EllipsHead
+from tests.shipped import merged
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "configs" / "slurm"
@@ -43,7 +44,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
 
 
 def write_config(folder: Path, epochs: int) -> Path:
-    config = yaml.safe_load((ROOT / "configs" / "digits.yaml").read_text())
+    config = merged("data/digits", "model/digits")
     config["data"]["init_args"].update(batch_size=120, keep_images=False)
     config["model"].update(hidden_dim=32)
     config["trainer"].update(max_epochs=epochs, enable_progress_bar=False, enable_model_summary=False)

@@ -1,0 +1,116 @@
+"""The shipped configurations: small files that combine, data × model, and what certify takes."""
+
+from __future__ import annotations
+
+import os
+from itertools import pairwise
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import pytest
+import yaml
+from ellips.commands.certify import certify_parser
+from ellips.commands.training import EllipsCLI, train
+from ellips.lightning_modules import GenEllips
+from PIL import Image
+
+from tests.shipped import CONFIGS, arguments
+
+
+def names(folder: str) -> list[str]:
+    found = [f"{folder}/{path.stem}" for path in sorted((CONFIGS / folder).glob("*.yaml"))]
+    assert found
+    return found
+
+
+class Parsed(EllipsCLI):
+    """Reads and checks the configuration and builds nothing: no weights and no images are needed."""
+
+    def before_instantiate_classes(self) -> None:
+        return
+
+    def instantiate_classes(self) -> None:
+        return
+
+    def after_instantiate_classes(self) -> None:
+        return
+
+
+@pytest.mark.parametrize("model", names("model"))
+@pytest.mark.parametrize("data", names("data"))
+def test_every_data_set_goes_with_every_model(data: str, model: str) -> None:
+    given = arguments(data, model)
+    cli = Parsed(GenEllips, L.LightningDataModule, subclass_mode_data=True, run=False, args=given)
+    assert cli.config.data.class_path.startswith("ellips.datamodules.")
+    assert cli.config.name == data.removeprefix("data/")
+    assert cli.config.trainer.max_epochs >= 1
+
+
+@pytest.mark.parametrize("path", names("certify"))
+@pytest.mark.parametrize("data", names("data"))
+def test_every_data_set_goes_with_every_certification(data: str, path: str) -> None:
+    config = certify_parser().parse_args(arguments(data, path))
+    assert config.certifiers
+    assert all(certifier.class_path.startswith("ellips.") for certifier in config.certifiers)
+    assert max(config.input_radii) <= max(c.init_args.get("radius", 2.0) for c in config.certifiers)
+
+
+def test_encoder_configurations_are_read_by_their_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from ellips.commands.train_encoder import train_encoder
+
+    monkeypatch.chdir(tmp_path)
+    for name in names("encoders"):
+        with pytest.raises(SystemExit) as stop:
+            train_encoder(["fit", *arguments(name), "--print_config"])
+        assert stop.value.code == 0
+
+
+def test_no_block_of_settings_stands_in_two_files() -> None:
+    files = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name in ("data", "model", "certify"))
+    for section in ("data", "model", "certifiers"):
+        blocks = {path: yaml.safe_load(path.read_text()).get(section) for path in files}
+        given = [(path, block) for path, block in blocks.items() if block is not None]
+        for (one, first), (other, second) in [(a, b) for a in given for b in given if a[0] < b[0]]:
+            assert first != second, (one, other)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "imagenet", "image_folder"])
+def test_every_entry_of_the_data_is_explained(name: str) -> None:
+    lines = (CONFIGS / "data" / f"{name}.yaml").read_text().splitlines()
+    section = lines[lines.index("data:") + 1 :]
+    for before, line in pairwise(section):
+        key, _, value = line.partition(":")
+        structure = key.strip() in ("class_path", "init_args", "encoder")
+        if value and line.strip() and not line.strip().startswith("#") and not structure:
+            assert "#" in value or before.strip().startswith("#"), line
+
+
+def test_batch_scripts_are_shell_and_name_what_exists() -> None:
+    scripts = sorted((CONFIGS / "slurm").glob("*.sbatch"))
+    assert [path.name for path in scripts] == ["sweep.sbatch", "train.sbatch"]
+    for path in scripts:
+        assert os.system(f"bash -n {path}") == 0
+        assert "ellips.callbacks.SafeRequeue" in path.read_text()
+
+
+def test_the_configuration_for_folders_trains_and_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 40), ("test", 10)):
+        for name, shade in (("bright", 200), ("dark", 40)):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = np.clip(generator.normal(shade, 20, (12, 16, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    monkeypatch.chdir(tmp_path)
+    encoder = ["--data.encoder.model", "test_resnet", "--data.encoder.weights", "random"]
+    given = [*arguments("data/image_folder", "model/small"), "--data.root", str(tmp_path / "images"), *encoder]
+    given += ["--data.encoder.input_size", "32", "--data.resize", "12", "--data.crop", "12", "--data.num_workers", "0"]
+    given += ["--model.latent_dim", "4", "--model.hidden_dim", "32", "--trainer.accelerator", "cpu"]
+    quiet = ["--trainer.max_epochs", "2", "--trainer.enable_progress_bar", "false"]
+    quiet += ["--trainer.check_val_every_n_epoch", "1"]
+    train(["fit", *given, *quiet])
+    cli = train(["test", *given, *quiet])
+    assert cli.trainer.callback_metrics["test/clean_accuracy"] == 1
+    assert (tmp_path / "cache" / "image_folder" / "test" / "manifest.json").exists()
