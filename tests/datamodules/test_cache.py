@@ -10,6 +10,7 @@ import torch
 from datamodules import DigitsDataModule
 from datamodules.cache import CacheMismatchError, CacheWriter, FeatureCache, Plan
 from ellips.encoders import FrozenEncoder
+from ellips.files import replacing
 from ellips.types import FeatureBatch, ImageBatch
 
 
@@ -83,7 +84,11 @@ def test_what_was_interrupted_goes_on_and_ends_the_same(
         digits(encoder, tmp_path / "broken").open_cache("val")
     finished = len(list((tmp_path / "broken").rglob("shard-*")))
     assert finished == stop_after // 4  # four batches of at most 32 a shard of 100
-    (tmp_path / "broken" / "val" / "shard-00002.safetensors.part-host-1").write_text("left behind")
+    folder = tmp_path / "broken" / "val"
+    (folder / "shard-00002.safetensors.part-host-1").write_text("left behind by version 0.1")
+    killed = replacing(folder / "shard-00009.safetensors")  # of a process that never comes to the end of the block
+    killed.__enter__().write_text("left behind")
+    assert len(contents(folder)) == finished + 3
     calls.clear()
     monkeypatch.setattr(FrozenEncoder, "encode", encode)
     digits(encoder, tmp_path / "broken").open_cache("val")
@@ -124,7 +129,7 @@ def test_a_begun_cache_of_something_else_is_refused(encoder: FrozenEncoder, tmp_
     CacheWriter(tmp_path, plan)
     with pytest.raises(CacheMismatchError, match="'b' but got 'a'"):
         CacheWriter(tmp_path, Plan({"encoder": "b"}, rows=5, feature_dim=2))
-    with pytest.raises(FileNotFoundError, match=r"python -m datamodules\.encode"):
+    with pytest.raises(FileNotFoundError, match="fill it with `ellips encode --config"):
         FeatureCache(tmp_path, plan)
 
 

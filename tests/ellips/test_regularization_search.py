@@ -1,15 +1,16 @@
-"""Choosing the regularisation for the certificate, and scikit-learn's shrinkage."""
+"""Choosing the regularisation for the certificate."""
 
 from __future__ import annotations
+
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 import torch
-from sklearn.covariance import OAS, LedoitWolf
 from torch import Tensor
 
 from ellips import ClassMoments, Ellips
-from ellips.gaussians.shrinkage import fit_shrunk
+from ellips.gaussians import Regularization
 from ellips.regularization_search import RegularizationSearch, select_regularization
 
 
@@ -27,9 +28,10 @@ def test_chooses_the_grid_point_of_highest_certified_accuracy() -> None:
     moments.update(train, target)
     search = RegularizationSearch(0.3, pooling=(0.0, 0.5), shrinkage=(0.0, 0.1, 0.5), method="exact")
     best, candidates = select_regularization(moments.compute(), held, labels, search)
-    assert [(c.pooling, c.shrinkage) for c in candidates] == [(p, s) for p in (0.0, 0.5) for s in (0.0, 0.1, 0.5)]
+    grid = [Regularization(p, s) for p in (0.0, 0.5) for s in (0.0, 0.1, 0.5)]
+    assert [candidate.regularization for candidate in candidates] == grid
     for candidate in candidates:
-        ellips = Ellips(3, 8, pooling=candidate.pooling, shrinkage=candidate.shrinkage).fit(train, target)
+        ellips = Ellips(3, 8, **asdict(candidate.regularization)).fit(train, target)
         certificate = ellips.certify(held, "exact")
         correct = certificate.prediction == labels
         assert candidate.accuracy == pytest.approx(float(correct.double().mean()))
@@ -72,26 +74,3 @@ def test_singular_candidates_are_stepped_over_and_nothing_else_is() -> None:
 def test_a_grid_out_of_range_is_refused(options: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         RegularizationSearch(**{"radius": 0.5, **options})  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("covariance_type", ["full", "diagonal"])
-@pytest.mark.parametrize(("name", "oracle"), [("ledoit_wolf", LedoitWolf), ("oas", OAS)])
-def test_scikit_learns_estimators_are_fitted_per_class(name: str, oracle: type, covariance_type: str) -> None:
-    # 5 samples per class in 8 dimensions: the sample covariance is singular, the estimate is not.
-    latents, labels = make_split(15, 0)
-    ellips = Ellips(3, 8, covariance_type=covariance_type)  # type: ignore[arg-type]
-    assert fit_shrunk(ellips, latents, labels, name) is ellips  # type: ignore[arg-type]
-    for k in range(3):
-        expected = oracle().fit(latents[labels == k].double().numpy()).covariance_
-        if covariance_type == "diagonal":
-            expected = np.diag(np.diag(expected))
-        np.testing.assert_allclose(ellips.covariances[k].numpy(), expected, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(ellips.priors, torch.full((3,), 1 / 3, dtype=torch.float64))
-
-
-def test_shrinkage_formulas_refuse_what_they_cannot_use() -> None:
-    latents, labels = make_split(15, 0)
-    with pytest.raises(ValueError, match="estimator"):
-        fit_shrunk(Ellips(3, 8), latents, labels, "mcd")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="class 3"):
-        fit_shrunk(Ellips(4, 8), latents, labels, "oas")

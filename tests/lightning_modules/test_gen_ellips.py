@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from ellips import Ellips
 from ellips.errors import EncoderMismatchError, NotFittedError
-from ellips.gaussians.shrinkage import fit_shrunk
+from ellips.gaussians import fit_shrunk
 from ellips.head import EllipsHead
 from ellips.losses import CertifiedRadius, CodingRateReduction, Isotropy, LatentLoss, ScoreCrossEntropy
 from ellips.regularization_search import RegularizationSearch, select_regularization
@@ -219,13 +220,13 @@ def test_regularisation_is_chosen_on_the_validation_split_and_travels_with_the_c
     trainer.fit(module, data)
     moments, latents = module.head.moments.compute(), latents_of(module.head, data.val)
     best, _ = select_regularization(moments, latents, data.val.label, search)
-    assert (module.head.ellips.pooling, module.head.ellips.shrinkage) == (best.pooling, best.shrinkage)
-    expected = Ellips(4, 5, pooling=best.pooling, shrinkage=best.shrinkage).fit_moments(*moments)
+    assert module.head.ellips.regularization == best.regularization
+    expected = Ellips(4, 5, **asdict(best.regularization)).fit_moments(*moments)
     torch.testing.assert_close(module.head.ellips.covariances, expected.covariances)
     loaded = GenEllips.load_from_checkpoint(tmp_path / "last.ckpt")
     for head in (loaded.head, EllipsHead.from_checkpoint(tmp_path / "last.ckpt")):
-        assert (head.ellips.pooling, head.ellips.shrinkage) == (best.pooling, best.shrinkage)
-        assert (head.config["pooling"], head.config["shrinkage"]) == (best.pooling, best.shrinkage)
+        assert head.ellips.regularization == best.regularization
+        assert {name: head.config[name] for name in ("pooling", "shrinkage")} == asdict(best.regularization)
 
 
 @pytest.mark.parametrize("estimator", ["ledoit_wolf", "oas"])

@@ -246,7 +246,7 @@ def test_shipped_encoder_has_the_recorded_digest_and_architecture() -> None:
 
 
 def test_shipped_weights_that_were_changed_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from ellips import weights
+    from ellips.encoders import weights
 
     for file in ("digits.json", "digits.safetensors"):
         (tmp_path / file).write_bytes((weights.SHIPPED_FOLDER / file).read_bytes())
@@ -302,8 +302,8 @@ def test_open_clip_files_of_a_hub_repository_are_found(monkeypatch: pytest.Monke
         raise Missing
 
     monkeypatch.setenv("ELLIPS_WEIGHTS", str(tmp_path))
-    monkeypatch.setattr("ellips.weights.load_state_dict_from_hf", load)
-    monkeypatch.setattr("ellips.weights.hf_hub_download", no_config)
+    monkeypatch.setattr("ellips.encoders.weights.load_state_dict_from_hf", load)
+    monkeypatch.setattr("ellips.encoders.weights.hf_hub_download", no_config)
     encoder = FrozenEncoder("test_resnet", weights="hub:someone/model", input_size=32)
     model.reset_classifier(0)
     assert encoder.fingerprint()["weights"] == f"sha256:{state_digest(model)}"

@@ -3,15 +3,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from ellips.files.journal import Journal
-from ellips.files.records import ImageRecord
+from ellips.files import ImageRecord, Journal, ResultsFolder
+from ellips.types import Series
 
-SERIES = ["latent-exact", "input-known"]
+SERIES = [Series("latent", "exact"), Series("input", "exact", "known-constant")]
 SETTINGS = {"split": "test", "radii": (1, 2)}
 
 
 def rows(index: int) -> list[ImageRecord]:
-    return [ImageRecord(index, 1, 1, 0.5, 0.1, name) for name in SERIES]
+    return [ImageRecord(index, 1, 1, 0.5, 0.1, series) for series in SERIES]
 
 
 def latent(index: int) -> torch.Tensor:
@@ -19,7 +19,7 @@ def latent(index: int) -> torch.Tensor:
 
 
 def fill(folder: Path, rank: int, indices: list[int]) -> None:
-    with Journal(folder, SERIES, SETTINGS).open(rank) as journal:
+    with Journal(ResultsFolder(folder), SERIES, SETTINGS).open(rank) as journal:
         for index in indices:
             journal.append(rows(index), latent(index))
 
@@ -27,7 +27,7 @@ def fill(folder: Path, rank: int, indices: list[int]) -> None:
 def test_rows_of_all_processes_come_back_in_order_and_once(tmp_path: Path) -> None:
     fill(tmp_path, 0, [4, 0])
     fill(tmp_path, 1, [2, 4])
-    journal = Journal(tmp_path, SERIES, SETTINGS)
+    journal = Journal(ResultsFolder(tmp_path), SERIES, SETTINGS)
     assert [(r.index, r.series) for r in journal.records()] == [(i, s) for i in (0, 2, 4) for s in SERIES]
     assert journal.done() == {0, 2, 4}
     assert {index: z.tolist() for index, z in journal.latents().items()} == {i: latent(i).tolist() for i in (0, 2, 4)}
@@ -40,7 +40,7 @@ def test_what_was_cut_off_is_not_done_and_does_not_hinder(tmp_path: Path, lost: 
     path.write_bytes(path.read_bytes()[:-lost])
     binary = tmp_path / "journal" / "latents-0.bin"
     binary.write_bytes(binary.read_bytes()[:-lost])
-    journal = Journal(tmp_path, SERIES, SETTINGS)
+    journal = Journal(ResultsFolder(tmp_path), SERIES, SETTINGS)
     done = journal.done()
     assert done < {0, 1, 2}
     fill(tmp_path, 0, sorted({0, 1, 2} - done))
@@ -49,24 +49,24 @@ def test_what_was_cut_off_is_not_done_and_does_not_hinder(tmp_path: Path, lost: 
 
 
 def test_a_row_is_on_disk_as_soon_as_it_is_appended(tmp_path: Path) -> None:
-    journal = Journal(tmp_path, SERIES, SETTINGS).open(0)
+    journal = Journal(ResultsFolder(tmp_path), SERIES, SETTINGS).open(0)
     journal.append(rows(7), latent(7))
-    assert Journal(tmp_path, SERIES, SETTINGS).done() == {7}
+    assert Journal(ResultsFolder(tmp_path), SERIES, SETTINGS).done() == {7}
     journal.close()
 
 
 def test_other_settings_are_refused(tmp_path: Path) -> None:
     fill(tmp_path, 0, [0])
     with pytest.raises(ValueError, match=r"differs in split \(there 'test', here 'val'\)"):
-        Journal(tmp_path, SERIES, {**SETTINGS, "split": "val"})
+        Journal(ResultsFolder(tmp_path), SERIES, {**SETTINGS, "split": "val"})
 
 
 def test_misuse_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least one series"):
-        Journal(tmp_path, [], SETTINGS)
+        Journal(ResultsFolder(tmp_path), [], SETTINGS)
     with pytest.raises(ValueError, match="at least one series"):
-        Journal(tmp_path, ["a", "a"], SETTINGS)
-    journal = Journal(tmp_path, SERIES, SETTINGS)
+        Journal(ResultsFolder(tmp_path), [SERIES[0], SERIES[0]], SETTINGS)
+    journal = Journal(ResultsFolder(tmp_path), SERIES, SETTINGS)
     with pytest.raises(RuntimeError, match="call `open` first"):
         journal.append(rows(0), latent(0))
     journal.open(0)

@@ -1,126 +1,17 @@
-import math
-import struct
-from fractions import Fraction
-from pathlib import Path
+"""Per-image records, from certificates and back."""
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ellips import Ellips
-from ellips.files.records import ImageRecord, records_from_certificate
-from ellips.files.table import read_table, table_lines, write_table
-from ellips.files.tsv import format_time, parse_time, read_tsv, round_down_text, write_tsv
-
-HEADER = "idx\tlabel\tpredict\tradius\tcorrect\ttime\n"
-
-
-def record(index: int = 0, **changes: object) -> ImageRecord:
-    values = {"index": index, "label": 1, "prediction": 1, "radius": 0.5, "seconds": 0.25, **changes}
-    return ImageRecord(**values)
-
-
-def analysis_of_the_original(text: str, radius: float) -> float:
-    """What the randomised-smoothing repository's script computes: mean(correct & (radius >= r))."""
-    names, *rows = [line.split("\t") for line in text.splitlines()]
-    table = [dict(zip(names, row, strict=True)) for row in rows]
-    return sum(int(r["correct"]) & (float(r["radius"]) >= radius) for r in table) / len(table)
-
-
-def test_the_file_is_read_by_the_original_analysis(tmp_path: Path) -> None:
-    records = [record(0), record(20, radius=1.996), record(40, prediction=-1, radius=0.0), record(60, prediction=2)]
-    write_tsv(tmp_path / "a.tsv", records, digits=3)
-    text = (tmp_path / "a.tsv").read_text()
-    assert text.startswith(HEADER)
-    assert text.splitlines()[2] == "20\t1\t1\t1.99\t1\t0:00:00.250000"
-    assert text.splitlines()[3] == "40\t1\t-1\t0.0\t0\t0:00:00.250000"
-    assert [analysis_of_the_original(text, r) for r in (0.0, 0.5, 0.51, 1.99, 2.0)] == [0.5, 0.5, 0.25, 0.25, 0.0]
-
-
-def test_the_file_reads_back(tmp_path: Path) -> None:
-    records = [record(3, radius=math.inf), record(1, seconds=3723.5), record(2, prediction=-1, radius=0.0)]
-    write_tsv(tmp_path / "a.tsv", records)
-    assert read_tsv(tmp_path / "a.tsv") == records
-
-
-@given(st.floats(0, allow_nan=False, allow_infinity=False), st.integers(1, 12))
-def test_a_written_radius_never_exceeds_the_certified_one(radius: float, digits: int) -> None:
-    written = round_down_text(radius, digits)
-    assert Fraction(written) <= Fraction(radius)
-    assert float(written) <= radius
-    if radius > 1e-300:
-        assert float(written) >= radius * (1 - 10.0 ** (1 - digits)) * (1 - 1e-15)
-
-
-@given(st.floats(0, 1e6))
-def test_times_are_written_and_read(seconds: float) -> None:
-    assert parse_time(format_time(seconds)) == pytest.approx(seconds, abs=6e-7)
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"), [("0:02:31.238689", 151.238689), ("0:00:03", 3.0), ("1 day, 1:00:00", 90000.0), ("2.5", 2.5)]
-)
-def test_both_ways_of_writing_time_are_read(text: str, seconds: float) -> None:
-    assert parse_time(text) == pytest.approx(seconds)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (HEADER + "0\t1\t1\t0.5\t1\t0:00:01.0\n20\t1\t1\t0.5\t2\t0:00:01.0\n", r"line 3.*0 or 1.*running count"),
-        (HEADER + "0\t1\t1\t0.5\t0.5\t1\n", "0 or 1"),
-        (HEADER + "0\t1\t2\t0.5\t1\t1\n", "whether 2 equals 1"),
-        (HEADER + "0\t1\t1\t0.5\t1\t1\n" * 2, "every index once"),
-        (HEADER + "0\t1\t1\t-0.5\t1\t1\n", "at least 0"),
-        (HEADER + "0\t1\t1\tnan\t1\t1\n", "at least 0"),
-        (HEADER + "0\t1\t1\t0.5\t1\n", "6 columns"),
-        (HEADER + "0\t1\t1\t0.5\t1\tnoon\n", "time"),
-        ("idx,label\n", "header"),
-        ("", "header"),
-    ],
-)
-def test_files_that_cannot_be_right_are_refused(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "a.tsv").write_text(text)
-    with pytest.raises(ValueError, match=message):
-        read_tsv(tmp_path / "a.tsv")
+from ellips.files import ImageRecord, certificate_from_records, records_from_certificate, records_to_tensors
+from ellips.types import LipschitzBound, Series
+from tests.ellips.mixtures import random_mixture, random_points
 
 
 def test_an_abstention_has_no_radius() -> None:
     with pytest.raises(ValueError, match="abstention"):
-        record(prediction=-1, radius=0.1)
-
-
-def bits(value: float) -> bytes:
-    return struct.pack("<d", value)
-
-
-@given(st.lists(st.floats(0, allow_nan=False), min_size=1, max_size=5))
-def test_the_table_keeps_every_bit(tmp_path_factory: pytest.TempPathFactory, radii: list[float]) -> None:
-    path = tmp_path_factory.mktemp("t") / "t.csv"
-    records = [
-        record(i, radius=r, margin=r, lipschitz=r, source="a, b", diagnostics={"p": r}) for i, r in enumerate(radii)
-    ]
-    write_table(path, records)
-    for one, other in zip(records, read_table(path), strict=True):
-        assert one.source == other.source
-        assert other.latent_radius is None
-        assert [bits(x) for x in (one.radius, one.margin, one.lipschitz, one.diagnostics["p"])] == [
-            bits(x) for x in (other.radius, other.margin, other.lipschitz, other.diagnostics["p"])
-        ]
-
-
-def test_a_cut_off_line_is_left_out_when_asked_and_refused_otherwise(tmp_path: Path) -> None:
-    path = tmp_path / "t.csv"
-    whole = table_lines([record(0), record(1)], header=True)
-    path.write_text(whole)
-    assert [r.index for r in read_table(path)] == [0, 1]
-    path.write_text(whole[:-9])
-    assert [r.index for r in read_table(path, allow_partial=True)] == [0]
-    with pytest.raises(ValueError, match="line 3"):
-        read_table(path)
-    path.write_text(whole[:4])
-    assert read_table(path, allow_partial=True) == []
+        ImageRecord(0, 1, -1, 0.1, 0.25)
 
 
 def test_records_carry_what_the_certificate_says() -> None:
@@ -129,7 +20,7 @@ def test_records_carry_what_the_certificate_says() -> None:
     )
     certificate = ellips.certify(torch.tensor([[0.25, 0.0], [3.0, 1.0]]))
     found = records_from_certificate(
-        certificate, torch.tensor([7, 9]), torch.tensor([0, 0]), series="latent-exact", seconds=0.1, seed=3
+        certificate, torch.tensor([7, 9]), torch.tensor([0, 0]), series=Series("latent", "exact"), seconds=0.1, seed=3
     )
     assert [(r.index, r.prediction, r.correct, r.rival, r.seed) for r in found] == [
         (7, 0, True, 1, 3),
@@ -137,3 +28,34 @@ def test_records_carry_what_the_certificate_says() -> None:
     ]
     assert found[0].radius == certificate.radius[0].item() == pytest.approx(0.75)
     assert (found[0].space, found[0].soundness, found[0].lipschitz) == ("latent", "exact", None)
+
+
+def test_records_give_the_certificate_back() -> None:
+    ellips = random_mixture("full", 3, 4)
+    latent = ellips.certify(random_points(ellips, 5))
+    bound = LipschitzBound(torch.full((5,), 2.0).double(), torch.full((5,), 0.3).double(), "estimated", "a guess")
+    for certificate, series in (
+        (latent, Series("latent", "exact")),
+        (latent.to_input(bound), Series("input", "exact", "known-constant")),
+    ):
+        rows = records_from_certificate(certificate, torch.arange(5), torch.zeros(5), series=series, seconds=0.1)
+        found = certificate_from_records(rows)
+        assert found.tensors().keys() == certificate.tensors().keys()
+        assert all(torch.equal(value, found.tensors()[name]) for name, value in certificate.tensors().items())
+        for name in ("method", "space", "soundness", "source"):
+            assert getattr(found, name) == getattr(certificate, name)
+
+
+def test_records_of_several_series_make_no_certificate() -> None:
+    rows = [ImageRecord(0, 1, 1, 0.5, 0.1, Series("latent", method)) for method in ("exact", "pairwise")]
+    with pytest.raises(ValueError, match="one series but got 2"):
+        certificate_from_records(rows)
+    with pytest.raises(ValueError, match="one series but got 0"):
+        certificate_from_records([])
+
+
+def test_records_become_what_the_metrics_take() -> None:
+    rows = [ImageRecord(0, 2, 1, 0.5, 0.1), ImageRecord(1, 0, -1, 0.0, 0.1)]
+    radius, prediction, label = records_to_tensors(rows)
+    assert (radius.tolist(), prediction.tolist(), label.tolist()) == ([0.5, 0.0], [1, -1], [2, 0])
+    assert (radius.dtype, prediction.dtype, label.dtype) == (torch.float64, torch.int64, torch.int64)

@@ -135,6 +135,24 @@ def test_autocast_does_not_touch_the_scores() -> None:
     assert torch.equal(scores, ellips(z))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_formulas_of_the_certificates_are_derivatives_of_the_scores(kind: str) -> None:
+    ellips = random_mixture(kind, 4, 5)
+    z = random_points(ellips, 12).requires_grad_()
+    prediction, rival = torch.arange(12) * 7 % 4, (torch.arange(12) * 7 + 1) % 4  # in no order
+
+    def score(k: Tensor) -> Tensor:
+        return ellips(z).gather(1, k.unsqueeze(1)).sum()
+
+    for k in (prediction, rival):
+        torch.testing.assert_close(-2 * ellips.pull(z, k), torch.autograd.grad(score(k), z)[0])
+    half = ellips.half_gradient(z, prediction, rival)
+    torch.testing.assert_close(2 * half, torch.autograd.grad(score(prediction) - score(rival), z)[0])
+    rows = [torch.autograd.grad(half[:, i].sum(), z, retain_graph=True)[0] for i in range(5)]
+    torch.testing.assert_close(ellips.curvature(prediction, rival), torch.stack(rows, dim=1))
+    assert ellips.pull(z[:0], prediction[:0]).shape == (0, 5)
+
+
 def test_scores_have_gradients_to_latents_and_to_a_trainable_mixture() -> None:
     ellips = random_mixture("full", 3, 4)
     names = set(ellips.state_dict())

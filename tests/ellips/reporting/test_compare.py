@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from ellips.files.records import ImageRecord
-from ellips.files.table import write_table
+from ellips.files import ImageRecord, ResultsFolder, write_table
 from ellips.reporting.compare import compare, read_entries
+from ellips.types import Series
 
 RADII = {"latent": [0.5, 1.0], "input": [0.25, 0.5]}
 
@@ -15,14 +15,14 @@ RADII = {"latent": [0.5, 1.0], "input": [0.25, 0.5]}
 def run(tmp_path: Path) -> Path:
     folder = tmp_path / "runs" / "a"
     rows = [
-        ImageRecord(i, 1, 1 if i < 8 else 0, 0.25 * (i % 4 + 1) / scale, 0.1, series, space, soundness, "exact")
+        ImageRecord(i, 1, 1 if i < 8 else 0, 0.25 * (i % 4 + 1) / scale, 0.1, series, soundness)
         for i in range(10)
-        for series, space, soundness, scale in (
-            ("latent-exact", "latent", "exact", 1.0),
-            ("input-exact-jacobian-norm", "input", "estimated", 2.0),
+        for series, soundness, scale in (
+            (Series("latent", "exact"), "exact", 1.0),
+            (Series("input", "exact", "jacobian-norm"), "estimated", 2.0),
         )
     ]
-    write_table(folder / "certificates.csv", rows)
+    write_table(ResultsFolder(folder).table, rows)
     return folder
 
 
@@ -79,4 +79,4 @@ def test_a_file_that_does_not_say_what_it_claims_is_refused(run: Path, other: Pa
 def test_labels_leave_out_what_all_share(run: Path, other: Path, tmp_path: Path) -> None:
     entries = [*read_entries(str(run)), *read_entries(f"{other}:probabilistic")]
     result = compare(entries, tmp_path, RADII, console=Console(quiet=True))
-    assert [e["label"] for e in result["entries"]] == ["runs/a exact", "runs/a jacobian-norm", "cohen.tsv"]
+    assert [e["label"] for e in result["entries"]] == ["runs/a exact", "runs/a exact-jacobian-norm", "cohen.tsv"]

@@ -4,17 +4,19 @@ import pytest
 import torch
 from rich.console import Console
 
-from ellips.files.records import ImageRecord
+from ellips.files import ImageRecord
 from ellips.metrics import certified_accuracy_curve
 from ellips.reporting import LabelledCurve, accuracy_table, plot_curves, save_figure, single_claim
 from ellips.reporting.html import choose_images
 from ellips.reporting.summary import completeness, records_by_series, summarize
+from ellips.types import Series
 
+LATENT = Series("latent", "exact")
 RADII = {"latent": [0.5, 1.0], "input": [0.25]}
 
 
 def record(
-    index: int, radius: float = 0.5, prediction: int = 1, series: str = "latent-exact", **more: object
+    index: int, radius: float = 0.5, prediction: int = 1, series: Series = LATENT, **more: object
 ) -> ImageRecord:
     return ImageRecord(index, 1, prediction, radius, 0.1 * (index + 1), series, **more)
 
