@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import importlib.metadata
 import json
 import os
 import platform
@@ -16,7 +15,8 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("torch", "lightning", "timm", "torchvision", "torchmetrics", "scikit-learn", "scipy", "numpy")
+from ellips.files import replace_file
+from ellips.versions import versions
 
 
 def make_parser(description: str | None) -> argparse.ArgumentParser:
@@ -77,20 +77,15 @@ def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> 
 
 def machine() -> dict[str, Any]:
     """The machine and the versions that the numbers hold for."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    found = versions()
     return {
         "cpu": _cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "versions": versions,
+        "system": found.pop("platform"),
+        "python": found.pop("python"),
+        "versions": found,
     }
 
 
@@ -125,8 +120,7 @@ def report(
     text = json.dumps(result, indent=2)
     print(text)
     if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(text + "\n", encoding="utf-8")
+        replace_file(json_file, text + "\n")
     return result
 
 

@@ -28,6 +28,7 @@ from rich.progress import Progress
 from benchmarks._common import make_parser, report
 from benchmarks._synthetic import AXES_OFFSET, AXES_STEP, Setting, circle_mixture, pgd_breaks, smoothed_certificates
 from ellips.certificates import METHODS
+from ellips.files import replace_file
 from ellips.metrics import CertifiedCurve, certified_accuracy_curve
 from ellips.metrics.functional import curve_from_counts
 from ellips.metrics.plotting import draw_curve
@@ -139,9 +140,7 @@ def load_or_run(setting: Setting, options: Mapping[str, Any], folder: Path) -> d
             return {**stored, "resumed": True}
     result = {"options": key, **run_setting(setting, options)}
     save_figure(draw_setting(result), folder / f"{setting.name}.png")
-    partial = path.with_suffix(f".{os.getpid()}.part")
-    partial.write_text(json.dumps(result), encoding="utf-8")
-    partial.replace(path)  # whole or not at all
+    replace_file(path, json.dumps(result))
     return result
 
 

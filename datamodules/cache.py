@@ -3,7 +3,7 @@
 A cache folder holds ``shard-00000.safetensors`` ... and ``manifest.json``. A shard is a fixed range of rows and is
 encoded in batches of its own, so its bytes depend neither on which process made it nor on what was interrupted before.
 Every file comes into being by renaming, so a shard that is there is whole, and whoever was interrupted goes on with the
-shards that are not.
+shards that are not. What was being written when a process was killed is tidied up when the cache is complete.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import json
 import os
-import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +24,13 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ellips.encoders.weights import file_digest
+from ellips.files import replacing
 from ellips.types import FeatureBatch
+from ellips.validation import at_least, one_of
 
 MANIFEST: Final = "manifest.json"
 DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-_PART = ".part-"  # in the names of files that are still being written
+_LEFTOVERS = (".*.partial*", "*.part-*")  # what a killed process was writing: `replacing`'s names, and version 0.1's
 
 
 class CacheMismatchError(ValueError):
@@ -56,10 +57,8 @@ class Plan:
 
     def __post_init__(self) -> None:
         """Check type and sizes."""
-        if self.dtype not in DTYPES:
-            raise ValueError(f"Expected `cache_dtype` to be one of {sorted(DTYPES)} but got {self.dtype!r}.")
-        if self.rows < 1 or self.shard_rows < 1:
-            raise ValueError(f"Expected at least one row and one per shard, but got {self.rows} and {self.shard_rows}.")
+        one_of(sorted(DTYPES), cache_dtype=self.dtype)
+        at_least(1, rows=self.rows, shard_rows=self.shard_rows)
 
     def content(self) -> dict[str, Any]:
         """The plan as the manifest states it."""
@@ -113,8 +112,8 @@ class CacheWriter:
             "label": labels.cpu().contiguous(),
             "index": index.cpu().contiguous(),
         }
-        with _rename_into(self.folder / shard_name(shard)) as part:
-            part.write_bytes(save(tensors, metadata={"plan": self.plan.digest()}))
+        with _durably(self.folder / shard_name(shard)) as partial:
+            partial.write_bytes(save(tensors, metadata={"plan": self.plan.digest()}))
 
     def finish(self, path_of: Callable[[int], Path | None]) -> None:
         """Write the manifest, once every shard is there; one process calls this.
@@ -135,7 +134,7 @@ class CacheWriter:
             skipped += sorted(set(self.plan.shard_range(shard)) - set(kept))
             shards.append({"file": path.name, "rows": len(kept), "sha256": file_digest(path)})
         listed = [{"row": row, "path": str(path_of(row))} for row in skipped]
-        for leftover in self.folder.glob(f"*{_PART}*"):  # of processes that were killed
+        for leftover in {path for pattern in _LEFTOVERS for path in self.folder.glob(pattern)}:
             leftover.unlink(missing_ok=True)
         self._write_manifest(complete=True, shards=shards, skipped=listed)
 
@@ -149,8 +148,8 @@ class CacheWriter:
 
     def _write_manifest(self, *, complete: bool, shards: Sequence[object], skipped: Sequence[object]) -> None:
         content = {**self.plan.content(), "complete": complete, "skipped": skipped, "shards": shards}
-        with _rename_into(self.folder / MANIFEST) as part:
-            part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        with _durably(self.folder / MANIFEST) as partial:
+            partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 class FeatureCache:
@@ -172,7 +171,7 @@ class FeatureCache:
         if not manifest.get("complete"):
             raise FileNotFoundError(
                 f"Expected a complete feature cache in {folder} but it is missing or incomplete; fill it with "
-                f"`python -m {__package__}.encode --config ...`."
+                "`ellips encode --config ...`."
             )
         self.skipped: dict[int, str] = {entry["row"]: entry["path"] for entry in manifest["skipped"]}
         self._shards = [_open_shard(folder, entry) for entry in manifest["shards"]]
@@ -249,17 +248,17 @@ def _open_shard(folder: Path, entry: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 @contextlib.contextmanager
-def _rename_into(path: Path) -> Iterator[Path]:
-    """Yield a name to write to; when the block ends, its content stands under ``path``, on the disk, at once."""
-    part = path.with_name(f"{path.name}{_PART}{socket.gethostname()}-{os.getpid()}")
+def _durably(path: Path) -> Iterator[Path]:
+    """Like :func:`ellips.files.replacing`, for several processes, and with the file's new name on the disk at the end.
+
+    No manifest may survive a crash of the machine that a shard which it lists does not survive.
+    """
     try:
-        yield part
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        with contextlib.suppress(FileNotFoundError) if path.exists() else contextlib.nullcontext():
-            os.replace(part, path)  # gone where another process finished the same cache and tidied up
-    finally:
-        part.unlink(missing_ok=True)
+        with replacing(path) as partial:
+            yield partial
+    except FileNotFoundError:
+        if not path.exists():  # it does where another process finished the same cache and tidied up
+            raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from lightning.pytorch.utilities import rank_zero_warn
 
 from ellips.encoders import FrozenEncoder
+from ellips.files import replace_file
 from ellips.splits import stratified_split
 
 from .base import EncodedDataModule, Split
@@ -110,10 +111,9 @@ class ImageFolderDataModule(EncodedDataModule):
             return
         world, rank = process_rank(self.trainer)
         folder = Path(self.trainer.default_root_dir) if self.trainer is not None else self.cache_dir or Path(".")
-        folder.mkdir(parents=True, exist_ok=True)
         target = folder / ("skipped_images.tsv" if world == 1 else f"skipped_images-{rank}.tsv")
         rows = [f"{path}\t{' '.join(reason.split())}" for path, reason in skipped.items()]
-        target.write_text("\n".join(["path\treason", *rows]) + "\n", encoding="utf-8")
+        replace_file(target, "\n".join(["path\treason", *rows]) + "\n")
         listed = "\n".join(f"  {path}" for path in list(skipped)[:20])
         more = f"\n  and {len(skipped) - 20} more" if len(skipped) > 20 else ""
         rank_zero_warn(f"{len(skipped)} images were skipped (reasons in {target}):\n{listed}{more}")

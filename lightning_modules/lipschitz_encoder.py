@@ -5,11 +5,9 @@ from __future__ import annotations
 import datetime
 import json
 import os
-import platform
 import shlex
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,9 @@ from torchmetrics import MeanMetric
 
 from ellips.encoders.lipschitz import LipschitzArchitecture, LipschitzEncoder, export_encoder
 from ellips.encoders.weights import file_digest
+from ellips.files import replace_file, replacing
 from ellips.types import FeatureBatch, ImageBatch
+from ellips.versions import made_with
 
 
 class LipschitzEncoderTraining(L.LightningModule):
@@ -136,9 +136,9 @@ class LipschitzEncoderTraining(L.LightningModule):
 
     @rank_zero_only
     def _export(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         self.encoder.eval()
-        before = export_encoder(self.encoder, self.architecture, path)
+        with replacing(path) as partial:
+            before = export_encoder(self.encoder, self.architecture, partial)
         metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items() if "val/" in name}
         record = {
             "name": self.export_name,
@@ -155,14 +155,9 @@ class LipschitzEncoderTraining(L.LightningModule):
             },
             "data": {"datamodule": _name_of(getattr(self.trainer, "datamodule", None)), "part": "train"},
             "validation": metrics,
-            "made_with": {
-                "python": platform.python_version(),
-                **{name: version(name) for name in ("torch", "lightning", "deel-torchlip")},
-                "machine": platform.machine(),
-                "threads": torch.get_num_threads(),
-            },
+            "made_with": made_with("torch", "lightning", "deel-torchlip"),
         }
-        path.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        replace_file(path.with_suffix(".json"), json.dumps(record, indent=2) + "\n")
 
 
 def images_of(batch: FeatureBatch | ImageBatch) -> Tensor:

@@ -15,14 +15,13 @@ import argparse
 import datetime
 import json
 import math
-import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import timm
 import torch
-from safetensors.torch import save
+from safetensors.torch import save_file
 from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import QuadraticDiscriminantAnalysis
 from torch import Tensor, nn
@@ -30,7 +29,9 @@ from torch.nn import functional
 
 from ellips.encoders import FrozenEncoder
 from ellips.encoders.weights import SHIPPED_FOLDER, file_digest
+from ellips.files import replace_file, replacing
 from ellips.splits import DIGITS_FRACTIONS, DIGITS_SPLIT_SEED, digits_part
+from ellips.versions import made_with
 
 NAME: Final = "digits"
 ARCHITECTURE: Final = "test_resnet"
@@ -114,9 +115,9 @@ def _fitting_parts() -> list[tuple[str, tuple[Tensor, Tensor]]]:
 
 def write(encoder: FrozenEncoder, recipe: Recipe, folder: Path) -> Path:
     """Write ``digits.safetensors`` and ``digits.json`` into a folder and return the weights' path."""
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{NAME}.safetensors"
-    path.write_bytes(save({name: value.contiguous() for name, value in encoder.backbone.state_dict().items()}))
+    with replacing(path) as partial:
+        save_file({name: value.contiguous() for name, value in encoder.backbone.state_dict().items()}, partial)
     record = {
         "name": NAME,
         "architecture": ARCHITECTURE,
@@ -134,16 +135,9 @@ def write(encoder: FrozenEncoder, recipe: Recipe, folder: Path) -> Path:
             "fractions": dict(DIGITS_FRACTIONS),
         },
         "validation_accuracy": validation_accuracy(encoder),
-        "made_with": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "timm": timm.__version__,
-            "machine": platform.machine(),
-            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-            "threads": torch.get_num_threads(),
-        },
+        "made_with": made_with("torch", "timm"),
     }
-    (folder / f"{NAME}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    replace_file(folder / f"{NAME}.json", json.dumps(record, indent=2) + "\n")
     return path
 
 
