@@ -9,7 +9,7 @@ LIPSCHITZ := --config configs/data/digits_lipschitz.yaml
 CERTIFY = $(RUN) certify.py $(DIGITS) --name demo
 SLOW := faults or slurm
 
-.PHONY: demo test test-faults test-slurm lint clean
+.PHONY: demo test test-faults test-slurm test-wheel test-lowest lint clean
 
 # A fit that was interrupted is started anew: only the stamp says that it ended. Results lie in runs/demo*/.
 demo: $(DEMO)/.fitted $(DEMO)_lipschitz/.fitted
@@ -37,6 +37,10 @@ test-faults: $(VENV)/.installed-test
 
 test-slurm: $(VENV)/.installed-test
 	$(RUN) -m pytest -m slurm
+
+# Builds the wheel and runs its commands where there is no clone; a part of `make test`, too.
+test-wheel: $(VENV)/.installed-test
+	$(RUN) -m pytest tests/test_wheel.py
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
