@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -29,6 +30,7 @@ from ellips.pipeline import ImageClassifier
 from ellips.reporting.summary import records_by_series
 from ellips.versions import versions
 
+from .audit_tsv import main as audit_tsv
 from .certify import certify_parser, instantiate
 from .migration import current_config, current_series
 
@@ -87,12 +89,21 @@ def audit(folder: ResultsFolder, settings: AttackSettings, max_images: int | Non
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Attack a run's claims; the exit code is 1 if one that must hold does not."""
-    parser = ArgumentParser(prog="ellips audit", description="Attack inside every claimed radius of a run.")
+    """Attack a run's claims; the exit code is 1 if one that must hold does not.
+
+    With ``--tsv`` it is about a table of another tool: see :mod:`ellips.commands.audit_tsv`.
+    """
+    given = list(sys.argv[1:] if args is None else args)
+    if any(word.split("=")[0] == "--tsv" for word in given):
+        return audit_tsv(given)
+    parser = ArgumentParser(
+        prog="ellips audit",
+        description="Attack inside every claimed radius of a run. With --tsv FILE: of another tool's table.",
+    )
     parser.add_argument("folder", type=Path, help="Where `ellips certify` wrote its results.")
     parser.add_argument("--max", type=int | None, default=None, help="Attack at most so many images, spread evenly.")
     parser.add_class_arguments(AttackSettings, "attack", help="How hard to attack.")
-    config = parser.parse_args(None if args is None else list(args))
+    config = parser.parse_args(given)
     settings = parser.instantiate(config).attack
     found = audit(ResultsFolder(config.folder), settings, config.max)
     return int(any(entry["passed"] is False for entry in found["series"].values()))

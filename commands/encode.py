@@ -15,7 +15,7 @@ from typing import Any
 
 import lightning as L
 import yaml
-from ellips.datamodules.base import SPLITS, EncodedDataModule, Split, encoding_precision
+from ellips.datamodules import SPLITS, EncodedDataModule, Split, encoding_precision
 from jsonargparse import ArgumentParser
 
 
