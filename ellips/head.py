@@ -15,7 +15,7 @@ from ellips.classifier import Ellips
 from ellips.gaussians import CovarianceType
 from ellips.gaussians.moments import ClassMoments
 from ellips.projector import LatentNorm, Projector
-from ellips.validation import check_labels, check_latents
+from ellips.validation import validate_labels, validate_latents
 
 
 class EllipsHead(nn.Module):
@@ -125,7 +125,7 @@ class EllipsHead(nn.Module):
         Raises:
             ValueError: If the features have another width or are not finite.
         """
-        check_latents(features, self.in_features, "features")
+        validate_latents(features, self.in_features, "features")
         if self.training:
             latents: Tensor = self.projector(features)
             return latents
@@ -161,8 +161,8 @@ class EllipsHead(nn.Module):
         Raises:
             ValueError: If the features have another width or are not finite, or labels do not fit; nothing is added.
         """
-        check_latents(features, self.in_features, "features")
-        check_labels(labels, self.num_classes, features.shape[0])
+        validate_latents(features, self.in_features, "features")
+        validate_labels(labels, self.num_classes, features.shape[0])
         with eval_mode(self), torch.no_grad():
             self.moments.update(self.latents(features), labels)
 
@@ -194,7 +194,7 @@ class EllipsHead(nn.Module):
         Raises:
             ValueError: As :meth:`update` and :meth:`finalize`.
         """
-        check_labels(labels, self.num_classes, features.shape[0])
+        validate_labels(labels, self.num_classes, features.shape[0])
         device = self.ellips.means.device
         self.reset()
         for part, target in zip(torch.split(features, batch_size), torch.split(labels, batch_size), strict=True):

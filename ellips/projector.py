@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ellips.distributed import GlobalBatchNorm1d
+from ellips.validation import at_least, one_of
 
 LatentNorm = Literal["none", "ball", "sphere"]
 
@@ -66,15 +67,9 @@ class Projector(nn.Module):
         sync_batchnorm: bool = True,
     ) -> None:
         super().__init__()
-        for name, value, least in (
-            ("in_features", in_features, 1),
-            ("latent_dim", latent_dim, 1),
-            ("hidden_dim", hidden_dim, 0),
-        ):
-            if value < least:
-                raise ValueError(f"Expected `{name}` to be at least {least} but got {value}.")
-        if latent_norm not in get_args(LatentNorm):
-            raise ValueError(f"Expected `latent_norm` to be one of {get_args(LatentNorm)} but got {latent_norm!r}.")
+        at_least(1, in_features=in_features, latent_dim=latent_dim)
+        at_least(0, hidden_dim=hidden_dim)
+        one_of(get_args(LatentNorm), latent_norm=latent_norm)
         self.latent_norm: LatentNorm = latent_norm
         batch_norm = GlobalBatchNorm1d if sync_batchnorm else nn.BatchNorm1d
         self.pre_feature = nn.Sequential()

@@ -15,7 +15,7 @@ from ellips.distributed import world_size
 from ellips.gaussians import CovarianceType
 from ellips.gaussians.moments import Moments
 from ellips.gaussians.regularization import Regularization
-from ellips.validation import at_least, check_labels, check_latents
+from ellips.validation import at_least, validate_labels, validate_latents
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,8 @@ def select_regularization(
         ValueError: If shapes or labels do not fit, or every candidate leaves a covariance singular.
     """
     classes, dim = moments.mean.shape
-    check_latents(latents, dim, "latents")
-    check_labels(labels, classes, latents.shape[0])
+    validate_latents(latents, dim, "latents")
+    validate_labels(labels, classes, latents.shape[0])
     target = torch.full((len(labels),), search.radius) if radius is None else radius
     target = target.to(device=latents.device, dtype=torch.float64)
     if target.shape != labels.shape:

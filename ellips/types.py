@@ -8,7 +8,7 @@ from typing import Final, Literal, NamedTuple, get_args
 
 from torch import Tensor
 
-from ellips.validation import one_of
+from ellips.validation import all_at_least, one_of
 
 Soundness = Literal["exact", "deterministic", "probabilistic", "estimated"]
 """What a certificate may claim, strongest first.
@@ -106,9 +106,7 @@ class LipschitzBound:
                     f"Expected `{name}` to have the shape of `constant`, {tuple(self.constant.shape)}, "
                     f"but got {tuple(value.shape)}."
                 )
-        for name, value in (("constant", self.constant), ("ball_radius", self.ball_radius)):
-            if not bool((value >= 0).all()):  # NaN fails this too
-                raise ValueError(f"Expected `{name}` to be numbers of at least 0 but got {value}.")
+        all_at_least(0, constant=self.constant, ball_radius=self.ball_radius)
 
     def __len__(self) -> int:
         """Return the number of images."""

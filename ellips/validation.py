@@ -57,7 +57,22 @@ def one_of(options: Sequence[object], **values: object) -> None:
             raise ValueError(f"Expected `{name}` to be one of {tuple(options)} but got {value!r}.")
 
 
-def check_latents(z: Tensor, dim: int, name: str = "z") -> None:
+def all_at_least(low: float, **tensors: Tensor | None) -> None:
+    """Refuse tensors with an entry below ``low`` or NaN; None passes, and so does an empty tensor.
+
+    Args:
+        low: The smallest entry allowed.
+        **tensors: Tensors by the name of their argument.
+
+    Raises:
+        ValueError: If an entry is smaller; the tensor is named, and its smallest entry.
+    """
+    for name, tensor in tensors.items():
+        if tensor is not None and not bool((tensor >= low).all()):  # NaN fails this too
+            raise ValueError(f"Expected every `{name}` to be at least {low} but got {tensor.amin().item():g}.")
+
+
+def validate_latents(z: Tensor, dim: int, name: str = "z") -> None:
     """Refuse anything that is not a finite floating-point tensor of shape ``(N, dim)``.
 
     Raises:
@@ -76,7 +91,7 @@ def check_latents(z: Tensor, dim: int, name: str = "z") -> None:
         )
 
 
-def check_labels(labels: Tensor, num_classes: int, size: int, name: str = "labels") -> None:
+def validate_labels(labels: Tensor, num_classes: int, size: int, name: str = "labels") -> None:
     """Refuse anything that is not an integer tensor of shape ``(size,)`` with values in ``[0, num_classes)``.
 
     Raises:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ellips.types import ImageMap
+from ellips.validation import at_least
 
 # Score margins of Gaussians run into the hundreds, where a softmax is flat and a cross entropy has no gradient; scaled
 # to this margin at the point itself, every attack sees a slope.
@@ -44,14 +45,10 @@ class AttackSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "restarts", "queries", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"Expected `{name}` to be at least 1 but got {getattr(self, name)}.")
-        if self.autoattack_points < 0 or self.batch_size > 128:
-            raise ValueError(
-                "Expected `autoattack_points` to be at least 0 and `batch_size` to be at most 128 but got "
-                f"{self.autoattack_points} and {self.batch_size}."
-            )
+        at_least(1, steps=self.steps, restarts=self.restarts, queries=self.queries, batch_size=self.batch_size)
+        at_least(0, autoattack_points=self.autoattack_points)
+        if self.batch_size > 128:
+            raise ValueError(f"Expected `batch_size` to be at most 128 but got {self.batch_size}.")
 
 
 class _UnitBalls(nn.Module):

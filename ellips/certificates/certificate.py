@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ellips.types import LipschitzBound, Soundness, Space, weakest
+from ellips.validation import all_at_least
 
 Method = Literal["exact", "pairwise", "theorem"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -63,8 +64,7 @@ class Certificate:
                     f"Expected `{name}` to have shape (N,) = {tuple(self.prediction.shape)} but got "
                     f"{tuple(value.shape)}."
                 )
-        if not bool((self.radius >= 0).all()):
-            raise ValueError("Expected every `radius` to be at least 0 but got negative or NaN values.")
+        all_at_least(0, radius=self.radius)
 
     def __len__(self) -> int:
         return len(self.prediction)
@@ -99,12 +99,9 @@ class Certificate:
         if self.space != "latent":
             raise ValueError("Expected a certificate in latent space but got one in input space already.")
         constant, ball = (x.to(self.radius) for x in (bound.constant, bound.ball_radius))
-        for name, value in (("constant", constant), ("ball_radius", ball)):
-            if value.shape != self.radius.shape or not bool((value >= 0).all()):
-                raise ValueError(
-                    f"Expected the Lipschitz bound's `{name}` to be {len(self)} non-negative numbers but got shape "
-                    f"{tuple(value.shape)}, minimum {float(value.min()) if value.numel() else 'none'}."
-                )
+        if len(bound) != len(self):
+            raise ValueError(f"Expected a Lipschitz constant for each of {len(self)} points but got {len(bound)}.")
+        all_at_least(0, constant=constant, ball_radius=ball)
         # L = 0: the latent never moves. inf/inf would be NaN where an unbounded radius meets an unknown constant.
         ratio = torch.where(constant == 0, torch.inf, self.radius / constant)
         ratio = torch.where(constant.isinf(), torch.zeros_like(ratio), ratio)

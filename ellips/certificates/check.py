@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ellips.certificates.certificate import METHODS, Certificate
 from ellips.gaussians import Mixture
+from ellips.validation import one_of
 
 _BATCH_ELEMENTS = 2**22
 _DOUBLINGS, _HALVINGS = 250, 80  # of the interval that the bisection starts from
@@ -58,10 +59,8 @@ def check(
     z = mixture.validate(z)
     if len(z) != len(certificate):
         raise ValueError(f"Expected {len(z)} certificates, one per latent, but got {len(certificate)}.")
-    if certificate.method not in METHODS:
-        raise ValueError(f"Expected a certificate by one of {METHODS} but got {certificate.method!r}.")
-    if rivals not in ("all", "named"):
-        raise ValueError(f"Expected `rivals` to be 'all' or 'named' but got {rivals!r}.")
+    one_of(METHODS, method=certificate.method)
+    one_of(("all", "named"), rivals=rivals)
     with torch.no_grad():
         auditor = _Auditor(mixture, tolerance, slack)
         rows = max(1, _BATCH_ELEMENTS // max(mixture.dim**2, mixture.num_classes * mixture.dim))

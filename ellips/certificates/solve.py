@@ -15,6 +15,7 @@ from ellips.certificates.krylov import KrylovProblems, apply_grouped, grouped, s
 from ellips.certificates.screen import Screen, screen
 from ellips.certificates.secular import solve_secular
 from ellips.gaussians import Mixture
+from ellips.validation import at_least, one_of
 
 _CHUNK_BYTES = 2**29
 # Units in the last place taken off a radius for the few operations after the bounded ones; graded, so that rounding
@@ -35,10 +36,8 @@ def certify(mixture: Mixture, z: Tensor, method: Method = "exact", *, chunk_size
 
     ``theorem ≤ pairwise ≤ exact`` holds for every point.
     """
-    if method not in METHODS:
-        raise ValueError(f"Expected `method` to be one of {METHODS} but got {method!r}.")
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"Expected `chunk_size` to be at least 1 but got {chunk_size}.")
+    one_of(METHODS, method=method)
+    at_least(1, chunk_size=chunk_size)
     z = mixture.validate(z)
     with torch.autocast(z.device.type, enabled=False):
         geometry = Geometry.of(mixture)

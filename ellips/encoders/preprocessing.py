@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ellips.validation import one_of
+
 INTERPOLATIONS: Final = ("bilinear", "bicubic", "nearest-exact")
 
 
@@ -40,12 +42,10 @@ class Preprocess(nn.Module):
         interpolation: str = "bicubic",
     ) -> None:
         super().__init__()
-        if in_channels not in (1, 3):
-            raise ValueError(f"Expected `in_channels` to be 1 or 3 but got {in_channels}.")
+        one_of((1, 3), in_channels=in_channels)
         if size is not None and min(size) < 1:
             raise ValueError(f"Expected `size` to be positive but got {size}.")
-        if interpolation not in INTERPOLATIONS:
-            raise ValueError(f"Expected `interpolation` to be one of {INTERPOLATIONS} but got {interpolation!r}.")
+        one_of(INTERPOLATIONS, interpolation=interpolation)
         self.in_channels = in_channels
         self.size = size
         self.interpolation = interpolation

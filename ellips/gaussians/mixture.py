@@ -16,7 +16,7 @@ from torch import Tensor
 from ellips.gaussians.covariance import class_covariances, precision_factor
 from ellips.gaussians.moments import ClassMoments, Moments
 from ellips.gaussians.parameters import MixtureParameters, gram
-from ellips.validation import check_latents
+from ellips.validation import validate_latents
 
 _LOG_2PI = math.log(2 * math.pi)
 # Latents are whitened in tiles of some points for some classes; larger ones leave the processor's caches.
@@ -269,5 +269,5 @@ class Mixture(MixtureParameters):
             NotFittedError: If no mixture was fitted.
         """
         self._require_fitted()
-        check_latents(z, self.dim)
+        validate_latents(z, self.dim)
         return z.double()

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from ellips.precision import keep_dtype
-from ellips.validation import at_least, check_labels, check_latents, one_of
+from ellips.validation import at_least, one_of, validate_labels, validate_latents
 
 
 class Moments(NamedTuple):
@@ -73,8 +73,8 @@ class ClassMoments(Metric):
         Raises:
             ValueError: If either is of another shape or kind, not finite or out of range; nothing is added then.
         """
-        check_latents(z, self.dim)
-        check_labels(labels, self.num_classes, len(z))
+        validate_latents(z, self.dim)
+        validate_labels(labels, self.num_classes, len(z))
         order = labels.argsort()
         counts = torch.bincount(labels, minlength=self.num_classes)
         start = 0

@@ -9,7 +9,7 @@ from sklearn.covariance import ledoit_wolf, oas
 from torch import Tensor
 
 from ellips.gaussians.mixture import Mixture
-from ellips.validation import check_labels, check_latents, one_of
+from ellips.validation import one_of, validate_labels, validate_latents
 
 Estimator = Literal["ledoit_wolf", "oas"]
 
@@ -36,8 +36,8 @@ def fit_shrunk(mixture: Mixture, latents: Tensor, labels: Tensor, estimator: Est
     Source: Ledoit and Wolf 2004; Chen, Wiesel, Eldar and Hero 2010; as implemented in scikit-learn.
     """
     one_of(get_args(Estimator), estimator=estimator)
-    check_latents(latents, mixture.dim, "latents")
-    check_labels(labels, mixture.num_classes, latents.shape[0])
+    validate_latents(latents, mixture.dim, "latents")
+    validate_labels(labels, mixture.num_classes, latents.shape[0])
     compute = ledoit_wolf if estimator == "ledoit_wolf" else oas
     means, covariances, counts = [], [], []
     for k in range(mixture.num_classes):

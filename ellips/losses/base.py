@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ellips.classifier import Ellips
+from ellips.validation import at_least
 
 
 class LatentLoss(nn.Module, ABC):
@@ -28,10 +29,7 @@ class LatentLoss(nn.Module, ABC):
 
     def __init__(self, weight: float = 1.0, start_step: int = 0) -> None:
         super().__init__()
-        if weight < 0:
-            raise ValueError(f"Expected `weight` to be at least 0 but got {weight}.")
-        if start_step < 0:
-            raise ValueError(f"Expected `start_step` to be at least 0 but got {start_step}.")
+        at_least(0, weight=weight, start_step=start_step)
         self.weight = float(weight)
         self.start_step = int(start_step)
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from ellips.classifier import Ellips
 from ellips.losses.base import LatentLoss
 from ellips.losses.groups import class_blocks, smaller_gram
+from ellips.validation import at_least, positive
 
 
 def logdet_identity_plus(rows: Tensor, scale: Tensor) -> Tensor:
@@ -94,10 +95,8 @@ class CodingRateReduction(LatentLoss):
         self, epsilon_squared: float = 0.1, warmup_steps: int = 0, weight: float = 1.0, start_step: int = 0
     ) -> None:
         super().__init__(weight, start_step)
-        if not epsilon_squared > 0:
-            raise ValueError(f"Expected `epsilon_squared` to be positive but got {epsilon_squared}.")
-        if warmup_steps < 0:
-            raise ValueError(f"Expected `warmup_steps` to be at least 0 but got {warmup_steps}.")
+        positive(epsilon_squared=epsilon_squared)
+        at_least(0, warmup_steps=warmup_steps)
         self.epsilon_squared = float(epsilon_squared)
         self.warmup_steps = int(warmup_steps)
 

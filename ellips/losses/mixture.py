@@ -13,6 +13,7 @@ from ellips.gaussians.covariance import class_covariances, precision_factor
 from ellips.gaussians.moments import Moments
 from ellips.losses.base import LatentLoss
 from ellips.losses.groups import class_blocks
+from ellips.validation import one_of, positive
 
 Gaussians = Literal["batch", "fitted"]
 
@@ -77,8 +78,7 @@ class MixtureLoss(LatentLoss):
 
     def __init__(self, gaussians: Gaussians = "batch", weight: float = 1.0, start_step: int = 0) -> None:
         super().__init__(weight, start_step)
-        if gaussians not in get_args(Gaussians):
-            raise ValueError(f"Expected `gaussians` to be one of {get_args(Gaussians)} but got {gaussians!r}.")
+        one_of(get_args(Gaussians), gaussians=gaussians)
         self.gaussians: Gaussians = gaussians
 
     @property
@@ -150,10 +150,8 @@ class CertifiedRadius(MixtureLoss):
         start_step: int = 0,
     ) -> None:
         super().__init__(gaussians, weight, start_step)
-        if not radius > 0:
-            raise ValueError(f"Expected `radius` to be positive but got {radius}.")
-        if method not in ("exact", "pairwise"):
-            raise ValueError(f"Expected `method` to be 'exact' or 'pairwise' but got {method!r}.")
+        positive(radius=radius)
+        one_of(("exact", "pairwise"), method=method)
         self.radius = float(radius)
         self.method: Literal["exact", "pairwise"] = method
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from ellips.classifier import Ellips
 from ellips.losses.base import LatentLoss
 from ellips.losses.groups import ClassBlock, class_blocks
+from ellips.validation import one_of, positive
 
 Reference = Literal["sampled", "expected"]
 
@@ -51,11 +52,8 @@ class ClassMMD(LatentLoss):
         start_step: int = 0,
     ) -> None:
         super().__init__(weight, start_step)
-        for name, value in (("bandwidth", bandwidth), ("std", std)):
-            if value is not None and not value > 0:
-                raise ValueError(f"Expected `{name}` to be positive but got {value}.")
-        if reference not in get_args(Reference):
-            raise ValueError(f"Expected `reference` to be one of {get_args(Reference)} but got {reference!r}.")
+        positive(bandwidth=bandwidth, std=std)
+        one_of(get_args(Reference), reference=reference)
         self.bandwidth = bandwidth
         self.reference: Reference = reference
         self.std = float(std)

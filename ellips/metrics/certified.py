@@ -22,6 +22,7 @@ from ellips.metrics.functional import (
     even_grid,
 )
 from ellips.metrics.plotting import draw_curve, new_axes
+from ellips.validation import fraction
 
 
 class _CertifiedCounts(Metric):
@@ -38,8 +39,7 @@ class _CertifiedCounts(Metric):
 
     def __init__(self, grid: tuple[float, ...], confidence: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if not 0 < confidence < 1:
-            raise ValueError(f"Expected `confidence` to be in (0, 1) but got {confidence}.")
+        fraction(confidence=confidence, ends=False)
         self.radii = grid
         self.confidence = confidence
         self.add_state("certified", default=torch.zeros(len(grid), dtype=torch.int64), dist_reduce_fx="sum")

@@ -7,7 +7,6 @@ whatever type they come in.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -15,6 +14,8 @@ from typing import NamedTuple
 import torch
 from scipy.stats import beta
 from torch import Tensor
+
+from ellips.validation import all_at_least, at_least, fraction, positive
 
 ABSTAIN = -1
 """The prediction of a classifier that abstains."""
@@ -123,8 +124,7 @@ def clopper_pearson(successes: Tensor | int, total: Tensor | int, confidence: fl
         ValueError: If counts are not in ``0 <= successes <= total`` with a total of at least 1, or `confidence` is
             not in (0, 1).
     """
-    if not 0 < confidence < 1:
-        raise ValueError(f"Expected `confidence` to be in (0, 1) but got {confidence}.")
+    fraction(confidence=confidence, ends=False)
     k = torch.as_tensor(successes).detach().double().cpu()
     n = torch.as_tensor(total).detach().double().cpu().expand_as(k)
     if not bool(((k >= 0) & (k <= n) & (n >= 1)).all()):
@@ -157,10 +157,8 @@ def even_grid(max_radius: float, num_points: int) -> tuple[float, ...]:
     Raises:
         ValueError: If `max_radius` is not a positive number or `num_points` is less than 2.
     """
-    if not (math.isfinite(max_radius) and max_radius > 0):
-        raise ValueError(f"Expected `max_radius` to be a positive number but got {max_radius}.")
-    if num_points < 2:
-        raise ValueError(f"Expected `num_points` to be at least 2 but got {num_points}.")
+    positive(max_radius=max_radius)
+    at_least(2, num_points=num_points)
     return tuple(max_radius * i / (num_points - 1) for i in range(num_points))
 
 
@@ -177,13 +175,11 @@ def check_certified(radius: Tensor, prediction: Tensor, target: Tensor) -> None:
         raise ValueError(f"Expected `radius`, `prediction` and `target` to have one shape (N,) but got {got}.")
     if not radius.is_floating_point():
         raise ValueError(f"Expected `radius` to be floating point but got {radius.dtype}.")
-    for name, value, least in (("prediction", prediction, ABSTAIN), ("target", target, 0)):
+    for name, value in (("prediction", prediction), ("target", target)):
         if value.is_floating_point() or value.dtype == torch.bool:
             raise ValueError(f"Expected `{name}` to be an integer tensor but got {value.dtype}.")
-        if value.numel() and int(value.min()) < least:
-            raise ValueError(f"Expected `{name}` to be at least {least} but got {int(value.min())}.")
-    if not bool((radius >= 0).all()):
-        raise ValueError("Expected every `radius` to be at least 0 but got negative or NaN values.")
+    all_at_least(ABSTAIN, prediction=prediction)
+    all_at_least(0, target=target, radius=radius)
 
 
 def certified_counts(radius: Tensor, prediction: Tensor, target: Tensor, grid: Sequence[float]) -> Tensor:

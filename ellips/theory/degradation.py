@@ -23,6 +23,7 @@ from ellips.certificates import Method
 from ellips.classifier import Ellips
 from ellips.metrics import CertifiedCurve, certified_accuracy_curve
 from ellips.theory.divergence import KLEstimate, kl_knn, kl_likelihood
+from ellips.validation import one_of
 
 Estimator = Literal["knn", "likelihood"]
 
@@ -150,8 +151,7 @@ def degradation(
         ValueError: If latents or labels are of the wrong kind, a class has too few latents, or an option is unknown.
         NotFittedError: If there is no mixture.
     """
-    if estimator not in get_args(Estimator):
-        raise ValueError(f"Expected `estimator` to be one of {get_args(Estimator)} but got {estimator!r}.")
+    one_of(get_args(Estimator), estimator=estimator)
     estimate = kl_knn if estimator == "knn" else kl_likelihood
     kl = estimate(ellips, z, labels, confidence=confidence, max_per_class=max_per_class, seed=seed)
     fitted = mixture_certified_accuracy(

@@ -25,7 +25,7 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from ellips.classifier import Ellips
-from ellips.validation import check_labels
+from ellips.validation import at_least, fraction, validate_labels
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -118,11 +118,10 @@ def kl_knn(
         ValueError: If latents or labels are of the wrong kind, or an option is out of range.
         NotFittedError: If there is no mixture.
     """
-    if neighbors < 1 or num_references < 0 or num_references == 1:
-        raise ValueError(
-            f"Expected `neighbors` to be positive and `num_references` 0 or at least 2 but got {neighbors} and "
-            f"{num_references}."
-        )
+    at_least(1, neighbors=neighbors)
+    if num_references:
+        at_least(2, num_references=num_references)
+    _validate_interval(confidence, num_bootstrap)
     samples = _split(ellips, z, labels, max_per_class, ellips.dim + neighbors + 1)
     independent, common, correction = 0.0, 0.0, 0.0
     total = sum(len(x) for x, _ in samples.values())
@@ -217,10 +216,10 @@ def kl_likelihood(
         ValueError: If latents or labels are of the wrong kind, or an option is out of range.
         NotFittedError: If there is no mixture.
     """
-    if folds < 2 or not components or min(components) < 1:
-        raise ValueError(
-            f"Expected `folds` of at least 2 and positive `components` but got {folds} and {list(components)}."
-        )
+    at_least(2, folds=folds)
+    if not components or min(components) < 1:
+        raise ValueError(f"Expected `components` to be positive numbers but got {list(components)}.")
+    _validate_interval(confidence, num_bootstrap)
     samples = _split(ellips, z, labels, max_per_class, 10)
     gaps = {}
     for k, (x, log_q) in samples.items():
@@ -279,12 +278,17 @@ def _held_out_gap(views: _Views, log_q: Array, components: Sequence[int], folds:
     return gap
 
 
+def _validate_interval(confidence: float, num_bootstrap: int) -> None:
+    """Refuse options of the bootstrap before anything is estimated."""
+    fraction(confidence=confidence, ends=False)
+    at_least(2, num_bootstrap=num_bootstrap)
+
+
 def _split(ellips: Ellips, z: Tensor, labels: Tensor, limit: int | None, needed: int) -> dict[int, tuple[Array, Array]]:
     """Return latents and exact log N(z; μ_k, Σ_k) of each class that occurs."""
-    if limit is not None and limit < 1:
-        raise ValueError(f"Expected `max_per_class` to be positive or None but got {limit}.")
+    at_least(1, max_per_class=limit)
     z = ellips.validate(z)
-    check_labels(labels, ellips.num_classes, len(z))
+    validate_labels(labels, ellips.num_classes, len(z))
     if not len(z):
         raise ValueError("Expected at least one latent but got none.")
     samples: dict[int, tuple[Array, Array]] = {}
@@ -309,10 +313,6 @@ def _summarise(
     Latents are resampled, labels and all; class shares count as observed. The plug-in estimate of KL(p‖π) is too large
     by (K − 1) / 2n on average (Miller 1955), which is taken off.
     """
-    if not 0 < confidence < 1 or replicates < 2:
-        raise ValueError(
-            f"Expected `confidence` in (0, 1) and `num_bootstrap` of at least 2 but got {confidence} and {replicates}."
-        )
     per_class = torch.full((ellips.num_classes,), torch.nan, dtype=torch.float64)
     for k, values in terms.items():
         per_class[k] = float(values.mean())

@@ -31,6 +31,7 @@ from scipy.stats import chi2
 from ellips.classifier import Ellips
 from ellips.errors import NotFittedError
 from ellips.theory.quadratic_form import quadratic_form_cdf
+from ellips.validation import at_least, fraction, one_of
 
 Array = NDArray[np.float64]
 Criterion = Literal["uniform", "average"]
@@ -122,8 +123,7 @@ class Localizer:
     def __init__(self, ellips: Ellips, num_radii: int = 512) -> None:
         if not ellips.is_fitted:
             raise NotFittedError("Expected a fitted mixture but this Ellips has none; fit it or load a checkpoint.")
-        if num_radii < 2:
-            raise ValueError(f"Expected `num_radii` to be at least 2 but got {num_radii}.")
+        at_least(2, num_radii=num_radii)
         with torch.no_grad():
             self.means = ellips.means.cpu().numpy().copy()
             self.covariances = ellips.covariances.cpu().numpy()
@@ -147,7 +147,8 @@ class Localizer:
 
     def largest_class_epsilon(self, delta: float, log_c: float) -> Array:
         """Return the largest ε with which each class is (C, ε, δ)-localised ([E26] Theorem 3.1), shape ``(K,)``."""
-        radius = radius_of_delta(_probability("delta", delta), self.dim)
+        fraction(delta=delta, ends=False)
+        radius = radius_of_delta(delta, self.dim)
         return np.asarray(log_c - log_volume(radius, self.log_dets, self.dim))
 
     def _largest_radii(self, epsilon: float, log_c: float) -> Array:
@@ -173,13 +174,12 @@ class Localizer:
     def at(self, radii: Array, epsilon: float, criterion: Criterion = "average") -> Localization:
         """Return the localisation with ellipsoids of given radii, shape ``(K,)``."""
         radii = np.asarray(radii, dtype=np.float64)
+        one_of(get_args(Criterion), criterion=criterion)
         if radii.shape != (self.classes,) or not np.all(radii >= 0):
             raise ValueError(f"Expected `radii` to be {self.classes} numbers of at least 0 but got {radii}.")
         delta = delta_of_radius(radii, self.dim)
         volumes = log_volume(radii, self.log_dets, self.dim)
-        return Localization(
-            epsilon, radii, delta, self.gamma(radii, epsilon), volumes, self.priors, _criterion(criterion)
-        )
+        return Localization(epsilon, radii, delta, self.gamma(radii, epsilon), volumes, self.priors, criterion)
 
     def best(self, epsilon: float, log_c: float = math.inf, criterion: Criterion = "average") -> Localization:
         """Return the localisation with the smallest δ + γ at a given ε, over the radii.
@@ -196,13 +196,13 @@ class Localizer:
         Raises:
             ValueError: If ε is negative or the criterion unknown.
         """
-        if not epsilon >= 0:
-            raise ValueError(f"Expected `epsilon` to be at least 0 but got {epsilon}.")
+        at_least(0, epsilon=epsilon)
+        one_of(get_args(Criterion), criterion=criterion)
         grid = self._grid
         limit = self._largest_radii(epsilon, log_c)
         masses = np.stack([self._table_mass(j, grid + 2 * epsilon / self.smallest_scale[j]) for j in self._all])
         outside = delta_of_radius(grid, self.dim)
-        if _criterion(criterion) == "average":
+        if criterion == "average":
             cost = self.priors[:, None] * outside + np.einsum("i,jir->jr", self.priors, masses)
         else:
             cost = np.broadcast_to(outside + masses.sum(0).max(0), (self.classes, len(grid)))
@@ -222,8 +222,8 @@ class Localizer:
             gamma: γ, in (0, 1).
             log_c: log C; by default volumes are not limited.
         """
-        radii = np.full(self.classes, radius_of_delta(_probability("delta", delta), self.dim))
-        _probability("gamma", gamma)
+        fraction(delta=delta, gamma=gamma, ends=False)
+        radii = np.full(self.classes, radius_of_delta(delta, self.dim))
         limit = log_c - log_volume(radii, self.log_dets, self.dim)
         per_class = np.array([self._largest_class_epsilon(i, radii, gamma) for i in self._all])
         per_class = np.minimum(per_class, limit)
@@ -334,17 +334,6 @@ def robust_classifier_exists(
         ValueError: If an argument is out of its range.
         NotFittedError: If the classifier has no mixture.
     """
+    fraction(accuracy=accuracy, ends=False)
     found = Localizer(ellips).best(epsilon, log_c, criterion)
-    return Existence(1 - found.error >= _probability("accuracy", accuracy), accuracy, found)
-
-
-def _probability(name: str, value: float) -> float:
-    if not 0 < value < 1:
-        raise ValueError(f"Expected `{name}` to be in (0, 1) but got {value}.")
-    return value
-
-
-def _criterion(value: Criterion) -> Criterion:
-    if value not in get_args(Criterion):
-        raise ValueError(f"Expected `criterion` to be one of {get_args(Criterion)} but got {value!r}.")
-    return value
+    return Existence(1 - found.error >= accuracy, accuracy, found)

@@ -15,7 +15,7 @@ import torch
 from scipy.stats import chi2, norm
 from torch import Tensor
 
-from ellips.validation import check_labels, check_latents
+from ellips.validation import at_least, one_of, validate_labels, validate_latents
 
 Calibration = Literal["asymptotic", "monte_carlo"]
 
@@ -106,16 +106,14 @@ def mardia(
     Raises:
         ValueError: If latents or labels are of the wrong kind or an option is unknown.
     """
-    if calibration not in get_args(Calibration):
-        raise ValueError(f"Expected `calibration` to be one of {get_args(Calibration)} but got {calibration!r}.")
-    if num_simulations < 1:
-        raise ValueError(f"Expected `num_simulations` to be at least 1 but got {num_simulations}.")
-    check_latents(z, z.shape[-1] if isinstance(z, Tensor) and z.ndim else 0)
+    one_of(get_args(Calibration), calibration=calibration)
+    at_least(1, num_simulations=num_simulations)
+    validate_latents(z, z.shape[-1] if isinstance(z, Tensor) and z.ndim else 0)
     if labels is None:
         labels, num_classes = torch.zeros(len(z), dtype=torch.int64, device=z.device), 1
     elif num_classes is None:
         num_classes = int(labels.max()) + 1 if len(labels) else 0
-    check_labels(labels, num_classes or 0, len(z))
+    validate_labels(labels, num_classes or 0, len(z))
     dim = z.shape[1]
     rows = []
     for k in range(num_classes or 0):

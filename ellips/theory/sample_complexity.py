@@ -21,6 +21,7 @@ from torch import Tensor
 from ellips.certificates import worst_case_perturbation
 from ellips.classifier import Ellips
 from ellips.gaussians import Moments, Regularization
+from ellips.validation import at_least, fraction, one_of, positive
 
 IntervalMethod = Literal["delta", "bootstrap"]
 
@@ -47,8 +48,7 @@ def samples_needed(error: float, dim: int, constant: float = 1.0) -> float:
     Raises:
         ValueError: If the error is not positive.
     """
-    if not error > 0:
-        raise ValueError(f"Expected `error` to be positive but got {error}.")
+    positive(error=error, finite=False)
     return float(dim * (constant / error) ** 4)
 
 
@@ -113,12 +113,9 @@ def radius_interval(
         ValueError: If an option is unknown or out of range, or ``delta`` is asked of a regularised classifier.
         NotFittedError: If there is no mixture.
     """
-    if method not in get_args(IntervalMethod):
-        raise ValueError(f"Expected `method` to be one of {get_args(IntervalMethod)} but got {method!r}.")
-    if not 0 < confidence < 1 or num_bootstrap < 2:
-        raise ValueError(
-            f"Expected `confidence` in (0, 1) and `num_bootstrap` of at least 2 but got {confidence}, {num_bootstrap}."
-        )
+    one_of(get_args(IntervalMethod), method=method)
+    fraction(confidence=confidence, ends=False)
+    at_least(2, num_bootstrap=num_bootstrap)
     if count.shape != (ellips.num_classes,) or not bool((count >= 2).all()):
         raise ValueError(f"Expected `count` to be {ellips.num_classes} numbers of at least 2 but got {count.tolist()}.")
     if method == "delta":

@@ -40,11 +40,11 @@ def test_the_weaker_claim_wins() -> None:
 
 
 def test_misuse_is_named() -> None:
-    with pytest.raises(ValueError, match="negative or NaN"):
+    with pytest.raises(ValueError, match="`radius` to be at least 0 but got nan"):
         _certificate([math.nan])
     with pytest.raises(ValueError, match="in input space already"):
         _certificate([1.0]).to_input(_bound([1.0], [1.0])).to_input(_bound([1.0], [1.0]))
-    with pytest.raises(ValueError, match="2 non-negative numbers"):
+    with pytest.raises(ValueError, match="each of 2 points but got 1"):
         _certificate([1.0, 2.0]).to_input(_bound([1.0], [1.0]))
     with pytest.raises(ValueError, match="one kind"):
         Certificate.cat([_certificate([1.0]), _certificate([1.0]).to_input(_bound([1.0], [1.0]))])

@@ -164,8 +164,8 @@ GOOD = (torch.ones(2), torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=t
     [
         (0, torch.ones(3), "one shape"),
         (0, torch.ones(2, dtype=torch.int64), "floating point"),
-        (0, torch.tensor([1.0, torch.nan]), "negative or NaN"),
-        (0, torch.tensor([1.0, -0.1]), "negative or NaN"),
+        (0, torch.tensor([1.0, torch.nan]), "`radius` to be at least 0 but got nan"),
+        (0, torch.tensor([1.0, -0.1]), "`radius` to be at least 0 but got -0.1"),
         (1, torch.zeros(2), "`prediction` to be an integer"),
         (1, torch.tensor([0, -2]), "`prediction` to be at least -1"),
         (2, torch.tensor([0, -1]), "`target` to be at least 0"),
