@@ -63,6 +63,9 @@ class MarginClever(BallSampler, InputCertifier):
             images: Shape ``(N, C, H, W)``, values in [0, 1].
         """
         found = [self._margins_of(scores, image) for image in images]
+        if not found:
+            empty = scores(images).double()
+            return Margins(empty.argmax(1), empty, empty, empty)
         return Margins(*(torch.stack(column) for column in zip(*found, strict=True)))
 
     def _margins_of(self, scores: ImageMap, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from ellips import Ellips
-from ellips.input_certifiers import SmoothedEncoder
+from ellips.certificates import METHODS, Method
+from ellips.input_certifiers import Chain, SmoothedEncoder
 from ellips.input_certifiers.smoothed_encoder import mean_error
+from tests.ellips.affine import ENCODERS, affine_encoder
+from tests.ellips.input_certifiers.chains import Case, case
 
 
 def linear_map(scale: float = 0.05) -> nn.Sequential:
@@ -57,11 +61,21 @@ def test_bernstein_is_tighter_where_samples_agree_and_both_shrink_with_the_count
 
 
 def test_the_constant_is_that_of_the_smoothed_map() -> None:
-    source = SmoothedEncoder(sigma=0.5, norm_bound=2.0)
-    bound = source(nn.Flatten(), torch.rand(2, 1, 4, 4))
-    torch.testing.assert_close(bound.constant, torch.full((2,), 4 * math.sqrt(2 / math.pi), dtype=torch.float64))
-    assert bound.soundness == "probabilistic"
-    assert bound.ball_radius.tolist() == [float("inf")] * 2
+    certifier = SmoothedEncoder(sigma=0.5, norm_bound=2.0)
+    assert certifier.constant == pytest.approx(4 * math.sqrt(2 / math.pi), rel=1e-14)
+    assert certifier.constant > 4 * math.sqrt(2 / math.pi)
+    certificate = certifier.certify(*case(Chain(linear_map(), gaussians()), torch.rand(2, 1, 4, 4)))
+    assert certificate.lipschitz.tolist() == [certifier.constant] * 2
+    assert certificate.soundness == "probabilistic"
+    assert certificate.ball_radius.tolist() == [float("inf")] * 2
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_the_constant_is_at_least_that_of_an_affine_encoder_that_the_ball_holds(encoder: str) -> None:
+    # Noise does not move the mean of an affine map. Images stay in a box of diameter sqrt(48); a ball of that radius
+    # times the truth holds all latents up to a shift.
+    _, truth = affine_encoder(encoder)
+    assert SmoothedEncoder(sigma=0.25, norm_bound=truth * math.sqrt(48)).constant >= truth
 
 
 def test_no_secant_of_the_smoothed_map_is_steeper_than_the_constant() -> None:
@@ -75,7 +89,7 @@ def test_no_secant_of_the_smoothed_map_is_steeper_than_the_constant() -> None:
     smoothed = source.smooth(step, images)
     slope = float((smoothed.mean[1] - smoothed.mean[0]).norm()) / 0.1
     allowance = 2 * float(smoothed.error.max()) / 0.1
-    constant = float(source(step, images).constant[0])
+    constant = source.constant
     assert slope <= constant + allowance
     truth = math.erf(0.1 / (0.5 * math.sqrt(2))) / 0.1
     assert 0.98 * constant < truth <= constant
@@ -83,10 +97,10 @@ def test_no_secant_of_the_smoothed_map_is_steeper_than_the_constant() -> None:
 
 def test_the_certificate_subtracts_the_uncertainty() -> None:
     images, source, classifier = torch.rand(3, 1, 4, 4), SmoothedEncoder(num_samples=2000), gaussians()
-    certificate = source.certify(classifier, constant_map, images)
+    certificate = source.certify(*case(Chain(constant_map, classifier), images))
     smoothed = source.smooth(constant_map, images)
     latent = classifier.certify(smoothed.mean)
-    expected = (latent.radius - smoothed.error) / source(constant_map, images).constant
+    expected = (latent.radius - smoothed.error) / source.constant
     torch.testing.assert_close(certificate.radius, expected)
     assert certificate.latent_radius is not None
     assert (certificate.latent_radius < latent.radius).all()
@@ -96,7 +110,9 @@ def test_the_certificate_subtracts_the_uncertainty() -> None:
 
 
 def test_it_abstains_where_the_uncertainty_eats_the_radius() -> None:
-    certificate = SmoothedEncoder(num_samples=4).certify(gaussians(), constant_map, torch.rand(2, 1, 4, 4))
+    given = case(Chain(constant_map, gaussians()), torch.rand(2, 1, 4, 4))
+    assert (given.certificate.radius > 0).all()  # it is the sampling that nothing is left to
+    certificate = SmoothedEncoder(num_samples=4).certify(*given)
     assert certificate.prediction.tolist() == [-1, -1]
     assert certificate.radius.tolist() == [0.0, 0.0]
 
@@ -124,7 +140,46 @@ def test_samples_do_not_depend_on_batch_or_chunk() -> None:
 
 
 def test_no_images_give_an_empty_certificate() -> None:
-    assert len(SmoothedEncoder().certify(gaussians(), linear_map(), torch.empty(0, 1, 4, 4))) == 0
+    given = case(Chain(linear_map(), gaussians()), torch.empty(0, 1, 4, 4))
+    assert len(SmoothedEncoder().certify(*given)) == 0
+
+
+def test_the_smoothed_classifier_need_not_agree_with_the_one_it_is_made_of() -> None:
+    """A spike at the image itself is all that the encoder sees there, and nothing that its neighbourhood does."""
+
+    def spike(images: Tensor) -> Tensor:
+        at_center = (images == 0.5).flatten(1).all(1, keepdim=True)
+        return torch.where(at_center, -0.3, 0.3) * torch.tensor([[1.0, 0.0, 0.0]])
+
+    given = case(Chain(spike, gaussians()), torch.full((1, 1, 4, 4), 0.5))
+    certificate = SmoothedEncoder(num_samples=2000).certify(*given)
+    assert given.certificate.prediction.tolist() == [1]
+    assert certificate.prediction.tolist() == [0]
+    assert SmoothedEncoder(num_samples=2000).target(given.chain).predict(given.images.double()).tolist() == [0]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_latent_method_is_that_of_the_certificate_given(method: Method) -> None:
+    images, certifier = torch.rand(3, 1, 4, 4), SmoothedEncoder(num_samples=2000)
+    chain = Chain(constant_map, skewed())
+    certificate = certifier.certify(*case(chain, images, method))
+    smoothed = certifier.smooth(constant_map, images)
+    expected = (chain.ellips.certify(smoothed.mean, method).radius - smoothed.error) / certifier.constant
+    assert certificate.method == method
+    torch.testing.assert_close(certificate.radius, expected)
+    with pytest.raises(ValueError, match="`method` to be one of"):
+        certifier.certify(*given_as(case(chain, images), "margin"))
+
+
+def skewed() -> Ellips:
+    """Gaussians of different covariances, so that the methods do not agree."""
+    means = torch.tensor([[0.4, 0, 0], [-0.4, 0, 0]], dtype=torch.float64)
+    covariances = torch.stack([torch.eye(3), torch.diag(torch.tensor([1.0, 3.0, 5.0]))]).double() * 0.01
+    return Ellips.from_parameters(means, covariances, torch.tensor([0.5, 0.5]))
+
+
+def given_as(given: Case, method: str) -> Case:
+    return given._replace(certificate=replace(given.certificate, method=method))
 
 
 @pytest.mark.parametrize(

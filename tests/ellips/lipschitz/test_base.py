@@ -4,32 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ellips import Ellips
 from ellips.lipschitz import JacobianNorm, KnownConstant
 from ellips.lipschitz.base import evaluation_error
-from ellips.types import LipschitzBound
-
-
-def ones(*shape: int) -> Tensor:
-    return torch.ones(*shape, dtype=torch.float64)
-
-
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({"constant": ones(2, 1)}, "constant"),
-        ({"constant": torch.tensor([1.0, float("nan")])}, "constant"),
-        ({"constant": -ones(2)}, "constant"),
-        ({"ball_radius": ones(3)}, "ball_radius"),
-        ({"ball_radius": -ones(2)}, "ball_radius"),
-        ({"soundness": "sure"}, "soundness"),
-        ({"diagnostics": {"residual": ones(1)}}, "residual"),
-    ],
-)
-def test_a_bound_that_cannot_be_one_is_refused(changed: dict[str, object], message: str) -> None:
-    arguments = {"constant": ones(2), "ball_radius": ones(2), "soundness": "estimated", "source": "test"} | changed
-    with pytest.raises(ValueError, match=message):
-        LipschitzBound(**arguments)  # type: ignore[arg-type]
 
 
 def test_known_constant_is_the_same_for_every_image() -> None:
@@ -78,27 +54,6 @@ def test_a_layer_in_training_mode_is_refused() -> None:
     with pytest.raises(ValueError, match="`norm`"):
         JacobianNorm()(classifier.latents, torch.rand(2, 1, 4, 4))
     JacobianNorm()(classifier.eval().latents, torch.rand(2, 1, 4, 4))
-
-
-def test_a_deterministic_radius_is_that_of_the_network_in_exact_arithmetic() -> None:
-    torch.manual_seed(0)
-    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 64), nn.Linear(64, 4)).eval()
-    for layer in (network[1], network[2]):
-        layer.weight.data *= 1e3  # what float32 rounds is then seen in the latents
-    images = torch.rand(40, 1, 4, 4)
-    with torch.no_grad():
-        latents, truth = network(images), nn.Sequential(*network).double()(images.double())
-        network.float()
-        ellips = Ellips(3, 4).fit(latents, torch.arange(40) % 3)
-        latent = ellips.certify(latents)
-    error = (truth - latents).norm(dim=1)
-    assert error.max() > 1e-2
-    found = KnownConstant(2.0).certify(ellips, network, images)
-    torch.testing.assert_close(found.diagnostics["latent_error"], error, rtol=1e-5, atol=0)
-    assert (found.latent_radius <= (latent.radius - error).clamp_min(0)).all()
-    assert (found.latent_radius >= (latent.radius - error * (1 + 1e-5)) * (1 - 1e-12)).all()
-    estimated = KnownConstant(2.0, soundness="estimated").certify(ellips, network, images)
-    torch.testing.assert_close(estimated.latent_radius, latent.radius)
 
 
 def test_the_evaluation_error_of_a_method_is_that_of_its_module() -> None:

@@ -4,11 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ellips import Ellips
-from ellips.input_certifiers import MarginClever
 from ellips.lipschitz import Clever
-from ellips.lipschitz.clever import Margins
-from ellips.types import Soundness
 
 FEW = {"num_batches": 10, "num_samples": 16, "chunk_size": 32}
 
@@ -16,14 +12,6 @@ FEW = {"num_batches": 10, "num_samples": 16, "chunk_size": 32}
 def relu_network() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Flatten(), nn.Linear(36, 30), nn.ReLU(), nn.Linear(30, 5)).eval()
-
-
-def gaussians(dim: int = 5, num_classes: int = 4, seed: int = 0) -> Ellips:
-    generator = torch.Generator().manual_seed(seed)
-    means = 0.3 * torch.randn(num_classes, dim, generator=generator, dtype=torch.float64)
-    factors = torch.randn(num_classes, dim, dim, generator=generator, dtype=torch.float64)
-    covariances = torch.eye(dim, dtype=torch.float64) + factors @ factors.mT / dim
-    return Ellips.from_parameters(means, covariances, torch.full((num_classes,), 1 / num_classes))
 
 
 @pytest.mark.parametrize("bias", [False, True], ids=["linear", "affine"])
@@ -108,59 +96,3 @@ def test_a_neighbours_vector_that_says_nothing_here_does_not_hide_the_norm() -> 
 def test_settings_out_of_range_are_refused(setting: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(setting))):
         Clever(**setting)  # type: ignore[arg-type]
-
-
-def test_margin_constants_of_a_linear_score_are_known() -> None:
-    torch.manual_seed(0)
-    scores = nn.Sequential(nn.Flatten(), nn.Linear(36, 4)).eval()
-    images = torch.rand(3, 1, 6, 6)
-    margins = MarginClever(**FEW).margins(scores, images)
-    weight = scores[1].weight.double()
-    truth = (weight[margins.prediction][:, None] - weight).norm(dim=2)
-    torch.testing.assert_close(margins.constant, truth, rtol=1e-5, atol=1e-7)
-    torch.testing.assert_close(margins.prediction, scores(images).argmax(1))
-    # The radius of a linear classifier is known: the distance to the nearest of its boundaries.
-    ratio = (margins.margin / truth).scatter(1, margins.prediction[:, None], float("inf")).amin(1)
-    torch.testing.assert_close(margins.radius(100.0)[0], ratio, rtol=1e-5, atol=1e-7)
-    assert (margins.radius(1e-3)[0] <= 1e-3).all()
-
-
-def test_margin_radius_of_a_tie_is_zero_and_of_a_flat_margin_the_ball() -> None:
-    zero = torch.zeros(1, 2, dtype=torch.float64)
-    tie = Margins(torch.tensor([0]), zero, zero, zero)
-    assert tie.radius(1.0)[0].tolist() == [0.0]
-    flat = Margins(torch.tensor([0]), torch.tensor([[0.0, 2.0]], dtype=torch.float64), zero, zero)
-    assert flat.radius(1.0)[0].tolist() == [1.0]
-
-
-def test_margin_certificate_is_larger_than_the_latent_one_divided_by_the_constant() -> None:
-    function, images, classifier = relu_network(), torch.rand(4, 1, 6, 6), gaussians()
-    settings = {"radius": 0.3, **FEW}
-    margin = MarginClever(**settings).certify(classifier, function, images)
-    latent = Clever(**settings).certify(classifier, function, images)
-    assert (margin.soundness, margin.space, margin.method) == ("estimated", "input", "margin")
-    assert torch.equal(margin.prediction, latent.prediction)
-    assert (margin.radius >= 0.999 * latent.radius).all()
-    assert (margin.radius > latent.radius).any()
-    assert (margin.radius <= 0.3).all()
-    assert (margin.rival != margin.prediction).all()
-    torch.testing.assert_close(margin.radius, (margin.margin / margin.lipschitz).clamp_max(0.3))
-
-
-def test_clever_certificate_carries_its_kind() -> None:
-    function, images, classifier = relu_network(), torch.rand(2, 1, 6, 6), gaussians()
-    with torch.inference_mode():
-        certificate = Clever(**FEW).certify(classifier, function, images)
-    kind: Soundness = "estimated"
-    assert certificate.soundness == kind
-    assert certificate.space == "input"
-    assert "Clever" in str(certificate.source)
-
-
-def scores_of(images: Tensor) -> Tensor:
-    return images.flatten(1)[:, :3]
-
-
-def test_margin_source_gives_the_constant_of_the_deciding_margin() -> None:
-    bound = MarginClever(**FEW)(scores_of, torch.rand(2, 1, 2, 2))
-    torch.testing.assert_close(bound.constant, torch.full((2,), 2.0, dtype=torch.float64).sqrt())
