@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import lightning as L
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ellips.files.journal import Journal
+from ellips.files import Journal
+from ellips.progress import ImageProgress
 
 
 class CertificateWriter(L.Callback):
@@ -30,15 +28,15 @@ class CertificateWriter(L.Callback):
         self.done = done
         self.total = total
         self.report_every = report_every
-        self._progress: _Progress | None = None
+        self._progress: ImageProgress | None = None
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Open the journal; every process has read it by now."""
         trainer.strategy.barrier("journal")
         self.journal.open(trainer.global_rank)
         if trainer.is_global_zero:
-            left = self.total - len(self.done)
-            self._progress = _Progress(-(-left // trainer.world_size), trainer.world_size, self.report_every)
+            left, processes = self.total - len(self.done), trainer.world_size
+            self._progress = ImageProgress("Certifying", left, processes=processes, report_every=self.report_every)
 
     def on_predict_batch_end(
         self,
@@ -71,40 +69,3 @@ class CertificateWriter(L.Callback):
         if self._progress is not None:
             self._progress.close()
             self._progress = None
-
-
-class _Progress:
-    """Images per second and time left: a bar on a terminal, a line now and then elsewhere."""
-
-    def __init__(self, total: int, world_size: int, report_every: float) -> None:
-        self.total, self.count, self.start = total, 0, time.monotonic()
-        self.world_size, self.report_every, self.reported = world_size, report_every, self.start
-        console = Console(stderr=True)
-        self.bar: Progress | None = None
-        if console.is_terminal:
-            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]:.2f} images/s"))
-            self.bar = Progress(*columns, TimeRemainingColumn(), console=console)
-            self.bar.start()
-            self.task = self.bar.add_task("certify", total=total, speed=0.0)
-        self.console = console
-
-    def advance(self) -> None:
-        """Count one image of this process; the speed is that of all processes."""
-        self.count += 1
-        now = time.monotonic()
-        speed = self.count * self.world_size / max(now - self.start, 1e-9)
-        if self.bar is not None:
-            self.bar.update(self.task, advance=1, speed=speed)
-        elif now - self.reported >= self.report_every:
-            self.reported = now
-            left = (self.total - self.count) * self.world_size / speed
-            self.console.print(
-                f"{self.count * self.world_size} of about {self.total * self.world_size} images, {speed:.2f} images/s, "
-                f"{left:.0f} s left",
-                highlight=False,
-            )
-
-    def close(self) -> None:
-        """End the bar."""
-        if self.bar is not None:
-            self.bar.stop()

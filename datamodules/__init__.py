@@ -2,19 +2,28 @@
 
 import ellips  # noqa: F401 - first: it sees to it that `datamodules` and `ellips.datamodules` are the same
 
-from .base import EncodedDataModule
+from .base import SPLITS, Split, SplitDataModule
+from .cache import CacheMismatchError
 from .cifar10 import CIFAR10DataModule
 from .digits import DigitsDataModule
+from .encoded import EncodedDataModule, encoding_precision
+from .folder import BadImageError
 from .gaussian_mixture import GaussianMixtureDataModule
 from .image_folder import ImageFolderDataModule, ImageNetDataModule
 from .selection import SelectionDataModule
 
 __all__ = [
+    "SPLITS",
+    "BadImageError",
     "CIFAR10DataModule",
+    "CacheMismatchError",
     "DigitsDataModule",
     "EncodedDataModule",
     "GaussianMixtureDataModule",
     "ImageFolderDataModule",
     "ImageNetDataModule",
     "SelectionDataModule",
+    "Split",
+    "SplitDataModule",
+    "encoding_precision",
 ]

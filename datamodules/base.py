@@ -1,279 +1,112 @@
-"""What all datamodules share: splits, loaders, encoding on the device, and the feature cache."""
+"""What all datamodules share: splits, and loaders that count every row once over all processes."""
 
 from __future__ import annotations
 
-import hashlib
 from abc import abstractmethod
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import lightning as L
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from ellips.encoders import FrozenEncoder
-from ellips.types import FeatureBatch, ImageBatch
+from ellips.validation import at_least
 
-from .cache import CacheWriter, FeatureCache, Plan
-from .filling import fill, progress_bar
 from .resuming import ResumableLoader
-from .sampling import BalancedBatches, process_rank
-from .sources import FeatureDataset, ImageDataset, ImageSource
+from .sampling import BalancedBatches, RowsDataset, process_rank
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
-Precision = Literal["32", "16", "bf16"]
-HALF_TYPES: dict[str, torch.dtype] = {"16": torch.float16, "bf16": torch.bfloat16}
 
 
-class EncodedDataModule(L.LightningDataModule):
-    """Images stream in, features come out.
+class SplitDataModule(L.LightningDataModule):
+    """Three splits, with loaders for training, for the exact fit of the Gaussians and for evaluation.
 
-    Loaders yield :class:`~ellips.types.ImageBatch` (values in [0, 1] at dataset resolution);
-    :meth:`on_after_batch_transfer` turns it, on the device, into a :class:`~ellips.types.FeatureBatch`. With a cache,
-    the first run encodes each split once and writes the features down; from then on loaders yield them. A data set is a
-    subclass with :attr:`class_names` and :meth:`make_source`. The test split takes part in no choice.
+    A data set is a subclass with :attr:`class_names`, :attr:`feature_dim` and :meth:`dataset`; one that encodes images
+    derives from :class:`EncodedDataModule`. The test split takes part in no choice.
 
     Args:
-        encoder: The frozen encoder; the datamodule owns it.
         batch_size: Largest training batch of one process.
-        eval_batch_size: Largest batch of the other loaders, and of encoding; None: like ``batch_size``.
-        num_workers: Processes that read images; 0 reads in the main process.
+        eval_batch_size: Largest batch of the other loaders; None: like ``batch_size``.
+        num_workers: Processes that read; 0 reads in the main process.
         seed: Of the training order, and of the split where there is one to make.
-        keep_images: Hand the images on beside the features, which certificates in input space need.
-        augment: Called with each training image ``(C, H, W)`` in [0, 1]; None: no augmentation. The Gaussians are
-            fitted, and everything is evaluated, without it. Augmented images are encoded anew in every epoch, cache or
-            not.
-        cache_dir: Folder of the feature cache, one sub-folder per split; None: no cache.
-        cache_dtype: Type of the stored features: ``"float32"``, ``"float16"`` or ``"bfloat16"``.
-        shard_rows: Images per file of the cache: what an interruption costs at most.
-        precision: The encoder runs under: ``"32"``, ``"16"`` or ``"bf16"``; None: what the trainer says.
 
     Raises:
-        ValueError: If a size, a count or a name is out of range.
+        ValueError: If a size or a count is out of range.
     """
 
     def __init__(
-        self,
-        encoder: FrozenEncoder,
-        *,
-        batch_size: int = 128,
-        eval_batch_size: int | None = None,
-        num_workers: int = 0,
-        seed: int = 0,
-        keep_images: bool = False,
-        augment: Callable[[Tensor], Tensor] | None = None,
-        cache_dir: str | Path | None = None,
-        cache_dtype: Literal["float32", "float16", "bfloat16"] = "float32",
-        shard_rows: int = 4096,
-        precision: Precision | None = None,
+        self, *, batch_size: int = 128, eval_batch_size: int | None = None, num_workers: int = 0, seed: int = 0
     ) -> None:
         super().__init__()
-        sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "shard_rows": shard_rows}
-        if wrong := {name: size for name, size in sizes.items() if size is not None and size < 1}:
-            raise ValueError(f"Expected sizes to be at least 1 but got {wrong}.")
-        if num_workers < 0:
-            raise ValueError(f"Expected `num_workers` to be at least 0 but got {num_workers}.")
-        if precision is not None and precision not in get_args(Precision):
-            raise ValueError(f"Expected `precision` to be one of {get_args(Precision)} but got {precision!r}.")
-        self.encoder = encoder
+        at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
+        at_least(0, num_workers=num_workers)
         self.batch_size = batch_size
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         self.num_workers = num_workers
         self.seed = seed
-        self.keep_images = keep_images
-        self.augment = augment
-        self.cache_dir = None if cache_dir is None else Path(cache_dir)
-        self.cache_dtype = cache_dtype
-        self.shard_rows = shard_rows
-        self.precision = precision
-        self._sources: dict[Split, ImageSource] = {}
-        self._caches: dict[Split, FeatureCache] = {}
 
     @property
     @abstractmethod
     def class_names(self) -> list[str]:
         """Names of the classes, in the order of their labels; known before :meth:`setup`."""
 
+    @property
     @abstractmethod
-    def make_source(self, split: Split) -> ImageSource:
-        """Open the images of a split; called once."""
+    def feature_dim(self) -> int:
+        """Width of the features; known before :meth:`setup`."""
+
+    @abstractmethod
+    def dataset(self, split: Split) -> RowsDataset[Any]:
+        """Open a split, without augmentation; what is wrong with it is said here."""
 
     @property
     def num_classes(self) -> int:
         """Number of classes; known before :meth:`setup`."""
         return len(self.class_names)
 
-    @property
-    def feature_dim(self) -> int:
-        """Width of the features; known before :meth:`setup`."""
-        return self.encoder.feature_dim
+    def training_dataset(self) -> RowsDataset[Any]:
+        """Open the training split as it is trained on: with augmentation if there is one."""
+        return self.dataset("train")
 
-    def encoder_fingerprint(self) -> dict[str, str]:
-        """What the features depend on: architecture, weights digest, preprocessing."""
-        return self.encoder.fingerprint()
-
-    def source(self, split: Split) -> ImageSource:
-        """The images of a split, opened at the first call.
-
-        Raises:
-            ValueError: If there is no such split.
-        """
-        if split not in SPLITS:
-            raise ValueError(f"Expected `split` to be one of {SPLITS} but got {split!r}.")
-        if split not in self._sources:
-            self._sources[split] = self.make_source(split)
-        return self._sources[split]
+    def workers_for(self, dataset: RowsDataset[Any]) -> int:
+        """How many processes read a data set."""
+        del dataset
+        return self.num_workers
 
     def setup(self, stage: str) -> None:
-        """Open the splits that a stage reads, so that what is wrong is said before anything runs; fill their caches."""
+        """Open the splits that a stage reads, so that what is wrong is said before anything runs."""
         for split in splits_of(stage):
-            self.source(split)
-            if self.cache_dir is not None:
-                self.open_cache(split)
+            self.dataset(split)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Training split, shuffled, with augmentation if there is one."""
-        dataset = self._dataset("train") if self.augment is None else ImageDataset(self.source("train"), self.augment)
-        return self._loader(dataset, self.batch_size, shuffle=True)
+        return self._loader(self.training_dataset(), self.batch_size, shuffle=True)
 
     def fit_dataloader(self) -> DataLoader[Any]:
-        """Training split in order, without augmentation, every image once: what Gaussians are fitted to."""
-        return self._loader(self._dataset("train"), self.eval_batch_size)
+        """Training split in order, without augmentation, every row once: what Gaussians are fitted to."""
+        return self._loader(self.dataset("train"), self.eval_batch_size)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """Validation split in order, every image once over all processes."""
-        return self._loader(self._dataset("val"), self.eval_batch_size)
+        """Validation split in order, every row once over all processes."""
+        return self._loader(self.dataset("val"), self.eval_batch_size)
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """Test split in order, every image once over all processes."""
-        return self._loader(self._dataset("test"), self.eval_batch_size)
+        """Test split in order, every row once over all processes."""
+        return self._loader(self.dataset("test"), self.eval_batch_size)
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """Return the same as :meth:`test_dataloader`."""
         return self.test_dataloader()
 
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:  # noqa: ANN401  (Lightning's signature)
-        """Encode images on the device they are on; anything but an :class:`ImageBatch` passes unchanged."""
-        del dataloader_idx
-        return self.encode(batch) if isinstance(batch, ImageBatch) else batch
-
-    def encode(self, batch: ImageBatch) -> FeatureBatch:
-        """Encode a batch where it is, under the trainer's precision."""
-        device = batch.image.device
-        if self.encoder.preprocess.mean.device != device:
-            self.encoder.to(device)
-        if len(batch.image) == 0:
-            features = torch.zeros(0, self.feature_dim, device=device)
-        else:
-            # Autocast even under "16-true": the encoder's weights, and so its fingerprint, must not change.
-            half = HALF_TYPES.get(self._encoding_precision())
-            with torch.autocast(device.type, dtype=half, enabled=half is not None):
-                features = self.encoder.encode(batch.image)
-        return FeatureBatch(features, batch.label, batch.index, batch.image if self.keep_images else None)
-
-    def open_cache(
-        self,
-        split: Split,
-        *,
-        device: torch.device | None = None,
-        processes: tuple[int, int] | None = None,
-        barrier: Callable[[], object] | None = None,
-    ) -> FeatureCache:
-        """Open the cache of a split, after writing whatever it lacks.
-
-        Args:
-            split: ``"train"``, ``"val"`` or ``"test"``.
-            device: Where to encode; None: the trainer's device, or the one the encoder is on.
-            processes: ``(number, this one)``; None: as the trainer or torch.distributed say. Each writes its shards.
-            barrier: Returns once every process has called it; None: the trainer's.
-
-        Raises:
-            CacheMismatchError: If the folder holds features of something else.
-            ValueError: If no ``cache_dir`` was given, or files were skipped that may not be.
-        """
-        if self.cache_dir is None:
-            raise ValueError("Expected `cache_dir` to be given to the datamodule but it is None.")
-        if split in self._caches:
-            return self._caches[split]
-        world, rank = processes or process_rank(self.trainer)
-        if barrier is None:
-            barrier = self.trainer.strategy.barrier if self.trainer is not None else lambda: None
-        plan = self._plan(split)
-        writer = CacheWriter(self.cache_dir / split, plan)
-        # Every process meets both barriers, even if another run completes the cache between two processes' looks at it.
-        shards = [] if writer.is_complete() else writer.missing(world, rank)
-        if shards:
-            self._fill(split, writer, shards, device or self._device(), show=rank == 0)
-        barrier()
-        if rank == 0 and not writer.is_complete():
-            writer.finish(self.source(split).path)
-        barrier()
-        cache = FeatureCache(self.cache_dir / split, plan)
-        self.check_skipped(split, cache.skipped)
-        self._caches[split] = cache
-        return cache
-
-    def check_skipped(self, split: Split, skipped: dict[int, str]) -> None:
-        """Refuse a cache that lacks images; data sets that may skip some override this.
-
-        Raises:
-            ValueError: If ``skipped`` (row to path) is not empty.
-        """
-        if skipped:
-            raise ValueError(
-                f"Expected the feature cache of {split!r} to have every image but {sorted(skipped.values())} were "
-                "skipped when it was made; set on_bad_image: skip to accept that, or mend them and delete the cache."
-            )
-
-    def _fill(self, split: Split, writer: CacheWriter, shards: list[int], device: torch.device, *, show: bool) -> None:
-        images = sum(len(writer.plan.shard_range(shard)) for shard in shards)
-        with progress_bar(f"Encoding {split}", images, show=show) as on_images:
-            fill(
-                writer,
-                ImageDataset(self.source(split)),
-                self.encode,
-                shards,
-                batch_size=self.eval_batch_size,
-                num_workers=self.num_workers,
-                device=device,
-                on_images=on_images,
-            )
-
-    def _plan(self, split: Split) -> Plan:
-        source = self.source(split)
-        identity = {
-            "data": {**source.identity(), "classes_sha256": _digest_of_names(self.class_names)},
-            "encoder": self.encoder_fingerprint(),
-            "precision": self._encoding_precision(),
-        }
-        return Plan(identity, len(source), self.feature_dim, self.cache_dtype, self.shard_rows)
-
-    def _device(self) -> torch.device:
-        if self.trainer is not None:
-            return self.trainer.strategy.root_device
-        return self.encoder.preprocess.mean.device
-
-    def _encoding_precision(self) -> Precision:
-        if self.precision is not None:
-            return self.precision
-        return encoding_precision(self.trainer.precision if self.trainer is not None else "32-true")
-
-    def _dataset(self, split: Split) -> Dataset[Any]:
-        if self.cache_dir is None:
-            return ImageDataset(self.source(split))
-        return FeatureDataset(self.open_cache(split), self.source(split) if self.keep_images else None)
-
-    def _loader(self, dataset: Dataset[Any], batch_size: int, *, shuffle: bool = False) -> DataLoader[Any]:
+    def _loader(self, dataset: RowsDataset[Any], batch_size: int, *, shuffle: bool = False) -> DataLoader[Any]:
         world, rank = process_rank(self.trainer)
-        size = len(dataset)  # type: ignore[arg-type]
-        # Features come from memory: other processes would only add the cost of handing them over.
-        workers = 0 if isinstance(dataset, FeatureDataset) and dataset.source is None else self.num_workers
+        order = BalancedBatches(
+            len(dataset), batch_size, shuffle=shuffle, seed=self.seed, num_replicas=world, rank=rank
+        )
+        workers = self.workers_for(dataset)
         return ResumableLoader(
             dataset,
-            sampler=BalancedBatches(size, batch_size, shuffle=shuffle, seed=self.seed, num_replicas=world, rank=rank),
+            sampler=order,
             batch_size=None,  # the sampler yields whole batches
             num_workers=workers,
             persistent_workers=workers > 0,
@@ -281,19 +114,12 @@ class EncodedDataModule(L.LightningDataModule):
         )
 
 
-def encoding_precision(name: str | int | None) -> Precision:
-    """What the encoder runs under when the trainer runs under a precision that Lightning knows by this name."""
-    match str(name).partition("-")[0]:
-        case "16":
-            return "16"
-        case "bf16":
-            return "bf16"
-        case _:
-            return "32"
-
-
 def splits_of(stage: str | None) -> tuple[Split, ...]:
-    """The splits that a Lightning stage reads; None: all of them."""
+    """Return the splits that a Lightning stage reads; None: all of them.
+
+    Raises:
+        ValueError: If there is no such stage.
+    """
     match stage:
         case "fit":
             return ("train", "val")
@@ -305,7 +131,3 @@ def splits_of(stage: str | None) -> tuple[Split, ...]:
             return SPLITS
         case _:
             raise ValueError(f"Expected a Lightning stage but got {stage!r}.")
-
-
-def _digest_of_names(names: list[str]) -> str:
-    return hashlib.sha256("\n".join(names).encode()).hexdigest()

@@ -10,8 +10,10 @@ from torchvision.datasets import CIFAR10
 
 from ellips.encoders import FrozenEncoder
 from ellips.splits import stratified_split
+from ellips.validation import fraction
 
-from .base import EncodedDataModule, Split
+from .base import Split
+from .encoded import EncodedDataModule
 from .sources import ArraySource
 
 
@@ -39,6 +41,7 @@ class CIFAR10DataModule(EncodedDataModule):
         **base_args: Any,
     ) -> None:
         super().__init__(encoder, **base_args)
+        fraction(val_fraction=val_fraction)
         self.root = Path(root)
         self.download = download
         self.val_fraction = val_fraction

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from ellips.splits import digits_part
 
-from .base import EncodedDataModule, Split
+from .base import Split
+from .encoded import EncodedDataModule
 from .sources import ArraySource
 
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader
 
 from ellips.types import FeatureBatch, ImageBatch
 
 from .cache import CacheWriter
 from .sources import ImageDataset
-
-OnImages = Callable[[int], None]
 
 
 def fill(
@@ -26,7 +22,7 @@ def fill(
     batch_size: int,
     num_workers: int,
     device: torch.device,
-    on_images: OnImages = lambda count: None,
+    on_images: Callable[[int], None] = lambda count: None,
 ) -> None:
     """Encode and write some shards of a cache.
 
@@ -66,18 +62,3 @@ def fill(
 def _batches(rows: range, batch_size: int) -> Iterator[list[int]]:
     for start in range(rows.start, rows.stop, batch_size):
         yield list(range(start, min(start + batch_size, rows.stop)))
-
-
-@contextlib.contextmanager
-def progress_bar(title: str, total: int, *, show: bool = True) -> Iterator[OnImages]:
-    """Yield a function that moves a bar with images per second and time left."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-    with Progress(*columns, TimeRemainingColumn(), disable=not show, speed_estimate_period=60) as progress:
-        task = progress.add_task(title, total=total, rate="")
-
-        def advance(count: int) -> None:
-            progress.advance(task, count)
-            speed = progress.tasks[0].speed
-            progress.update(task, rate=f"{speed:,.0f} images/s" if speed else "")
-
-        yield advance

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.datasets.folder import make_dataset
 from torchvision.transforms import v2
+
+from ellips.validation import at_least, one_of
 
 from .sources import ImageSource
 
@@ -46,10 +48,8 @@ class Reading:
 
     def __post_init__(self) -> None:
         """Check the attributes."""
-        if self.mode not in ("RGB", "L"):
-            raise ValueError(f"Expected `mode` to be 'RGB' or 'L' but got {self.mode!r}.")
-        if wrong := {k: v for k, v in {"resize": self.resize, "crop": self.crop}.items() if v is not None and v < 1}:
-            raise ValueError(f"Expected sizes to be at least 1 but got {wrong}.")
+        one_of(("RGB", "L"), mode=self.mode)
+        at_least(1, resize=self.resize, crop=self.crop)
         if self.resize is not None and self.crop is not None and self.crop > self.resize:
             raise ValueError(f"Expected `crop` to be at most `resize` ({self.resize}) but got {self.crop}.")
 
@@ -251,9 +251,3 @@ def list_images(folder: Path, class_names: Sequence[str]) -> tuple[list[str], ND
 def _some(names: Sequence[str] | set[str]) -> str:
     listed = sorted(names)
     return f"{listed[:5]}" + (f" and {len(listed) - 5} more" if len(listed) > 5 else "") if listed else "none"
-
-
-def check_policy(on_bad_image: str) -> None:
-    """Refuse anything but ``raise`` and ``skip``."""
-    if on_bad_image not in get_args(OnBadImage):
-        raise ValueError(f"Expected `on_bad_image` to be one of {get_args(OnBadImage)} but got {on_bad_image!r}.")

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
 
 import torch
-from torch.utils.data import Dataset
+from torch import Tensor
 
 from ellips.classifier import Ellips
 from ellips.types import FeatureBatch
+from ellips.validation import at_least, one_of, positive
 
-from .base import EncodedDataModule, Split
-from .sources import ArraySource
+from .base import SPLITS, Split, SplitDataModule
+from .sampling import RowsDataset
 
 
-class GaussianMixtureDataModule(EncodedDataModule):
+class GaussianMixtureDataModule(SplitDataModule):
     """K Gaussians in the plane, their means on a circle, as in the paper's synthetic experiments ([E26] App. H.2).
 
     There is no encoder: the points are the features, and certificates on them are ``exact``.
@@ -49,16 +50,17 @@ class GaussianMixtureDataModule(EncodedDataModule):
         batch_size: int = 1000,
         eval_batch_size: int | None = None,
     ) -> None:
-        super().__init__(None, batch_size=batch_size, eval_batch_size=eval_batch_size, seed=seed)  # type: ignore[arg-type]
+        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, seed=seed)
+        at_least(2, components=components)
+        at_least(0, distance=distance)
+        at_least(1, train_size=train_size, val_size=val_size, test_size=test_size)
+        for variance in variances:
+            positive(variances=variance)
         self.sizes: dict[Split, int] = {"train": train_size, "val": val_size, "test": test_size}
-        if components < 2 or distance < 0 or min(variances) <= 0 or min(self.sizes.values()) < 1:
-            raise ValueError(
-                "Expected at least two components, a distance of at least 0, positive variances and sizes but got "
-                f"components={components}, distance={distance}, variances={variances}, sizes={self.sizes}."
-            )
         self.components = components
         self.distance = distance
         self.variances = variances
+        self._splits: dict[Split, _Points] = {}
 
     @property
     def class_names(self) -> list[str]:
@@ -71,7 +73,7 @@ class GaussianMixtureDataModule(EncodedDataModule):
         return 2
 
     def encoder_fingerprint(self) -> dict[str, str]:
-        """The identity has no weights."""
+        """Return that of the identity, which has no weights: heads made for these points refuse any encoder."""
         return {"architecture": "identity", "weights": "none", "preprocessing": "none", "feature_dim": "2"}
 
     @cached_property
@@ -83,28 +85,30 @@ class GaussianMixtureDataModule(EncodedDataModule):
         priors = torch.full((self.components,), 1 / self.components, dtype=torch.float64)
         return Ellips.from_parameters(means, covariances, priors)
 
-    def make_source(self, split: Split) -> ArraySource:
-        """Draw the points of a split, as ``(N, 2)`` in place of images."""
-        generator = torch.Generator().manual_seed(self.seed * 3 + list(self.sizes).index(split))
-        points, labels = self.mixture.sample(self.sizes[split], generator)
-        return ArraySource(f"gaussian_mixture/{split}", points.float(), labels.numpy())
+    def dataset(self, split: Split) -> RowsDataset[FeatureBatch]:
+        """Draw the points of a split, at the first call.
 
-    def _dataset(self, split: Split) -> Dataset[Any]:
-        return _Points(self.make_source(split) if split not in self._sources else self._sources[split])
+        Raises:
+            ValueError: If there is no such split.
+        """
+        one_of(SPLITS, split=split)
+        if split not in self._splits:
+            generator = torch.Generator().manual_seed(self.seed * 3 + SPLITS.index(split))
+            points, labels = self.mixture.sample(self.sizes[split], generator)
+            self._splits[split] = _Points(points.float(), labels)
+        return self._splits[split]
 
 
-class _Points(Dataset[FeatureBatch]):
-    """Batches of points, by lists of rows."""
+class _Points(RowsDataset[FeatureBatch]):
+    """Points ``(N, 2)`` with labels ``(N,)``."""
 
-    def __init__(self, source: object) -> None:
-        if not isinstance(source, ArraySource):
-            raise TypeError(f"Expected points in memory but got {type(source).__name__}.")
-        self.source = source
+    def __init__(self, points: Tensor, labels: Tensor) -> None:
+        self.points = points
+        self.labels = labels
 
     def __len__(self) -> int:
-        return len(self.source)
+        return len(self.points)
 
-    def __getitem__(self, rows: list[int]) -> FeatureBatch:
-        points, _ = self.source.read(rows)
+    def __getitem__(self, rows: Sequence[int]) -> FeatureBatch:
         index = torch.as_tensor(rows)
-        return FeatureBatch(points, torch.from_numpy(self.source.labels)[index], index)
+        return FeatureBatch(self.points[index], self.labels[index], index)

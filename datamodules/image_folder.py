@@ -8,16 +8,18 @@ import shutil
 import tempfile
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from lightning.pytorch.utilities import rank_zero_warn
 
 from ellips.encoders import FrozenEncoder
 from ellips.files import replace_file
 from ellips.splits import stratified_split
+from ellips.validation import fraction, one_of
 
-from .base import EncodedDataModule, Split
-from .folder import FolderSource, OnBadImage, Reading, SkipLog, check_policy, find_class_names, list_images
+from .base import Split
+from .encoded import EncodedDataModule
+from .folder import FolderSource, OnBadImage, Reading, SkipLog, find_class_names, list_images
 from .sampling import process_rank
 
 
@@ -67,7 +69,8 @@ class ImageFolderDataModule(EncodedDataModule):
         **base_args: Any,
     ) -> None:
         super().__init__(encoder, **base_args)
-        check_policy(on_bad_image)
+        fraction(val_fraction=val_fraction)
+        one_of(get_args(OnBadImage), on_bad_image=on_bad_image)
         self.root = Path(root)
         self.train_dir = train_dir
         self.val_dir = val_dir

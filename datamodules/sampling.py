@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
+import lightning as L
 import numpy as np
 import torch.distributed
+from numpy.typing import NDArray
 from torch.utils.data import Dataset
 from torch.utils.data.distributed import DistributedSampler
+
+from ellips.validation import at_least
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class RowsDataset(Dataset[T_co]):
+    """A data set that is read by lists of row numbers, a batch at a time, as :class:`BalancedBatches` names them."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of rows."""
+
+    @abstractmethod
+    def __getitem__(self, rows: Sequence[int]) -> T_co:
+        """Read one batch."""
 
 
 class BalancedBatches(DistributedSampler[list[int]]):
@@ -36,15 +56,14 @@ class BalancedBatches(DistributedSampler[list[int]]):
     def __init__(
         self, size: int, batch_size: int, *, shuffle: bool = False, seed: int = 0, num_replicas: int = 1, rank: int = 0
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"Expected `batch_size` to be at least 1 but got {batch_size}.")
+        at_least(1, batch_size=batch_size)
         if size < num_replicas:
             raise ValueError(f"Expected at least one row for each of {num_replicas} processes but got {size} rows.")
         super().__init__(_Rows(size), num_replicas=num_replicas, rank=rank, shuffle=shuffle, seed=seed)
         self.size = size
         self.batch_size = batch_size
 
-    def rows(self) -> np.ndarray:
+    def rows(self) -> NDArray[np.int64]:
         """Row numbers of this process in this epoch."""
         if not self.shuffle:
             return np.arange(self.rank, self.size, self.num_replicas)
@@ -75,10 +94,10 @@ class _Rows(Dataset[int]):
         return self._size
 
 
-def process_rank(trainer: object | None) -> tuple[int, int]:
+def process_rank(trainer: L.Trainer | None) -> tuple[int, int]:
     """``(number of processes, this process)`` from a Lightning trainer, or torch.distributed, or ``(1, 0)``."""
     if trainer is not None:
-        return int(trainer.world_size), int(trainer.global_rank)  # type: ignore[attr-defined]
+        return trainer.world_size, trainer.global_rank
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_world_size(), torch.distributed.get_rank()
     return 1, 0

@@ -9,13 +9,14 @@ import lightning as L
 from torch.utils.data import DataLoader, Dataset
 
 from ellips.types import ImageBatch
+from ellips.validation import at_least, one_of
 
-from .base import EncodedDataModule, Split
+from .base import SPLITS, Split
+from .encoded import EncodedDataModule
 from .sampling import process_rank
 from .sources import ImageDataset
 
 _LOADERS = {"train": "fit_dataloader", "val": "val_dataloader", "test": "test_dataloader"}
-_SPLITS: dict[str, Split] = {"train": "train", "val": "val", "test": "test"}
 _STAGES = {"train": "fit", "val": "validate", "test": "test"}
 
 
@@ -40,22 +41,19 @@ class SelectionDataModule(L.LightningDataModule):
     def __init__(
         self,
         datamodule: L.LightningDataModule,
-        split: str = "test",
+        split: Split = "test",
         skip: int = 1,
         max_images: int | None = None,
         batch_size: int = 32,
     ) -> None:
         super().__init__()
-        if split not in _LOADERS:
-            raise ValueError(f"Expected `split` to be one of {list(_LOADERS)} but got {split!r}.")
-        for name, value in (("skip", skip), ("max_images", max_images), ("batch_size", batch_size)):
-            if value is not None and value < 1:
-                raise ValueError(f"Expected `{name}` to be at least 1 but got {value}.")
+        one_of(SPLITS, split=split)
+        at_least(1, skip=skip, max_images=max_images, batch_size=batch_size)
         datamodule.prepare_data()
         self.dataset: Dataset[ImageBatch]
         if isinstance(datamodule, EncodedDataModule):
             # The images themselves, also where a cache of features exists: certificates are about images.
-            self.dataset = ImageDataset(datamodule.source(_SPLITS[split]))
+            self.dataset = ImageDataset(datamodule.source(split))
             self.num_workers = datamodule.num_workers
         else:
             datamodule.setup(_STAGES[split])

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from ellips.types import FeatureBatch, ImageBatch
 
 from .cache import FeatureCache
+from .sampling import RowsDataset
 
 
 class ImageSource(ABC):
@@ -80,7 +80,7 @@ class ArraySource(ImageSource):
         return {"name": self.name, "count": str(len(self)), "sha256": digest.hexdigest()}
 
 
-class ImageDataset(Dataset[ImageBatch]):
+class ImageDataset(RowsDataset[ImageBatch]):
     """Batches of a source, by lists of row numbers.
 
     Args:
@@ -106,7 +106,7 @@ class ImageDataset(Dataset[ImageBatch]):
         return ImageBatch(images, torch.from_numpy(self.source.labels)[index], index)
 
 
-class FeatureDataset(Dataset[FeatureBatch]):
+class FeatureDataset(RowsDataset[FeatureBatch]):
     """Batches of a feature cache, by lists of positions.
 
     Args:
@@ -122,9 +122,9 @@ class FeatureDataset(Dataset[FeatureBatch]):
         """Return the number of images that have features."""
         return len(self.cache)
 
-    def __getitem__(self, positions: Sequence[int]) -> FeatureBatch:
-        """Read one batch of features, and of images if they are wanted."""
-        batch = self.cache.read(positions)
+    def __getitem__(self, rows: Sequence[int]) -> FeatureBatch:
+        """Read one batch of features, by position, and of images if they are wanted."""
+        batch = self.cache.read(rows)
         if self.source is None:
             return batch
         return batch._replace(image=to_unit(self.source.read(batch.index.tolist())[0]))

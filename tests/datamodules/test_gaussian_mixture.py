@@ -1,18 +1,20 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from ellips.commands import certify, training
 
-from datamodules import GaussianMixtureDataModule
+from datamodules import EncodedDataModule, GaussianMixtureDataModule
 from ellips.classifier import Ellips
 from ellips.types import FeatureBatch
 
 
 def test_points_follow_the_mixture_and_differ_between_splits() -> None:
     data = GaussianMixtureDataModule(3, 4.0, (1.5, 0.5), train_size=6000, val_size=50, test_size=60, batch_size=6000)
-    assert (data.num_classes, data.feature_dim, data.encoder) == (3, 2, None)
+    assert (data.num_classes, data.feature_dim) == (3, 2)
     assert data.encoder_fingerprint()["architecture"] == "identity"
     data.setup("fit")
     batch = data.on_after_batch_transfer(next(iter(data.fit_dataloader())), 0)
@@ -37,9 +39,38 @@ def test_the_true_mixture_classifies_its_points() -> None:
     assert float((data.mixture.predict(batch.feature) == batch.label).float().mean()) > 0.99
 
 
+def test_it_has_no_encoder_and_no_cache() -> None:
+    data = GaussianMixtureDataModule()
+    assert not isinstance(data, EncodedDataModule)
+    assert not any(hasattr(data, name) for name in ("encoder", "cache_dir", "keep_images", "open_cache", "source"))
+    with pytest.raises(TypeError, match="cache_dir"):
+        GaussianMixtureDataModule(cache_dir="cache")
+
+
+def test_splits_are_drawn_once_and_known_by_name() -> None:
+    data = GaussianMixtureDataModule(val_size=10)
+    assert data.dataset("val") is data.dataset("val")
+    with pytest.raises(ValueError, match="`split` to be one of"):
+        data.dataset("exam")
+
+
+def test_the_command_line_takes_its_sizes_and_certify_refuses_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = ["--data", "GaussianMixtureDataModule", "--data.components", "4", "--data.batch_size", "500"]
+    model = ["--model.latent_dim", "null"]
+    quiet = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
+    cli = training.train(["fit", *data, *model, *quiet, "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu"])
+    assert (cli.model.head.num_classes, cli.model.head.in_features) == (4, 2)
+    assert float(cli.trainer.callback_metrics["val/clean_accuracy"]) > 0.9
+    with pytest.raises(TypeError, match="Expected a datamodule with an `encoder` but GaussianMixtureDataModule has"):
+        certify.main(data)
+
+
 @pytest.mark.parametrize(
     "arguments", [{"components": 1}, {"distance": -1.0}, {"variances": (0.0, 1.0)}, {"val_size": 0}]
 )
 def test_wrong_arguments_are_refused(arguments: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="Expected at least two components"):
+    with pytest.raises(ValueError, match=f"Expected `{next(iter(arguments))}` to be"):
         GaussianMixtureDataModule(**arguments)
