@@ -22,6 +22,7 @@ from ellips.pipeline import check_fingerprint
 from ellips.projector import LatentNorm
 from ellips.regularization_search import RegularizationSearch, select_regularization
 from ellips.types import FeatureBatch, HeadOutput
+from ellips.validation import one_of
 
 from .optimization import Optimization
 
@@ -229,11 +230,7 @@ class GenEllips(L.LightningModule):
             self.fit_mixture()
 
     def _check_mixture_settings(self) -> None:
-        if self.covariance_estimator not in ("moments", *get_args(Estimator)):
-            raise ValueError(
-                f"Expected `covariance_estimator` to be one of {('moments', *get_args(Estimator))} but got "
-                f"{self.covariance_estimator!r}."
-            )
+        one_of(("moments", *get_args(Estimator)), covariance_estimator=self.covariance_estimator)
         if self.regularization is not None and self.covariance_estimator != "moments":
             raise ValueError(
                 f"Expected no `regularization` with covariance_estimator={self.covariance_estimator!r}, which sets the "

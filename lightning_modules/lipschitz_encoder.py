@@ -22,6 +22,7 @@ from ellips.encoders.lipschitz import LipschitzArchitecture, LipschitzEncoder, e
 from ellips.encoders.weights import file_digest
 from ellips.files import replace_file, replacing
 from ellips.types import FeatureBatch, ImageBatch
+from ellips.validation import at_least, positive
 from ellips.versions import made_with
 
 
@@ -73,8 +74,8 @@ class LipschitzEncoderTraining(L.LightningModule):
                 f"Expected `feature_dim` to be at least {num_classes - 1}, which a simplex of {num_classes} corners "
                 f"needs, but got {feature_dim}."
             )
-        if not temperature > 0 or not noise >= 0:
-            raise ValueError(f"Expected temperature > 0 and noise >= 0 but got {temperature} and {noise}.")
+        positive(temperature=temperature)
+        at_least(0, noise=noise)
         self.recipe = {
             "image_shape": list(image_shape),
             "channels": list(channels),

@@ -10,6 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from ellips.validation import at_least, one_of
+
 
 @dataclass(frozen=True)
 class Optimization:
@@ -39,15 +41,9 @@ class Optimization:
     schedule: Literal["constant", "cosine"] = "constant"
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "momentum", "weight_decay", "pre_feature_weight_decay", "mixture_weight_decay"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"Expected `{name}` to be at least 0 but got {getattr(self, name)}.")
-        if self.mixture_learning_rate is not None and self.mixture_learning_rate < 0:
-            raise ValueError(f"Expected `mixture_learning_rate` to be at least 0 but got {self.mixture_learning_rate}.")
-        if self.optimizer not in ("sgd", "adamw"):
-            raise ValueError(f"Expected `optimizer` to be 'sgd' or 'adamw' but got {self.optimizer!r}.")
-        if self.schedule not in ("constant", "cosine"):
-            raise ValueError(f"Expected `schedule` to be 'constant' or 'cosine' but got {self.schedule!r}.")
+        at_least(0, **{name: value for name, value in vars(self).items() if not isinstance(value, str)})
+        one_of(("sgd", "adamw"), optimizer=self.optimizer)
+        one_of(("constant", "cosine"), schedule=self.schedule)
 
     def build_optimizer(self, head: nn.Module) -> torch.optim.Optimizer:
         """Return the optimiser over the head's parameters, in up to three groups with their own weight decay.
