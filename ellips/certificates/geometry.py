@@ -78,15 +78,15 @@ class Geometry(Parts):
 
         return pull
 
-    def gradient_error(self, norm: Tensor, first: Tensor, second: Tensor) -> Tensor:
-        """Bound the error of P_second(z − μ_second) − P_first(z − μ_first) as computed in float64.
+    def half_gradient_error(self, norm: Tensor, prediction: Tensor, rival: Tensor) -> Tensor:
+        """Bound the error of b = P_rival(z − μ_rival) − P_prediction(z − μ_prediction) as computed in float64.
 
         Args:
             norm: ‖z − c‖, of a shape that broadcasts with the others.
-            first: Class indices.
-            second: Class indices.
+            prediction: Class indices.
+            rival: Class indices.
         """
-        reach = [self.factor_norms[k].square() * (norm + self.mean_norms[k]) for k in (first, second)]
+        reach = [self.factor_norms[k].square() * (norm + self.mean_norms[k]) for k in (prediction, rival)]
         return gamma(2 * self.dim + 8) * (reach[0] + reach[1])
 
     @cached_property
@@ -117,18 +117,18 @@ class Geometry(Parts):
         return self.diagonal or (pairs * self.dim**2 <= 2**24 and pairs * self.dim**3 <= 2**32)
 
     @cached_property
-    def curvature(self) -> Tensor:
+    def concavity(self) -> Tensor:
         """Upper bounds on (−λ_min(P_i − P_j))₊ for prediction j and rival i, at ``[j, i]``, shape ``(K, K)``.
 
         From the decomposed differences where they are affordable, else by Weyl's inequality,
         λ_min(P_i − P_j) ≥ λ_min(P_i) − λ_max(P_j), which makes radii smaller but never unsound.
         """
         classes = self.num_classes
-        low, high = self.precision_range
+        smallest, largest = self.precision_range
         if not self.affordable:
-            return (high.unsqueeze(1) - low).clamp(min=0)
-        first, second = torch.triu_indices(classes, classes, offset=1, device=low.device)
-        curvature = low.new_zeros(classes, classes)
-        curvature[first, second] = (-self.pairs.lowest(first, second)).clamp(min=0)
-        curvature[second, first] = (-self.pairs.lowest(second, first)).clamp(min=0)
-        return curvature
+            return (largest.unsqueeze(1) - smallest).clamp(min=0)
+        low, high = torch.triu_indices(classes, classes, offset=1, device=smallest.device)
+        concavity = smallest.new_zeros(classes, classes)
+        concavity[low, high] = (-self.pairs.lowest(low, high)).clamp(min=0)
+        concavity[high, low] = (-self.pairs.lowest(high, low)).clamp(min=0)
+        return concavity

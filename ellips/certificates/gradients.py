@@ -40,44 +40,45 @@ def differentiable_radius(mixture: Mixture, geometry: Geometry, z: Tensor, certi
 
 def _margin(mixture: Mixture, z: Tensor, certificate: Certificate) -> Tensor:
     scores: Tensor = mixture(z)
-    first, second = (scores.gather(1, k.unsqueeze(1)).squeeze(1) for k in (certificate.prediction, certificate.rival))
-    return first - second
+    own, other = (scores.gather(1, k.unsqueeze(1)).squeeze(1) for k in (certificate.prediction, certificate.rival))
+    return own - other
 
 
 def _exact_change(mixture: Mixture, geometry: Geometry, z: Tensor, certificate: Certificate) -> Tensor:
     with torch.no_grad():
         delta = worst_case_perturbation(mixture, z, certificate)
-        at_boundary = mixture.half_gradient(z, certificate.prediction, certificate.rival).norm(dim=1)
+        half_gradient_norm = mixture.half_gradient(z, certificate.prediction, certificate.rival).norm(dim=1)
         radius = certificate.radius
-        weight = torch.where(radius > 0, certificate.multiplier / (2 * radius), 1 / (2 * at_boundary))
+        weight = torch.where(radius > 0, certificate.multiplier / (2 * radius), 1 / (2 * half_gradient_norm))
         weight = torch.where(weight.isfinite(), weight, 0.0)
     return weight * _margin(mixture, z + delta, certificate)
 
 
 def _pairwise_change(mixture: Mixture, geometry: Geometry, z: Tensor, certificate: Certificate) -> Tensor:
     radius = certificate.radius
-    gradient = mixture.half_gradient(z, certificate.prediction, certificate.rival).norm(dim=1)
-    curvature = _curvature(mixture, geometry, certificate)
+    half_gradient_norm = mixture.half_gradient(z, certificate.prediction, certificate.rival).norm(dim=1)
+    concavity = _concavity(mixture, geometry, certificate)
     with torch.no_grad():
-        weight = 1 / (2 * (gradient + curvature * radius))
+        weight = 1 / (2 * (half_gradient_norm + concavity * radius))
         weight = torch.where(weight.isfinite(), weight, 0.0)
-    change: Tensor = weight * (_margin(mixture, z, certificate) - 2 * radius * gradient - radius.square() * curvature)
+    needed = 2 * radius * half_gradient_norm + radius.square() * concavity
+    change: Tensor = weight * (_margin(mixture, z, certificate) - needed)
     return change
 
 
-def _curvature(mixture: Mixture, geometry: Geometry, certificate: Certificate) -> Tensor:
+def _concavity(mixture: Mixture, geometry: Geometry, certificate: Certificate) -> Tensor:
     """(−λ_min(W))₊, or Weyl's bound on it, as quadratic forms of the factors in fixed eigenvectors."""
-    first, second = certificate.prediction, certificate.rival
+    prediction, rival = certificate.prediction, certificate.rival
     with torch.no_grad():
         if geometry.affordable:
-            vectors = [geometry.pairs.lowest_vector(first, second)] * 2
+            vectors = [geometry.pairs.lowest_vector(prediction, rival)] * 2
         else:
             right = geometry.extreme_vectors
-            vectors = [right[0][first], right[1][second]]
-        active = geometry.curvature[first, second] > 0
-    energy = [_energy(mixture.factors, k, v) for k, v in zip((first, second), vectors, strict=True)]
-    curvature: Tensor = torch.where(active, energy[0] - energy[1], 0.0)
-    return curvature
+            vectors = [right[0][prediction], right[1][rival]]
+        active = geometry.concavity[prediction, rival] > 0
+    energy = [_energy(mixture.factors, k, v) for k, v in zip((prediction, rival), vectors, strict=True)]
+    concavity: Tensor = torch.where(active, energy[0] - energy[1], 0.0)
+    return concavity
 
 
 def _energy(factors: Tensor, k: Tensor, vector: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ _BATCH_ELEMENTS = 2**20  # of the matrices decomposed in one go
 
 
 class _Spectra(NamedTuple):
-    """W = P_b − P_a = Q diag(λ) Qᵀ + E for pairs a < b, and h = Qᵀ(P_bν_b − P_aν_a), ν = μ − c."""
+    """W = P_high − P_low = Q diag(λ) Qᵀ + E for pairs low < high, h = Qᵀ(P_high ν_high − P_low ν_low), ν = μ − c."""
 
     rotation: Tensor  # (n, d, d), Q diag(λ)
     values: Tensor  # (n, d), ascending
@@ -46,96 +46,97 @@ class PairSpectra:
     def __len__(self) -> int:
         return 0 if self._spectra is None else len(self._spectra.values)
 
-    def lowest(self, first: Tensor, second: Tensor) -> Tensor:
-        """Return a lower bound on λ_min(P_second − P_first) for each pair: exact up to rounding.
+    def lowest(self, prediction: Tensor, rival: Tensor) -> Tensor:
+        """Return a lower bound on λ_min(P_rival − P_prediction) for each pair: exact up to rounding.
 
         Args:
-            first: Shape ``(M,)``, class indices.
-            second: Shape ``(M,)``, class indices other than ``first``'s.
+            prediction: Shape ``(M,)``, class indices.
+            rival: Shape ``(M,)``, class indices other than ``prediction``'s.
 
         Returns:
             Shape ``(M,)``.
         """
         geometry = self._geometry
         if geometry.diagonal:
-            values, error = _diagonal_spectrum(geometry.factors[first], geometry.factors[second])
+            values, error = _diagonal_spectrum(geometry.factors[prediction], geometry.factors[rival])
             return (values - error).amin(-1)
-        slot, spectra = self._find(torch.minimum(first, second), torch.maximum(first, second))
-        ends = torch.where(first < second, spectra.values[slot, 0], -spectra.values[slot, -1])
+        slot, spectra = self._find(torch.minimum(prediction, rival), torch.maximum(prediction, rival))
+        ends = torch.where(prediction < rival, spectra.values[slot, 0], -spectra.values[slot, -1])
         return ends - spectra.error[slot]
 
-    def lowest_vector(self, first: Tensor, second: Tensor) -> Tensor:
-        """Return the eigenvector of λ_min(P_second − P_first) for each pair, shape ``(M, d)``."""
+    def lowest_vector(self, prediction: Tensor, rival: Tensor) -> Tensor:
+        """Return the eigenvector of λ_min(P_rival − P_prediction) for each pair, shape ``(M, d)``."""
         geometry = self._geometry
         if geometry.diagonal:
-            values, _ = _diagonal_spectrum(geometry.factors[first], geometry.factors[second])
+            values, _ = _diagonal_spectrum(geometry.factors[prediction], geometry.factors[rival])
             return torch.nn.functional.one_hot(values.argmin(-1), geometry.dim).to(values)
-        slot, spectra = self._find(torch.minimum(first, second), torch.maximum(first, second))
-        return spectra.ends[slot, (first > second).long()]
+        slot, spectra = self._find(torch.minimum(prediction, rival), torch.maximum(prediction, rival))
+        return spectra.ends[slot, (prediction > rival).long()]
 
-    def coefficient_slack(self, norm: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    def coefficient_slack(self, norm: Tensor, prediction: Tensor, rival: Tensor) -> Tensor:
         """Bound by how much ‖β‖, as :meth:`problems` returns it, can exceed ‖b‖.
 
         Args:
             norm: ‖z − c‖, of a shape that broadcasts with the others.
-            first: Class indices.
-            second: Class indices.
+            prediction: Class indices.
+            rival: Class indices.
         """
         root, geometry = self._geometry.dim**0.5, self._geometry
         if geometry.diagonal:
-            size = [geometry.factor_norms[k].square() * (norm + geometry.mean_norms[k]) for k in (first, second)]
+            size = [geometry.factor_norms[k].square() * (norm + geometry.mean_norms[k]) for k in (prediction, rival)]
             return 2 * gamma(10) * (size[0] + size[1])
-        low, high = torch.minimum(first, second), torch.maximum(first, second)
+        low, high = torch.minimum(prediction, rival), torch.maximum(prediction, rival)
         _, spectra = self._find(low[low != high], high[low != high])
         slot = self._slot[low, high].clamp(min=0)
         slack: Tensor = 2 * root * (spectra.gain_error[slot] * norm + spectra.shift_error[slot])
         return slack
 
     def problems(
-        self, x: Tensor, points: Tensor, margin: Tensor, first: Tensor, second: Tensor
+        self, x: Tensor, points: Tensor, margin: Tensor, prediction: Tensor, rival: Tensor
     ) -> tuple[Problems, Tensor]:
-        """Return the secular problems of points between classes ``first`` (the prediction) and ``second``.
+        """Return the secular problems of points between their predictions and rivals.
 
         Args:
             x: z − c, shape ``(N, d)``.
             points: Which of them each problem is about, shape ``(M,)``.
             margin: Lower bounds on the margins, shape ``(M,)``.
-            first: Shape ``(M,)``, class indices.
-            second: Shape ``(M,)``, class indices other than ``first``'s.
+            prediction: Shape ``(M,)``, class indices.
+            rival: Shape ``(M,)``, class indices other than ``prediction``'s.
 
         Returns:
             The problems, with their rounding errors subtracted, and the order they are in: problem i is that of row
             ``order[i]``. Problems of one pair stand together, so that each pair's matrix is read once.
         """
         if self._geometry.diagonal:
-            return self._diagonal_problems(x[points], margin, first, second), torch.arange(len(points), device=x.device)
-        slot, spectra = self._find(torch.minimum(first, second), torch.maximum(first, second))
+            unordered = torch.arange(len(points), device=x.device)
+            return self._diagonal_problems(x[points], margin, prediction, rival), unordered
+        slot, spectra = self._find(torch.minimum(prediction, rival), torch.maximum(prediction, rival))
         order = slot.argsort()
-        slot, x, downwards = slot[order], x.index_select(0, points[order]), (first > second)[order]
+        slot, x, downwards = slot[order], x.index_select(0, points[order]), (prediction > rival)[order]
         beta = _rotate(x, spectra, slot).abs_()
         beta += (spectra.gain_error[slot] * x.norm(dim=-1) + spectra.shift_error[slot]).unsqueeze(-1)
-        spread, curvature = self._ends_first(spectra)
+        spread, concavity = self._ends_first(spectra)
         rows = slot + downwards * len(self)
-        return Problems(margin[order], beta.square_(), spread.index_select(0, rows), curvature[rows]), order
+        return Problems(margin[order], beta.square_(), spread.index_select(0, rows), concavity[rows]), order
 
     def _ends_first(self, spectra: _Spectra) -> tuple[Tensor, Tensor]:
         """λ + ℓ and ℓ = (−λ_min)₊ of all W and then all −W, errors subtracted, shapes ``(2n, d)`` and ``(2n,)``."""
         if self._shifted is None:
             both = torch.cat([spectra.values, -spectra.values]) - spectra.error.repeat(2).unsqueeze(-1)
-            curvature = (-both.amin(-1)).clamp(min=0)
-            self._shifted = both + curvature.unsqueeze(-1), curvature
+            concavity = (-both.amin(-1)).clamp(min=0)
+            self._shifted = both + concavity.unsqueeze(-1), concavity
         return self._shifted
 
-    def _diagonal_problems(self, x: Tensor, margin: Tensor, first: Tensor, second: Tensor) -> Problems:
+    def _diagonal_problems(self, x: Tensor, margin: Tensor, prediction: Tensor, rival: Tensor) -> Problems:
         factors, means = self._geometry.factors, self._geometry.offsets_from_center
-        values, error = _diagonal_spectrum(factors[first], factors[second])
-        far, near = (factors[k].square() * (x - means[k]) for k in (first, second))
-        size = sum(factors[k].square() * (x.abs() + means[k].abs()) for k in (first, second))
-        beta = (near - far).abs() + gamma(8) * size
-        alike = (factors[first] == factors[second]) & (means[first] == means[second])
+        values, error = _diagonal_spectrum(factors[prediction], factors[rival])
+        own, other = (factors[k].square() * (x - means[k]) for k in (prediction, rival))
+        size = sum(factors[k].square() * (x.abs() + means[k].abs()) for k in (prediction, rival))
+        beta = (other - own).abs() + gamma(8) * size
+        alike = (factors[prediction] == factors[rival]) & (means[prediction] == means[rival])
         values = values - error
-        curvature = (-values.amin(-1)).clamp(min=0)
-        return Problems(margin, beta.masked_fill(alike, 0.0).square(), values + curvature.unsqueeze(-1), curvature)
+        concavity = (-values.amin(-1)).clamp(min=0)
+        return Problems(margin, beta.masked_fill(alike, 0.0).square(), values + concavity.unsqueeze(-1), concavity)
 
     def _find(self, low: Tensor, high: Tensor) -> tuple[Tensor, _Spectra]:
         """Return where the spectra of pairs low < high are, after decomposing those that are missing."""
@@ -175,32 +176,32 @@ def _rotate(x: Tensor, spectra: _Spectra, slot: Tensor) -> Tensor:
     return beta
 
 
-def _diagonal_spectrum(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """The diagonal of W and a bound on its error, component by component."""
-    values = second.square() - first.square()
-    error = gamma(4) * (second.square() + first.square())
-    return values, error.masked_fill(first == second, 0.0)
+def _diagonal_spectrum(own: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """The diagonal of W from the factors of prediction and rival, and a bound on its error, entry by entry."""
+    values = other.square() - own.square()
+    error = gamma(4) * (other.square() + own.square())
+    return values, error.masked_fill(own == other, 0.0)
 
 
 def _decompose(geometry: Parts, low: Tensor, high: Tensor) -> _Spectra:
     """Decompose a batch of pairs and bound the errors from the residuals."""
     d, factors, means = geometry.dim, geometry.factors, geometry.offsets_from_center
-    a, b = factors[low], factors[high]
-    w = b.mT @ b - a.mT @ a
-    values, vectors = torch.linalg.eigh(w)
-    pull = [(f.mT @ (f @ m.unsqueeze(-1))) for f, m in ((a, means[low]), (b, means[high]))]
-    shift = (vectors.mT @ (pull[1] - pull[0])).squeeze(-1)
-    power_a, power_b = (geometry.factor_norms[k].square() for k in (low, high))  # ‖A‖_F² ≥ ‖|A|ᵀ|A|‖ ≥ ‖P‖
-    reach = power_a * geometry.mean_norms[low] + power_b * geometry.mean_norms[high]
+    factors_low, factors_high = factors[low], factors[high]
+    curvature = factors_high.mT @ factors_high - factors_low.mT @ factors_low
+    values, vectors = torch.linalg.eigh(curvature)
+    pulls = [(f.mT @ (f @ m.unsqueeze(-1))) for f, m in ((factors_low, means[low]), (factors_high, means[high]))]
+    shift = (vectors.mT @ (pulls[1] - pulls[0])).squeeze(-1)
+    power_low, power_high = (geometry.factor_norms[k].square() for k in (low, high))  # ‖A‖_F² ≥ ‖|A|ᵀ|A|‖ ≥ ‖P‖
+    reach = power_low * geometry.mean_norms[low] + power_high * geometry.mean_norms[high]
     largest = values.abs().amax(-1)
-    eye = torch.eye(d, dtype=w.dtype, device=w.device)
+    eye = torch.eye(d, dtype=curvature.dtype, device=curvature.device)
     skew = (vectors.mT @ vectors - eye).flatten(1).norm(dim=1) + gamma(d + 2) * d
-    residual = (w - (vectors * values.unsqueeze(1)) @ vectors.mT).flatten(1).norm(dim=1)
-    error = residual + 3 * skew * largest + gamma(2 * d + 8) * (power_a + power_b + d**0.5 * largest)
+    residual = (curvature - (vectors * values.unsqueeze(1)) @ vectors.mT).flatten(1).norm(dim=1)
+    error = residual + 3 * skew * largest + gamma(2 * d + 8) * (power_low + power_high + d**0.5 * largest)
     gain_error = error + (skew + gamma(d + 4) * d**0.5) * largest
     shift_error = gamma(4 * d + 8) * d**0.5 * reach
     # Classes of one shape have W = 0 exactly (the boundary is a hyperplane); of one place too, b = 0 exactly.
-    same_shape = (a == b).flatten(1).all(1)
+    same_shape = (factors_low == factors_high).flatten(1).all(1)
     same_place = same_shape & (means[low] == means[high]).all(1)
     values = values.masked_fill(same_shape.unsqueeze(-1), 0.0)
     error, gain_error = (e.masked_fill(same_shape, 0.0) for e in (error, gain_error))

@@ -1,4 +1,4 @@
-"""Scores of all classes and, for every rival, bounds on margin and gradient."""
+"""Scores of all classes and, for every rival, bounds on margin and half gradient."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ellips.certificates.geometry import Geometry
 from ellips.certificates.rounding import gamma, score_error, whitened_error
 from ellips.gaussians.mixture import TILE_ROWS, square_norm
 
-_HELD_ELEMENTS = 2**24  # of the gradients of all classes, which wait until the prediction is known
+_HELD_ELEMENTS = 2**24  # of P_k(z − μ_k) of all classes, which wait until the prediction is known
 
 
 class Screen(NamedTuple):
@@ -21,24 +21,24 @@ class Screen(NamedTuple):
         prediction: Shape ``(N,)``.
         margins: Computed m, shape ``(N, K)``; ``inf`` for the prediction itself.
         safe_margins: Lower bounds on m, not negative, shape ``(N, K)``; ``inf`` for the prediction itself.
-        gradients: Upper bounds on ‖b‖, shape ``(N, K)``.
+        half_gradient_norms: Upper bounds on ‖b‖, shape ``(N, K)``.
         point_norms: ‖z − c‖, shape ``(N,)``.
     """
 
     prediction: Tensor
     margins: Tensor
     safe_margins: Tensor
-    gradients: Tensor
+    half_gradient_norms: Tensor
     point_norms: Tensor
 
 
 def screen(geometry: Geometry, z: Tensor, dtype: torch.dtype = torch.float64) -> Screen:
-    """Score points and bound the gradients of all margins.
+    """Score points and bound the half gradients of all margins.
 
     Args:
         geometry: The mixture.
         z: Shape ``(N, d)``, float64.
-        dtype: Precision of the gradients; float32 is enough to tell which rivals matter, its rounding error is added.
+        dtype: Precision of the half gradients; float32 is enough to tell which rivals matter, its error is added.
 
     Returns:
         Bounds for every point and rival; scores are always float64.
@@ -61,9 +61,9 @@ def _screen_block(geometry: Geometry, z: Tensor, dtype: torch.dtype) -> tuple[Te
     return squares, torch.linalg.vector_norm(pulls, dim=-1)
 
 
-def _bounds(geometry: Geometry, z: Tensor, squares: Tensor, gradient_norms: Tensor) -> Screen:
+def _bounds(geometry: Geometry, z: Tensor, squares: Tensor, computed_norms: Tensor) -> Screen:
     """Turn computed squares and norms into predictions and bounds that hold for the exact ones."""
-    dtype, dim = gradient_norms.dtype, geometry.dim
+    dtype, dim = computed_norms.dtype, geometry.dim
     scores = geometry.offsets - squares
     prediction = scores.argmax(1)
     own = prediction.unsqueeze(1)
@@ -74,7 +74,7 @@ def _bounds(geometry: Geometry, z: Tensor, squares: Tensor, gradient_norms: Tens
     score_errors = score_error(dim, distances, errors, geometry.offsets)
     safe = (margins - score_errors - score_errors.gather(1, own)).clamp_(min=0)
     slip = gamma(2 * dim + 8, dtype) * geometry.factor_norms.square() * (norms.unsqueeze(1) + geometry.mean_norms)
-    gradients = gradient_norms.double().mul_(1 + gamma(dim + 4, dtype)) + slip + slip.gather(1, own)
+    half_gradient_norms = computed_norms.double().mul_(1 + gamma(dim + 4, dtype)) + slip + slip.gather(1, own)
     for values in (margins, safe):
         values.scatter_(1, own, torch.inf)
-    return Screen(prediction, margins, safe, gradients, norms)
+    return Screen(prediction, margins, safe, half_gradient_norms, norms)

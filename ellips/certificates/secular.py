@@ -35,13 +35,13 @@ class Problems(NamedTuple):
         margin: m, shape ``(M,)``; D is 0 where it is not positive.
         coefficients: β², shape ``(M, d)``.
         spread: μ = λ + ℓ ≥ 0, shape ``(M, d)``, in any order.
-        curvature: ℓ = (−λ_min)₊, shape ``(M,)``.
+        concavity: ℓ = (−λ_min)₊, shape ``(M,)``.
     """
 
     margin: Tensor
     coefficients: Tensor
     spread: Tensor
-    curvature: Tensor
+    concavity: Tensor
 
     def take(self, rows: Tensor | slice) -> Problems:
         """Return some of the problems."""
@@ -54,7 +54,7 @@ class Problems(NamedTuple):
         first = term.sum(-1)
         second = term.mul_(weight).sum(-1)
         third = term.mul_(weight).sum(-1)
-        scale = 1 + u * self.curvature
+        scale = 1 + u * self.concavity
         remaining = self.margin - u * first
         return remaining - u * scale * second, 2 * scale * third, u / scale * remaining
 
@@ -90,21 +90,21 @@ def solve_secular(problems: Problems, threshold: Tensor | None = None) -> Secula
 
 
 def _solve_batch(problems: Problems, threshold: Tensor | None) -> SecularSolution:
-    margin, coefficients, _, curvature = problems
+    margin, coefficients, _, concavity = problems
     power = coefficients.sum(-1)
-    gradient = power.sqrt()
-    closed = closed_form_radius(margin, gradient, curvature)
-    lower = closed / gradient  # the closed form's multiplier, in u: the root lies right of it
-    usual = (margin > 0) & (gradient > 0) & lower.isfinite() & (lower > 0)
+    half_gradient_norm = power.sqrt()
+    closed = closed_form_radius(margin, half_gradient_norm, concavity)
+    lower = closed / half_gradient_norm  # the closed form's multiplier, in u: the root lies right of it
+    usual = (margin > 0) & (half_gradient_norm > 0) & lower.isfinite() & (lower > 0)
     unreachable = _unreachable(problems)
     u = torch.where(usual, lower, 0.0)
     dual = torch.where(usual, closed.square(), 0.0)
     rows = usual & ~unreachable
-    _search(problems, rows, _start(problems, power, gradient, lower), lower, threshold, u, dual)
-    multiplier = u / (1 + u * curvature)
-    flat = (margin > 0) & (gradient == 0) & (curvature > 0)
-    multiplier = torch.where(flat, 1 / curvature, multiplier)
-    dual = torch.where(flat, margin / curvature, dual)
+    _search(problems, rows, _start(problems, power, half_gradient_norm, lower), lower, threshold, u, dual)
+    multiplier = u / (1 + u * concavity)
+    flat = (margin > 0) & (half_gradient_norm == 0) & (concavity > 0)
+    multiplier = torch.where(flat, 1 / concavity, multiplier)
+    dual = torch.where(flat, margin / concavity, dual)
     return SecularSolution(torch.where(unreachable, torch.inf, multiplier), torch.where(unreachable, torch.inf, dual))
 
 
@@ -139,19 +139,19 @@ def _search(
             problems, now, low, high, goal = problems.take(keep), now[keep], low[keep], high[keep], goal[keep]
 
 
-def _start(problems: Problems, power: Tensor, gradient: Tensor, fallback: Tensor) -> Tensor:
+def _start(problems: Problems, power: Tensor, half_gradient_norm: Tensor, fallback: Tensor) -> Tensor:
     """The root if all eigenvalues were their mean under the weights β²: right of the true one, and close to it."""
-    margin, coefficients, spread, curvature = problems
-    mean = torch.linalg.vecdot(coefficients, spread) / power - curvature
-    radius = margin / (gradient + (power - mean * margin).sqrt())  # NaN: along the gradient there is no boundary
-    multiplier = radius / (gradient - mean * radius)
-    start = multiplier / (1 - multiplier * curvature)
+    margin, coefficients, spread, concavity = problems
+    mean = torch.linalg.vecdot(coefficients, spread) / power - concavity
+    radius = margin / (half_gradient_norm + (power - mean * margin).sqrt())  # NaN: no boundary along the gradient
+    multiplier = radius / (half_gradient_norm - mean * radius)
+    start = multiplier / (1 - multiplier * concavity)
     return torch.where((start > fallback) & start.isfinite(), start, fallback)
 
 
 def _unreachable(problems: Problems) -> Tensor:
     """Whether m(z+δ) has no zero: W ⪰ 0 and its minimum m − Σ β²/λ is positive."""
-    unreachable = problems.curvature == 0
+    unreachable = problems.concavity == 0
     rows = unreachable.nonzero().squeeze(1)
     if len(rows):
         margin, coefficients, eigenvalues, _ = problems.take(rows)

@@ -26,7 +26,7 @@ _SAFETY: dict[Method, int] = {"exact": 64, "pairwise": 128, "theorem": 192}
 def certify(mixture: Mixture, z: Tensor, method: Method = "exact", *, chunk_size: int | None = None) -> Certificate:
     """Certify predictions; see :meth:`ellips.classifier.Ellips.certify` for arguments, result and errors.
 
-    The radius is a lower bound in floating point, too: errors of scores, gradients and spectra are bounded and
+    The radius is a lower bound in floating point, too: errors of scores, half gradients and spectra are bounded and
     subtracted before anything is solved (:mod:`ellips.certificates.rounding`), and what is returned is the square root
     of a *dual* value.
 
@@ -63,24 +63,23 @@ def _certify(geometry: Geometry, z: Tensor, method: Method) -> Certificate:
     if method == "exact":
         return _exact(geometry, z)
     seen = screen(geometry, z)
-    curvature = geometry.curvature[seen.prediction]
+    concavity = geometry.concavity[seen.prediction]
     # At least what the exact solvers make of ‖b‖, so that they never come out below a closed form.
     classes = torch.arange(geometry.num_classes, device=z.device)
-    slack = geometry.pairs.coefficient_slack if geometry.affordable else geometry.gradient_error
-    gradients = seen.gradients + 2 * slack(seen.point_norms.unsqueeze(1), seen.prediction.unsqueeze(1), classes)
+    slack = geometry.pairs.coefficient_slack if geometry.affordable else geometry.half_gradient_error
+    slip = slack(seen.point_norms.unsqueeze(1), seen.prediction.unsqueeze(1), classes)
+    bounds = (seen.safe_margins, seen.half_gradient_norms + 2 * slip, concavity)
     if method == "pairwise":
-        radius = closed_form_radius(seen.safe_margins, gradients, curvature)
-        rival = nearest(radius, seen.margins)
-        bounds = (seen.safe_margins, gradients, curvature)
-        margin, gradient, curve = (x.gather(1, rival.unsqueeze(1)).squeeze(1) for x in bounds)
+        rival = nearest(closed_form_radius(*bounds), seen.margins)
+        margin, norm, concavity = (x.gather(1, rival.unsqueeze(1)).squeeze(1) for x in bounds)
     else:
         own = torch.nn.functional.one_hot(seen.prediction, geometry.num_classes).bool()
         rival = seen.margins.argmin(1)
-        margin = seen.safe_margins.amin(1)
-        gradient = gradients.masked_fill(own, 0).amax(1)
-        curve = curvature.amax(1)
-    radius = closed_form_radius(margin, gradient, curve)
-    multiplier = closed_form_multiplier(radius, gradient, curve)
+        margin = bounds[0].amin(1)
+        norm = bounds[1].masked_fill(own, 0).amax(1)
+        concavity = concavity.amax(1)
+    radius = closed_form_radius(margin, norm, concavity)
+    multiplier = closed_form_multiplier(radius, norm, concavity)
     return _certificate(seen, radius, rival, multiplier, method)
 
 
@@ -98,9 +97,9 @@ def _certificate(seen: Screen, radius: Tensor, rival: Tensor, multiplier: Tensor
 def _exact(geometry: Geometry, z: Tensor) -> Certificate:
     """Solve the rival that looks nearest, then all whose lower bound does not rule them out."""
     seen = screen(geometry, z, torch.float32)
-    lower = closed_form_radius(seen.safe_margins, seen.gradients, geometry.curvature[seen.prediction])
+    lower = closed_form_radius(seen.safe_margins, seen.half_gradient_norms, geometry.concavity[seen.prediction])
     rows = torch.arange(len(z), device=z.device)
-    first = nearest(lower, seen.margins)
+    likely = nearest(lower, seen.margins)
     squared = lower.square()
     multiplier = torch.zeros_like(lower)
     solver = (DecomposedSolver if geometry.affordable else IterativeSolver)(geometry, z, seen)
@@ -111,10 +110,10 @@ def _exact(geometry: Geometry, z: Tensor) -> Certificate:
             t, dual = solver.solve(points[some], rivals[some], threshold[some])
             squared[points[some], rivals[some]], multiplier[points[some], rivals[some]] = dual, t
 
-    solve(rows, first, torch.full_like(seen.point_norms, torch.inf))
-    best = squared[rows, first]
+    solve(rows, likely, torch.full_like(seen.point_norms, torch.inf))
+    best = squared[rows, likely]
     open_ = lower.square() < best.unsqueeze(1)
-    open_[rows, first] = False
+    open_[rows, likely] = False
     points, rivals = open_.nonzero(as_tuple=True)
     solve(points, rivals, best[points])
     squared[rows, seen.prediction] = torch.inf
@@ -161,14 +160,14 @@ class IterativeSolver:
         """Return multipliers and dual values of some points' problems with some rivals."""
         geometry, seen = self._geometry, self._seen
         prediction = seen.prediction[points]
-        error = geometry.gradient_error(seen.point_norms[points], prediction, rivals)
+        error = geometry.half_gradient_error(seen.point_norms[points], prediction, rivals)
         problems = KrylovProblems(
             seen.safe_margins[points, rivals],
             self._pull(points, rivals) - self._own[points],
             error,
             prediction,
             rivals,
-            geometry.curvature[prediction, rivals],
+            geometry.concavity[prediction, rivals],
         )
         multiplier, dual, settled = solve_krylov(geometry, problems, threshold)
         rest = (~settled).nonzero().squeeze(1)
@@ -177,8 +176,8 @@ class IterativeSolver:
             gain = better > dual[rest]
             multiplier[rest] = torch.where(gain, t, multiplier[rest])
             dual[rest] = torch.where(gain, better, dual[rest])
-        size = problems.gradient.norm(dim=1) + error
-        closed = closed_form_radius(problems.margin, size, problems.curvature)
-        at = closed_form_multiplier(closed, size, problems.curvature)
+        norm = problems.half_gradient.norm(dim=1) + error
+        closed = closed_form_radius(problems.margin, norm, problems.concavity)
+        at = closed_form_multiplier(closed, norm, problems.concavity)
         gain = closed.square() > dual
         return torch.where(gain, at, multiplier), torch.where(gain, closed.square(), dual)

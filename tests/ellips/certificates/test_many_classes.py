@@ -64,9 +64,9 @@ def test_bounds_hold_and_are_tight_for_single_problems() -> None:
     t, dual, settled = solve_krylov(geometry, problems, torch.full((len(z),), torch.inf).double())
     w = precisions[second] - precisions[first]
     inverse = torch.linalg.solve(
-        torch.eye(24).double() + t.view(-1, 1, 1) * w, problems.gradient.unsqueeze(-1)
+        torch.eye(24).double() + t.view(-1, 1, 1) * w, problems.half_gradient.unsqueeze(-1)
     ).squeeze(-1)
-    value = t * problems.margin - t.square() * (problems.gradient * inverse).sum(1)
+    value = t * problems.margin - t.square() * (problems.half_gradient * inverse).sum(1)
     assert settled.float().mean() > 0.8
     assert (dual[settled] <= value[settled]).all()
     torch.testing.assert_close(dual[settled], value[settled], rtol=1e-8, atol=0)
