@@ -32,8 +32,14 @@ class ImageClassifier(nn.Module):
         ValueError: If the encoder's feature width is not what the head takes.
 
     Example:
-        >>> classifier = ImageClassifier.from_checkpoint("last.ckpt", FrozenEncoder("test_resnet", weights="digits"))
-        >>> radius = classifier.certify(images, JacobianNorm()).radius
+        >>> from ellips.lipschitz import JacobianNorm
+        >>> encoder = FrozenEncoder("test_resnet", weights="digits")
+        >>> images, labels = torch.rand(60, 1, 8, 8), torch.arange(60) % 3
+        >>> head = EllipsHead(96, 3, latent_dim=None, shrinkage=0.5).fit(encoder(images), labels)
+        >>> classifier = ImageClassifier(encoder, head)  # or ImageClassifier.from_checkpoint("last.ckpt", encoder)
+        >>> certificate = classifier.certify(images[:4], JacobianNorm())
+        >>> certificate.space, certificate.soundness, certificate.radius.shape
+        ('input', 'estimated', torch.Size([4]))
     """
 
     def __init__(self, encoder: FrozenEncoder | nn.Module, head: EllipsHead) -> None:
