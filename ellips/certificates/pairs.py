@@ -108,8 +108,8 @@ class PairSpectra:
             ``order[i]``. Problems of one pair stand together, so that each pair's matrix is read once.
         """
         if self._geometry.diagonal:
-            unordered = torch.arange(len(points), device=x.device)
-            return self._diagonal_problems(x[points], margin, prediction, rival), unordered
+            as_given = torch.arange(len(points), device=x.device)
+            return self._diagonal_problems(x[points], margin, prediction, rival), as_given
         slot, spectra = self._find(torch.minimum(prediction, rival), torch.maximum(prediction, rival))
         order = slot.argsort()
         slot, x, downwards = slot[order], x.index_select(0, points[order]), (prediction > rival)[order]

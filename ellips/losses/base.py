@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from ellips.classifier import Ellips
+from ellips.gaussians import Mixture
 from ellips.validation import at_least
 
 
@@ -43,13 +43,13 @@ class LatentLoss(nn.Module, ABC):
         """Whether the mixture must be fitted before the first step."""
         return False
 
-    def forward(self, latents: Tensor, labels: Tensor, mixture: Ellips | None = None, step: int = 0) -> Tensor:
+    def forward(self, latents: Tensor, labels: Tensor, mixture: Mixture | None = None, step: int = 0) -> Tensor:
         """Return the unweighted loss.
 
         Args:
             latents: Shape ``(n, d)``.
             labels: Shape ``(n,)``, integer class indices, none negative.
-            mixture: The Gaussian classifier on these latents, for the losses that need one.
+            mixture: The Gaussians on these latents, for the losses that need them.
             step: Optimiser steps made so far, for the losses that change over time.
 
         Returns:
@@ -66,13 +66,13 @@ class LatentLoss(nn.Module, ABC):
         if latents.shape[0] == 0:
             raise ValueError("Expected at least one sample in the batch but got none.")
         if self.uses_mixture and mixture is None:
-            raise ValueError(f"Expected a `mixture` for {type(self).__name__} but got None; pass a fitted Ellips.")
+            raise ValueError(f"Expected a `mixture` for {type(self).__name__} but got None; pass a fitted one.")
         with torch.autocast(latents.device.type, enabled=False):
             wide = latents if latents.dtype == torch.float64 else latents.float()
             return self.compute(wide, labels.long(), mixture, step)
 
     @abstractmethod
-    def compute(self, latents: Tensor, labels: Tensor, mixture: Ellips | None, step: int) -> Tensor:
+    def compute(self, latents: Tensor, labels: Tensor, mixture: Mixture | None, step: int) -> Tensor:
         """Return the unweighted loss of checked latents in float32 or float64, with autocast off."""
 
     def extra_repr(self) -> str:
@@ -110,14 +110,14 @@ class Objective(nn.Module):
         return [loss for loss in self.losses if isinstance(loss, LatentLoss)]
 
     def forward(
-        self, latents: Tensor, labels: Tensor, mixture: Ellips | None = None, step: int = 0
+        self, latents: Tensor, labels: Tensor, mixture: Mixture | None = None, step: int = 0
     ) -> dict[str, Tensor]:
         """Return the sum as ``"loss"`` and every active term, unweighted, under its class name.
 
         Args:
             latents: Shape ``(n, d)``, of the whole global batch.
             labels: Shape ``(n,)``.
-            mixture: The Gaussian classifier, for the losses that need one.
+            mixture: The Gaussians, for the losses that need them.
             step: Optimiser steps made so far; a term whose ``start_step`` is later is left out.
 
         Raises:

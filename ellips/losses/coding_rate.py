@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ellips.classifier import Ellips
+from ellips.gaussians import Mixture
 from ellips.losses.base import LatentLoss
 from ellips.losses.groups import class_blocks, smaller_gram
 from ellips.validation import at_least, positive
@@ -100,7 +100,7 @@ class CodingRateReduction(LatentLoss):
         self.epsilon_squared = float(epsilon_squared)
         self.warmup_steps = int(warmup_steps)
 
-    def compute(self, latents: Tensor, labels: Tensor, mixture: Ellips | None, step: int) -> Tensor:
+    def compute(self, latents: Tensor, labels: Tensor, mixture: Mixture | None, step: int) -> Tensor:
         """Return minus the rate reduction, or minus the total rate during warm-up."""
         loss = -coding_rate(latents, self.epsilon_squared)
         if step < self.warmup_steps:

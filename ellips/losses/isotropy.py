@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ellips.classifier import Ellips
+from ellips.gaussians import Mixture
 from ellips.losses.base import LatentLoss
 from ellips.losses.groups import class_blocks, smaller_gram
 
@@ -49,6 +49,6 @@ class Isotropy(LatentLoss):
     Source: [E26] eq. 93.
     """
 
-    def compute(self, latents: Tensor, labels: Tensor, mixture: Ellips | None, step: int) -> Tensor:
+    def compute(self, latents: Tensor, labels: Tensor, mixture: Mixture | None, step: int) -> Tensor:
         """Return the sum over the batch's classes."""
         return isotropy(latents, labels)

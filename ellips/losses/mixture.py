@@ -1,4 +1,4 @@
-"""Losses on what the Gaussian classifier says: cross-entropy of its scores, hinge on its certified radius."""
+"""Losses on what the mixture says as a classifier: cross-entropy of its scores, hinge on its certified radius."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ellips.classifier import Ellips
+from ellips.certificates import certify
+from ellips.gaussians import Mixture
 from ellips.gaussians.covariance import class_covariances, precision_factor
 from ellips.gaussians.moments import Moments
 from ellips.losses.base import LatentLoss
@@ -40,26 +41,26 @@ def batch_moments(latents: Tensor, labels: Tensor, num_classes: int) -> Moments:
     return Moments(count, mean, scatter)
 
 
-def batch_mixture(latents: Tensor, labels: Tensor, like: Ellips) -> Ellips:
-    """Return the Gaussian classifier fitted to a batch, differentiable in its latents.
+def batch_mixture(latents: Tensor, labels: Tensor, like: Mixture) -> Mixture:
+    """Return the mixture fitted to a batch, differentiable in its latents.
 
     Args:
         latents: Shape ``(n, d)``.
         labels: Shape ``(n,)``, int64; every class must occur.
-        like: The classifier whose classes, covariance type, pooling and shrinkage are taken over; it is not changed.
+        like: The mixture whose classes, covariance type, pooling and shrinkage are taken over; it is not changed.
 
     Raises:
         ValueError: If a class has no samples in the batch or its covariance is singular.
     """
     moments = batch_moments(latents, labels, like.num_classes)
     covariances = class_covariances(moments, like.covariance_type, like.regularization)
-    ellips = Ellips(like.num_classes, like.dim, covariance_type=like.covariance_type).to(latents.device)
+    mixture = Mixture(like.num_classes, like.dim, covariance_type=like.covariance_type).to(latents.device)
     # Buffers may hold tensors with a history; `fit_moments` would copy their values alone.
-    ellips.means = moments.mean
-    ellips.precision_factors = precision_factor(covariances)
-    ellips.log_priors = (moments.count.double() / len(labels)).log()
-    ellips.fitted = torch.ones_like(ellips.fitted)
-    return ellips
+    mixture.means = moments.mean
+    mixture.precision_factors = precision_factor(covariances)
+    mixture.log_priors = (moments.count.double() / len(labels)).log()
+    mixture.fitted = torch.ones_like(mixture.fitted)
+    return mixture
 
 
 class MixtureLoss(LatentLoss):
@@ -67,8 +68,8 @@ class MixtureLoss(LatentLoss):
 
     Args:
         gaussians: ``"batch"``: those of the batch itself, so that the loss sees how means and covariances move with
-            the latents; every class must occur in every global batch. ``"fitted"``: the classifier's own, from the last
-            exact fit, or trained along if they are parameters (:meth:`ellips.Ellips.trainable_`).
+            the latents; every class must occur in every global batch. ``"fitted"``: the mixture's own, from the last
+            exact fit, or trained along if they are parameters (:meth:`ellips.gaussians.Mixture.trainable_`).
         weight: See :class:`LatentLoss`.
         start_step: See :class:`LatentLoss`.
 
@@ -88,17 +89,17 @@ class MixtureLoss(LatentLoss):
 
     @property
     def needs_fitted_mixture(self) -> bool:
-        """Whether the classifier must be fitted before the first step."""
+        """Whether the mixture must be fitted before the first step."""
         return self.gaussians == "fitted"
 
-    def resolve(self, latents: Tensor, labels: Tensor, mixture: Ellips | None) -> Ellips:
+    def resolve(self, latents: Tensor, labels: Tensor, mixture: Mixture | None) -> Mixture:
         """Return the Gaussians to use for a batch.
 
         Raises:
             ValueError: If there is no mixture, or a class is missing from the batch.
         """
         if mixture is None:
-            raise ValueError(f"Expected a `mixture` for {type(self).__name__} but got None; pass an Ellips.")
+            raise ValueError(f"Expected a `mixture` for {type(self).__name__} but got None; pass one.")
         return mixture if self.gaussians == "fitted" else batch_mixture(latents, labels, mixture)
 
 
@@ -114,7 +115,7 @@ class ScoreCrossEntropy(MixtureLoss):
         ValueError: From the call, if a label is not a class of the mixture.
     """
 
-    def compute(self, latents: Tensor, labels: Tensor, mixture: Ellips | None, step: int) -> Tensor:
+    def compute(self, latents: Tensor, labels: Tensor, mixture: Mixture | None, step: int) -> Tensor:
         """Return the mean over the batch, in nats."""
         scores = self.resolve(latents, labels, mixture)(latents)
         return F.cross_entropy(0.5 * scores, labels).to(latents.dtype)
@@ -124,8 +125,8 @@ class CertifiedRadius(MixtureLoss):
     """Hinge on the certified radius: ``mean max(0, ε − R_i)``, so that training optimises what is reported.
 
     ``R_i`` is the radius around a correctly classified latent. Where the prediction is wrong it is continued below
-    zero by the first-order distance to the boundary with the winning class, ``m / (2‖b‖)`` with margin m < 0, which
-    meets the radius at m = 0. Images whose radius exceeds ε no longer count.
+    zero by the first-order distance to the boundary with the class that is predicted, ``m / (2‖b‖)`` with margin m < 0,
+    which meets the radius at m = 0. Images whose radius exceeds ε no longer count.
 
     The radius is in units of the latents, so a projector that may scale them can meet any ε by scaling: use it with
     latents on the unit ball (``latent_norm="ball"``), or beside losses that hold the scale.
@@ -155,15 +156,14 @@ class CertifiedRadius(MixtureLoss):
         self.radius = float(radius)
         self.method: Literal["exact", "pairwise"] = method
 
-    def compute(self, latents: Tensor, labels: Tensor, mixture: Ellips | None, step: int) -> Tensor:
+    def compute(self, latents: Tensor, labels: Tensor, mixture: Mixture | None, step: int) -> Tensor:
         """Return the mean hinge over the batch."""
-        ellips = self.resolve(latents, labels, mixture)
-        signed = signed_radius(ellips, latents, labels, self.method, self.radius)
+        signed = signed_radius(self.resolve(latents, labels, mixture), latents, labels, self.method, self.radius)
         return (self.radius - signed).clamp(min=0).mean().to(latents.dtype)
 
 
 def signed_radius(
-    ellips: Ellips,
+    mixture: Mixture,
     latents: Tensor,
     labels: Tensor,
     method: Literal["exact", "pairwise"] = "exact",
@@ -172,7 +172,7 @@ def signed_radius(
     """Return the certified radius where the prediction is right, minus a first-order distance where it is wrong.
 
     Args:
-        ellips: A fitted classifier.
+        mixture: A fitted mixture.
         latents: Shape ``(n, d)``.
         labels: Shape ``(n,)``, int64.
         method: ``"exact"`` or ``"pairwise"``.
@@ -182,20 +182,20 @@ def signed_radius(
         Shape ``(n,)``, float64, differentiable in latents and mixture.
     """
     z = latents.double()
-    scores: Tensor = ellips(z)
-    own = F.one_hot(labels, ellips.num_classes).bool()
+    scores: Tensor = mixture(z)
+    own = F.one_hot(labels, mixture.num_classes).bool()
     margin, rival = (scores.gather(1, labels.unsqueeze(1)) - scores).masked_fill(own, torch.inf).min(1)
     right = (margin > 0).nonzero().squeeze(1)
     wrong = (margin <= 0).nonzero().squeeze(1)
     signed: Tensor = 0 * margin  # in the graph even where every radius is above the ceiling
     if len(wrong):
-        half = torch.linalg.vector_norm(ellips.half_gradient(z[wrong], labels[wrong], rival[wrong]), dim=1)
-        distance = margin[wrong] / (2 * half).clamp(min=torch.finfo(z.dtype).tiny)
+        half_gradient_norm = mixture.half_gradient(z[wrong], labels[wrong], rival[wrong]).norm(dim=1)
+        distance = margin[wrong] / (2 * half_gradient_norm).clamp(min=torch.finfo(z.dtype).tiny)
         signed = signed.index_copy(0, wrong, distance)
     if len(right):
         with torch.no_grad():
-            below = ellips.certify(z[right], method).radius < ceiling
+            below = certify(mixture, z[right], method).radius < ceiling
         signed = signed.index_fill(0, right[~below], ceiling)
         if bool(below.any()):
-            signed = signed.index_copy(0, right[below], ellips.certify(z[right[below]], method).radius)
+            signed = signed.index_copy(0, right[below], certify(mixture, z[right[below]], method).radius)
     return signed

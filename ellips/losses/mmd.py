@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ellips.classifier import Ellips
+from ellips.gaussians import Mixture
 from ellips.losses.base import LatentLoss
 from ellips.losses.groups import ClassBlock, class_blocks
 from ellips.validation import one_of, positive
@@ -69,7 +69,7 @@ class ClassMMD(LatentLoss):
         drawn = torch.randn(latents.shape, generator=generator, dtype=latents.dtype).to(latents.device)
         return torch.empty_like(drawn).index_copy_(0, torch.argsort(labels, stable=True), drawn)
 
-    def compute(self, latents: Tensor, labels: Tensor, mixture: Ellips | None, step: int) -> Tensor:
+    def compute(self, latents: Tensor, labels: Tensor, mixture: Mixture | None, step: int) -> Tensor:
         """Return the sum over the batch's classes."""
         noise = self.noise(latents, labels, step) if self.reference == "sampled" else None
         total = latents.new_zeros(())

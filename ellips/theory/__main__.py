@@ -19,6 +19,7 @@ from ellips.certificates import METHODS
 from ellips.classifier import Ellips
 from ellips.files.proofs import load_certificates
 from ellips.files.tsv import read_tsv
+from ellips.gaussians import Mixture
 from ellips.head import EllipsHead
 from ellips.theory.degradation import Estimator, degradation
 from ellips.theory.localization import Criterion, Existence, Localizer
@@ -82,7 +83,7 @@ def _parse(args: Sequence[str] | None) -> argparse.Namespace:
 # ------------------------------------------------------------------ input
 
 
-def load_mixture(path: Path) -> Ellips:
+def load_mixture(path: Path) -> Mixture:
     """Return the mixture of a checkpoint, of a folder that certify.py wrote, or of a file of certificates."""
     if path.is_dir():
         path = path / SAVED

@@ -24,7 +24,7 @@ from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
-from ellips.classifier import Ellips
+from ellips.gaussians import Mixture
 from ellips.validation import at_least, fraction, validate_labels
 
 Array = NDArray[np.float64]
@@ -71,7 +71,7 @@ class KLEstimate:
 
 
 def kl_knn(
-    ellips: Ellips,
+    mixture: Mixture,
     z: Tensor,
     labels: Tensor,
     *,
@@ -100,7 +100,7 @@ def kl_knn(
     see, is measured on the reference samples and added, as is the error of the correction.
 
     Args:
-        ellips: The fitted mixture Q.
+        mixture: The fitted mixture Q.
         z: Held-out latents, shape ``(N, d)``; at least d + k + 1 per class that occurs.
         labels: Shape ``(N,)``.
         neighbors: k. More neighbours lower the variance and raise the bias.
@@ -122,21 +122,21 @@ def kl_knn(
     if num_references:
         at_least(2, num_references=num_references)
     _validate_interval(confidence, num_bootstrap)
-    samples = _split(ellips, z, labels, max_per_class, ellips.dim + neighbors + 1)
+    samples = _split(mixture, z, labels, max_per_class, mixture.dim + neighbors + 1)
     independent, common, correction = 0.0, 0.0, 0.0
     total = sum(len(x) for x, _ in samples.values())
     for k, (x, log_q) in samples.items():
         terms = -log_q - _entropy_terms(x, neighbors)
         share = len(x) / total
         if num_references:
-            bias, error, dependence = _reference(len(x), ellips.dim, neighbors, num_references, seed)
+            bias, error, dependence = _reference(len(x), mixture.dim, neighbors, num_references, seed)
             terms, correction = terms - bias, correction + share * bias
             # Classes of one size share their references, and with them the error of the correction.
             independent, common = independent + share**2 * dependence, common + share * error
         samples[k] = x, terms
     terms_of = {k: t for k, (_, t) in samples.items()}
-    result = _summarise(ellips, terms_of, independent + common**2, num_bootstrap, confidence, seed)
-    return KLEstimate(*result[:3], confidence, "knn", neighbors, total, ellips.dim, correction, result[3])
+    result = _summarise(mixture, terms_of, independent + common**2, num_bootstrap, confidence, seed)
+    return KLEstimate(*result[:3], confidence, "knn", neighbors, total, mixture.dim, correction, result[3])
 
 
 def _entropy_terms(x: Array, neighbors: int) -> Array:
@@ -176,7 +176,7 @@ def _reference(n: int, dim: int, neighbors: int, references: int, seed: int) -> 
 
 
 def kl_likelihood(
-    ellips: Ellips,
+    mixture: Mixture,
     z: Tensor,
     labels: Tensor,
     *,
@@ -198,7 +198,7 @@ def kl_likelihood(
     with 8 degrees of freedom and its Gaussian. High dimension cannot fool it upwards, as it does the other estimator.
 
     Args:
-        ellips: The fitted mixture Q.
+        mixture: The fitted mixture Q.
         z: Held-out latents, shape ``(N, d)``; at least ten per class that occurs.
         labels: Shape ``(N,)``.
         components: Numbers of mixture components to try.
@@ -220,17 +220,18 @@ def kl_likelihood(
     if not components or min(components) < 1:
         raise ValueError(f"Expected `components` to be positive numbers but got {list(components)}.")
     _validate_interval(confidence, num_bootstrap)
-    samples = _split(ellips, z, labels, max_per_class, 10)
+    samples = _split(mixture, z, labels, max_per_class, 10)
     gaps = {}
     for k, (x, log_q) in samples.items():
-        factor = ellips.factors[k].detach().cpu()
-        white = (x - ellips.means[k].detach().cpu().numpy()) @ (factor.diag() if factor.ndim == 1 else factor).numpy().T
-        half_log_det = 0.5 * float(ellips.log_dets[k])
-        scale = math.exp(half_log_det / ellips.dim)
+        factor = mixture.factors[k].detach().cpu()
+        factor = factor.diag() if factor.ndim == 1 else factor
+        white = (x - mixture.means[k].detach().cpu().numpy()) @ factor.numpy().T
+        half_log_det = 0.5 * float(mixture.log_dets[k])
+        scale = math.exp(half_log_det / mixture.dim)
         gaps[k] = _held_out_gap(_Views(white, x / scale, half_log_det), log_q, components, folds, seed)
-    result = _summarise(ellips, gaps, 0.0, num_bootstrap, confidence, seed)
+    result = _summarise(mixture, gaps, 0.0, num_bootstrap, confidence, seed)
     total = sum(len(g) for g in gaps.values())
-    return KLEstimate(*result[:3], confidence, "likelihood", 0, total, ellips.dim, 0.0, result[3])
+    return KLEstimate(*result[:3], confidence, "likelihood", 0, total, mixture.dim, 0.0, result[3])
 
 
 class _Views(NamedTuple):
@@ -284,11 +285,13 @@ def _validate_interval(confidence: float, num_bootstrap: int) -> None:
     at_least(2, num_bootstrap=num_bootstrap)
 
 
-def _split(ellips: Ellips, z: Tensor, labels: Tensor, limit: int | None, needed: int) -> dict[int, tuple[Array, Array]]:
+def _split(
+    mixture: Mixture, z: Tensor, labels: Tensor, limit: int | None, needed: int
+) -> dict[int, tuple[Array, Array]]:
     """Return latents and exact log N(z; μ_k, Σ_k) of each class that occurs."""
     at_least(1, max_per_class=limit)
-    z = ellips.validate(z)
-    validate_labels(labels, ellips.num_classes, len(z))
+    z = mixture.validate(z)
+    validate_labels(labels, mixture.num_classes, len(z))
     if not len(z):
         raise ValueError("Expected at least one latent but got none.")
     samples: dict[int, tuple[Array, Array]] = {}
@@ -297,28 +300,28 @@ def _split(ellips: Ellips, z: Tensor, labels: Tensor, limit: int | None, needed:
             rows = z[labels == k][:limit]
             if len(rows) < needed:
                 raise TooFewLatentsError(
-                    f"Expected at least {needed} latents of every class for an estimate in {ellips.dim} dimensions but "
-                    f"class {k} has {len(rows)}; use more held-out data or a smaller latent dimension."
+                    f"Expected at least {needed} latents of every class for an estimate in {mixture.dim} dimensions "
+                    f"but class {k} has {len(rows)}; use more held-out data or a smaller latent dimension."
                 )
-            log_q = ellips.class_log_prob(rows)[:, k]
+            log_q = mixture.class_log_prob(rows)[:, k]
             samples[k] = (rows.cpu().numpy(), log_q.cpu().numpy())
     return samples
 
 
 def _summarise(
-    ellips: Ellips, terms: dict[int, Array], extra_variance: float, replicates: int, confidence: float, seed: int
+    mixture: Mixture, terms: dict[int, Array], extra_variance: float, replicates: int, confidence: float, seed: int
 ) -> tuple[float, float, float, Tensor]:
     """Return estimate, interval and per-class estimates from every latent's term.
 
     Latents are resampled, labels and all; class shares count as observed. The plug-in estimate of KL(p‖π) is too large
     by (K − 1) / 2n on average (Miller 1955), which is taken off.
     """
-    per_class = torch.full((ellips.num_classes,), torch.nan, dtype=torch.float64)
+    per_class = torch.full((mixture.num_classes,), torch.nan, dtype=torch.float64)
     for k, values in terms.items():
         per_class[k] = float(values.mean())
     counts = np.array([len(v) for v in terms.values()])
     total = int(counts.sum())
-    priors = ellips.priors.detach().cpu().numpy()
+    priors = mixture.priors.detach().cpu().numpy()
     log_ratio = np.log(counts / total) - np.log(priors[list(terms)])
     all_terms = np.concatenate([v + r for v, r in zip(terms.values(), log_ratio, strict=True)])
     value = float(all_terms.mean()) - (len(terms) - 1) / (2 * total)

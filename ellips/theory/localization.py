@@ -28,8 +28,8 @@ from scipy.optimize import brentq
 from scipy.special import gammaln
 from scipy.stats import chi2
 
-from ellips.classifier import Ellips
 from ellips.errors import NotFittedError
+from ellips.gaussians import Mixture
 from ellips.theory.quadratic_form import quadratic_form_cdf
 from ellips.validation import at_least, fraction, one_of
 
@@ -112,24 +112,24 @@ class Localizer:
     cost K² times d³: seconds for ten classes in 128 dimensions, minutes for a hundred in 512.
 
     Args:
-        ellips: A fitted classifier.
+        mixture: A fitted mixture.
         num_radii: How many radii a search tries. Every radius is sound; a finer search only finds better ones.
 
     Raises:
-        NotFittedError: If the classifier has no mixture.
+        NotFittedError: If the mixture was not fitted.
         ValueError: If ``num_radii`` is less than 2.
     """
 
-    def __init__(self, ellips: Ellips, num_radii: int = 512) -> None:
-        if not ellips.is_fitted:
-            raise NotFittedError("Expected a fitted mixture but this Ellips has none; fit it or load a checkpoint.")
+    def __init__(self, mixture: Mixture, num_radii: int = 512) -> None:
+        if not mixture.is_fitted:
+            raise NotFittedError("Expected a fitted mixture but this one was not; fit it or load a checkpoint.")
         at_least(2, num_radii=num_radii)
         with torch.no_grad():
-            self.means = ellips.means.cpu().numpy().copy()
-            self.covariances = ellips.covariances.cpu().numpy()
-            self.factors = torch.linalg.inv(torch.linalg.cholesky(ellips.covariances.cpu())).numpy()
-            self.log_dets = ellips.log_dets.cpu().numpy()
-            self.priors = ellips.priors.cpu().numpy()
+            self.means = mixture.means.cpu().numpy().copy()
+            self.covariances = mixture.covariances.cpu().numpy()
+            self.factors = torch.linalg.inv(torch.linalg.cholesky(mixture.covariances.cpu())).numpy()
+            self.log_dets = mixture.log_dets.cpu().numpy()
+            self.priors = mixture.priors.cpu().numpy()
         self.classes, self.dim = self.means.shape
         self.smallest_scale = np.sqrt(np.linalg.eigvalsh(self.covariances)[:, 0])
         self.num_radii = num_radii
@@ -317,14 +317,14 @@ class Existence:
 
 
 def robust_classifier_exists(
-    ellips: Ellips, epsilon: float, accuracy: float, *, log_c: float = math.inf, criterion: Criterion = "average"
+    mixture: Mixture, epsilon: float, accuracy: float, *, log_c: float = math.inf, criterion: Criterion = "average"
 ) -> Existence:
     """Answer whether the mixture admits a classifier of a given certified accuracy ([E26] Theorem 3.2).
 
     The condition is sufficient only: the mixture is taken for the truth, and a "no" proves nothing.
 
     Args:
-        ellips: A fitted classifier.
+        mixture: A fitted mixture.
         epsilon: Size of the ℓ2 changes, in latent units.
         accuracy: Certified accuracy asked for, in (0, 1).
         log_c: log C; by default volumes are not limited.
@@ -332,8 +332,8 @@ def robust_classifier_exists(
 
     Raises:
         ValueError: If an argument is out of its range.
-        NotFittedError: If the classifier has no mixture.
+        NotFittedError: If the mixture was not fitted.
     """
     fraction(accuracy=accuracy, ends=False)
-    found = Localizer(ellips).best(epsilon, log_c, criterion)
+    found = Localizer(mixture).best(epsilon, log_c, criterion)
     return Existence(1 - found.error >= accuracy, accuracy, found)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ellips.certificates import worst_case_perturbation
 from ellips.classifier import Ellips
-from ellips.gaussians import Moments, Regularization
+from ellips.gaussians import Mixture, Moments, Regularization
 from ellips.validation import at_least, fraction, one_of, positive
 
 IntervalMethod = Literal["delta", "bootstrap"]
@@ -133,14 +133,12 @@ def _delta_interval(ellips: Ellips, z: Tensor, count: Tensor, confidence: float)
         found = ellips.certify(z, "exact")
         boundary = ellips.validate(z) + worst_case_perturbation(ellips, z, found)
         variance = torch.zeros_like(found.radius)
-        gradient = torch.zeros_like(boundary)
-        for sign, classes in ((1.0, found.rival), (-1.0, found.prediction)):
+        for classes in (found.rival, found.prediction):
             n = count[classes]
-            pull = ellips.pull(boundary, classes)
-            q = ((boundary - ellips.means[classes]) * pull).sum(1)
+            q = ((boundary - ellips.means[classes]) * ellips.pull(boundary, classes)).sum(1)
             variance += (4 * q + 4) / n + 2 * (q.square() - 2 * q + ellips.dim) / (n - 1)
-            gradient += 2 * sign * pull
-        error = torch.where(found.radius.isfinite(), variance.sqrt() / gradient.norm(dim=1), torch.inf)
+        half_gradient_norm = ellips.half_gradient(boundary, found.prediction, found.rival).norm(dim=1)
+        error = torch.where(found.radius.isfinite(), variance.sqrt() / (2 * half_gradient_norm), torch.inf)
         width = float(norm.ppf((1 + confidence) / 2)) * error
         lower = torch.where(found.radius.isfinite(), (found.radius - width).clamp(min=0), 0.0)
     return RadiusInterval(found.radius, lower, found.radius + width, error, found.prediction, "delta", confidence)
@@ -188,10 +186,10 @@ class _Generating:
     priors: Tensor
 
     @staticmethod
-    def of(ellips: Ellips) -> _Generating:
+    def of(mixture: Mixture) -> _Generating:
         with torch.no_grad():
-            roots = torch.linalg.cholesky(ellips.covariances.cpu())
-            return _Generating(ellips.means.cpu(), roots, ellips.priors.cpu())
+            roots = torch.linalg.cholesky(mixture.covariances.cpu())
+            return _Generating(mixture.means.cpu(), roots, mixture.priors.cpu())
 
     def moments(self, count: Tensor, generator: torch.Generator, stratified: bool = False) -> Moments:
         """Draw count, mean and scatter of a training set with ``count.sum()`` samples."""
