@@ -18,9 +18,9 @@ class DistinctRows(Metric):
         **columns: By name, an empty tensor of shape ``(0, ...)`` that gives a column's width and type.
 
     Example:
-        >>> rows = DistinctRows(radius=torch.empty(0, dtype=torch.float64))
-        >>> rows.update(torch.tensor([2, 0, 2]), radius=torch.tensor([0.5, 1.0, 0.5]))
-        >>> rows.compute()["radius"]
+        >>> seen = DistinctRows(radius=torch.empty(0, dtype=torch.float64))
+        >>> seen.update(torch.tensor([2, 0, 2]), radius=torch.tensor([0.5, 1.0, 0.5]))
+        >>> seen.rows()["radius"]
         tensor([1.0000, 0.5000], dtype=torch.float64)
     """
 
@@ -57,8 +57,19 @@ class DistinctRows(Metric):
         for name, value in given.items():
             getattr(self, f"column_{name}").append(value.detach().to(self.columns[name].dtype))
 
+    def rows(self) -> dict[str, Tensor]:
+        """Return the columns in the order of the positions, ``index`` among them, each position once.
+
+        Every process calls it, and gets the rows of all.
+
+        Returns:
+            Tensors of shape ``(N, ...)``, as wide as the columns, also for one row or none.
+        """
+        # torchmetrics takes every dimension away from a value with a single element.
+        return {name: value.view(-1, *self.columns[name].shape[1:]) for name, value in self.compute().items()}
+
     def compute(self) -> dict[str, Tensor]:
-        """Return the columns in the order of the positions, ``index`` among them, each position once."""
+        """Return what :meth:`rows` returns, but of a single row as torchmetrics hands it out, without dimensions."""
         found: dict[str, Any] = {name: dim_zero_cat(getattr(self, f"column_{name}")) for name in self.columns}
         order = found["index"].argsort(stable=True)
         ordered = found["index"][order]

@@ -5,63 +5,15 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from callbacks import CertificationCallback
-from ellips.encoders import FrozenEncoder
-from ellips.head import EllipsHead
 from ellips.lipschitz import JacobianNorm
 from ellips.metrics import average_certified_radius, certified_accuracy
-from ellips.types import FeatureBatch, HeadOutput, ImageBatch
+from ellips.types import FeatureBatch
+from tests.callbacks.blobs import Blobs, Module
 
-SIZE = 24
 RADII = [0.25, 0.5, 1.0]
-
-
-class Blobs(L.LightningDataModule):
-    """Images of two kinds through a linear encoder."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        g = torch.Generator().manual_seed(0)
-        self.label = torch.arange(SIZE) % 2
-        self.image = (0.35 * torch.rand(SIZE, 1, 2, 2, generator=g) + 0.45 * self.label[:, None, None, None]).clamp(
-            0, 1
-        )
-        self.label[:2] = 1 - self.label[:2]  # two that are classified wrongly
-        self.encoder = FrozenEncoder(nn.Flatten(), in_channels=1, input_size=2)
-        self.keep_images = False
-
-    def loader(self) -> DataLoader:
-        rows = [ImageBatch(self.image[i], self.label[i], torch.tensor(i)) for i in range(SIZE)]
-        return DataLoader(rows, batch_size=10)
-
-    train_dataloader = val_dataloader = test_dataloader = fit_dataloader = loader
-
-    def on_after_batch_transfer(self, batch: ImageBatch, dataloader_idx: int) -> FeatureBatch:
-        image = batch.image if self.keep_images else None
-        return FeatureBatch(self.encoder(batch.image), batch.label, batch.index, image)
-
-
-class Module(L.LightningModule):
-    def __init__(self) -> None:
-        super().__init__()
-        data = Blobs()
-        self.head = EllipsHead(4, 2, latent_dim=None, shrinkage=0.3).fit(data.encoder(data.image), data.label)
-        self.weight = nn.Parameter(torch.zeros(()))
-
-    def training_step(self, batch: FeatureBatch, batch_idx: int) -> dict[str, Tensor]:
-        return {"loss": self.weight**2}
-
-    def validation_step(self, batch: FeatureBatch, batch_idx: int) -> HeadOutput:
-        latent = self.head.latents(batch.feature)
-        return HeadOutput(latent, self.head.ellips(latent), batch.label, batch.index, batch.image)
-
-    test_step = validation_step
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), 0.1)
 
 
 def trainer(folder: Path, *callbacks: L.Callback, **options: object) -> L.Trainer:
@@ -80,23 +32,27 @@ def test_logged_numbers_are_those_of_all_images(tmp_path: Path, stage: str) -> N
         certificate = module.head.ellips.certify(latents, method)
         what = (certificate.radius, certificate.prediction, data.label)
         for radius, expected in zip(RADII, certified_accuracy(*what, RADII).tolist(), strict=True):
-            assert logged[f"{stage}/certified_accuracy/{method}@{radius:g}"] == pytest.approx(expected)
+            assert logged[f"{stage}/certified_accuracy/latent-{method}@{radius:g}"] == pytest.approx(expected)
         average = average_certified_radius(*what).item()
-        assert logged[f"{stage}/average_certified_radius/{method}"] == pytest.approx(average)
+        assert logged[f"{stage}/average_certified_radius/latent-{method}"] == pytest.approx(average)
+        relative = (certificate.radius / module.head.ellips.scale).clamp(max=1) * (certificate.prediction == data.label)
+        assert logged[f"{stage}/relative_radius/latent-{method}"] == pytest.approx(float(relative.mean()))
     assert logged[f"{stage}/clean_accuracy"] == pytest.approx(22 / 24)
     assert (tmp_path / f"certified_accuracy_{stage}_latent_exact.png").stat().st_size > 10_000
 
 
 def test_the_input_curve_stands_apart_from_the_latent_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    callback = CertificationCallback(RADII, source=JacobianNorm(ball_radius=0.4), input_radii=[0.25, 0.4, 0.5])
+    callback = CertificationCallback(RADII, certifiers=[JacobianNorm(ball_radius=0.4)], input_radii=[0.25, 0.4, 0.5])
     run, module = trainer(tmp_path, callback), Module()
     logged = run.test(module, Blobs(), verbose=False)[0]
     # The encoder only flattens: its constant is 1, and the ball caps the radius.
-    assert logged["test/certified_accuracy/input_estimated_exact@0.25"] == pytest.approx(
-        logged["test/certified_accuracy/latent-exact@0.25"], abs=1e-6
-    )
-    assert logged["test/certified_accuracy/input_estimated_exact@0.4"] > 0
-    assert logged["test/certified_accuracy/input_estimated_exact@0.5"] == 0
+    accuracy = "test/certified_accuracy"
+    series = "estimated/input-exact-jacobian-norm"
+    assert logged[f"{accuracy}/{series}@0.25"] == pytest.approx(logged[f"{accuracy}/latent-exact@0.25"], abs=1e-6)
+    assert logged[f"{accuracy}/{series}@0.4"] > 0
+    assert logged[f"{accuracy}/{series}@0.5"] == 0
+    assert 0 < logged[f"test/average_certified_radius/{series}"] <= 0.4
+    assert not any("relative_radius/estimated" in name for name in logged)  # images share one unit as it is
     assert {path.name for path in tmp_path.glob("*.png")} == {
         "certified_accuracy_test_latent_exact.png",
         "certified_accuracy_test_input_estimated.png",
@@ -109,7 +65,7 @@ def test_the_input_curve_stands_apart_from_the_latent_one(tmp_path: Path, capsys
 
 
 def test_the_input_curve_is_left_out_at_stages_not_asked_for(tmp_path: Path) -> None:
-    run = trainer(tmp_path, CertificationCallback(RADII, source=JacobianNorm()))
+    run = trainer(tmp_path, CertificationCallback(RADII, certifiers=[JacobianNorm()]))
     assert not any("input" in name for name in run.validate(Module(), Blobs(), verbose=False)[0])
 
 
@@ -134,9 +90,10 @@ def test_figures_go_to_the_logger_and_its_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"methods": ["best"]}, "`methods` out of"),
+        ({"methods": ["best"]}, "`methods` to be one of"),
         ({"radii": [1.0, 0.5]}, "strictly ascending"),
-        ({"input_stages": ["train"]}, "`input_stages` out of"),
+        ({"input_stages": ["train"]}, "`input_stages` to be one of"),
+        ({"input_method": "margin"}, "`input_method` to be one of"),
         ({"confidence": 0.0}, "confidence"),
         ({"num_points": 1}, "num_points"),
     ],
@@ -158,7 +115,17 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(TypeError, match="return a HeadOutput but got NoneType"):
         trainer(tmp_path, CertificationCallback()).test(Silent(), Blobs(), verbose=False)
-    source = CertificationCallback(source=JacobianNorm())
+    source = CertificationCallback(certifiers=[JacobianNorm()])
     features = [FeatureBatch(torch.zeros(4), torch.tensor(0), torch.tensor(0), torch.zeros(1, 2, 2))]
     with pytest.raises(ValueError, match="Expected an `encoder` in the datamodule"):
         trainer(tmp_path, source).test(Module(), DataLoader(features), verbose=False)
+
+
+def test_an_evaluation_of_one_image_is_one(tmp_path: Path) -> None:
+    run = trainer(tmp_path, CertificationCallback(RADII, certifiers=[JacobianNorm()]), limit_test_batches=1)
+    data = Blobs()
+    data.image, data.label = data.image[5:6], data.label[5:6]
+    logged = run.test(Module(), data, verbose=False)[0]
+    assert logged["test/clean_accuracy"] == 1
+    assert logged["test/average_certified_radius/latent-exact"] > 0
+    assert logged["test/average_certified_radius/estimated/input-exact-jacobian-norm"] > 0

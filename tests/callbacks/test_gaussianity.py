@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import math
-import socket
 from pathlib import Path
 
 import lightning as L
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from callbacks import GaussianityCallback
-from callbacks.gaussianity import _Latents
+from callbacks.evaluation import Stage
 from ellips.head import EllipsHead
 from ellips.theory.degradation import degradation
 from ellips.theory.normality import mardia
@@ -110,8 +107,8 @@ def test_validation_while_training_runs_every_so_many_epochs(tmp_path: Path) -> 
     seen: list[int] = []
 
     class Spy(GaussianityCallback):
-        def _finish(self, pl_module: L.LightningModule, stage: str) -> None:
-            super()._finish(pl_module, stage)
+        def finish(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: Stage) -> None:
+            super().finish(trainer, pl_module, stage)
             seen.append(pl_module.current_epoch)
 
     trainer(tmp_path, Spy(RADII, num_samples=100, every_n_epochs=2), max_epochs=4, num_sanity_val_steps=1).fit(
@@ -128,29 +125,9 @@ def test_bad_arguments_and_modules_are_refused(tmp_path: Path) -> None:
     del headless.head
     with pytest.raises(TypeError, match="head"):
         trainer(tmp_path, GaussianityCallback()).test(headless, Points(), verbose=False)
-    with pytest.raises(TypeError, match="HeadOutput"):
-        _Latents().update(None)
 
+    class Silent(Module):
+        def test_step(self, batch: FeatureBatch, batch_idx: int) -> None: ...
 
-def _gather(rank: int, port: str, results: str) -> None:
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    latents = _Latents()
-    # Rank 0 has 0, 2, 4; rank 1 has 1, 3 and, as padding, 0 again; in two uneven batches.
-    for part in ([[0, 2], [4]], [[1, 3, 0], []])[rank]:
-        if part:
-            index = torch.tensor(part)
-            z = index[:, None].double() * torch.ones(1, 2)
-            latents.update(HeadOutput(z, z, index % 2, index))
-    torch.save(latents.compute(), f"{results}/{rank}.pt")
-    dist.destroy_process_group()
-
-
-def test_two_processes_gather_every_image_once(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    mp.spawn(_gather, (port, str(tmp_path)), nprocs=2)
-    for rank in range(2):
-        z, labels = torch.load(tmp_path / f"{rank}.pt")
-        assert z[:, 0].tolist() == [0, 1, 2, 3, 4]
-        assert labels.tolist() == [0, 1, 0, 1, 0]
+    with pytest.raises(TypeError, match="return a HeadOutput but got NoneType"):
+        trainer(tmp_path, GaussianityCallback()).test(Silent(), Points(), verbose=False)

@@ -1,12 +1,15 @@
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from ellips import Ellips
+from ellips.certificates import Certificate, Method
 from ellips.head import EllipsHead
+from ellips.input_certifiers import MarginClever
 from ellips.lipschitz import JacobianNorm, KnownConstant
 from ellips.pipeline import ImageClassifier
 from ellips.types import ImageBatch
-from lightning_modules.certifier import Certifier, source_names
+from lightning_modules import Certifier
 
 LABEL = torch.arange(12) % 2
 IMAGE = 0.3 * torch.rand(12, 1, 2, 2, generator=torch.Generator().manual_seed(0)) + 0.5 * LABEL[:, None, None, None]
@@ -19,7 +22,8 @@ def classifier() -> ImageClassifier:
 
 def test_every_image_gets_one_record_of_each_series() -> None:
     certifier = Certifier(classifier(), ["pairwise", "exact"], [KnownConstant(2.0)], seed=5)
-    assert certifier.series == ["latent-pairwise", "latent-exact", "input-known-constant"]
+    names = ["latent-pairwise", "latent-exact", "input-exact-known-constant"]
+    assert [series.name for series in certifier.series] == names
     found = certifier.predict_step(ImageBatch(IMAGE, LABEL, torch.arange(100, 112)), 0)
     expected = classifier().certify(IMAGE)
     assert [image.records[0].index for image in found] == list(range(100, 112))
@@ -27,22 +31,62 @@ def test_every_image_gets_one_record_of_each_series() -> None:
         assert [record.series for record in image.records] == certifier.series
         assert image.records[1].radius == expected.radius[i].item()
         assert image.records[2].radius == pytest.approx(expected.radius[i].item() / 2)
+        assert image.records[2].latent_radius == pytest.approx(expected.radius[i].item(), rel=1e-14)
         assert image.records[2].soundness == "deterministic"
         assert all(record.seed == 5 and record.seconds > 0 for record in image.records)
         assert torch.equal(image.latent, IMAGE[i].flatten())
 
 
-def test_series_are_named_after_their_sources() -> None:
-    assert source_names([JacobianNorm(), KnownConstant(1.0), KnownConstant(2.0), KnownConstant(3.0)]) == [
-        "input-exact-jacobian-norm",
-        "input-known-constant",
-        "input-known-constant-2",
-        "input-known-constant-3",
+def test_certifiers_start_from_the_latent_method_asked_for() -> None:
+    certifiers = [KnownConstant(2.0), JacobianNorm(), KnownConstant(4.0), MarginClever(num_batches=2, num_samples=4)]
+    certifier = Certifier(classifier(), ["exact"], certifiers, input_method="theorem")
+    assert [series.name for series in certifier.series] == [
+        "latent-exact",
+        "input-theorem-known-constant",
+        "input-theorem-jacobian-norm",
+        "input-theorem-known-constant-2",
+        "input-margin-clever",
     ]
+    theorem = classifier().certify(IMAGE, method="theorem").radius
+    for i, image in enumerate(certifier.predict_step(ImageBatch(IMAGE, LABEL, torch.arange(12)), 0)):
+        assert [record.series for record in image.records] == certifier.series
+        for place, constant in ((1, 2.0), (3, 4.0)):
+            assert image.records[place].radius == pytest.approx(theorem[i].item() / constant)
+
+
+def test_each_batch_is_encoded_and_each_latent_certificate_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[int] = []
+    certified: list[str] = []
+
+    class Counting(nn.Flatten):
+        def forward(self, images: Tensor) -> Tensor:
+            encoded.append(len(images))
+            return super().forward(images)
+
+    original = Ellips.certify
+
+    def counting(ellips: Ellips, z: Tensor, method: Method = "exact", **options: int) -> Certificate:
+        certified.append(method)
+        return original(ellips, z, method, **options)
+
+    monkeypatch.setattr(Ellips, "certify", counting)
+    whole = ImageClassifier(Counting(), classifier().head)
+    constants = [KnownConstant(c, soundness="estimated") for c in (1.0, 2.0, 3.0)]
+    certifier = Certifier(whole, ["theorem", "exact", "theorem"], constants)
+    assert len(certifier.predict_step(ImageBatch(IMAGE, LABEL, torch.arange(12)), 0)[0].records) == 5
+    assert encoded == [12]
+    assert certified == ["theorem", "exact"]
+
+
+def test_a_batch_without_images_has_no_rows() -> None:
+    certifier = Certifier(classifier(), ["exact"], [JacobianNorm()])
+    assert certifier.predict_step(ImageBatch(IMAGE[:0], LABEL[:0], torch.arange(0)), 0) == []
 
 
 def test_what_cannot_be_certified_is_refused() -> None:
-    with pytest.raises(ValueError, match="`methods` out of"):
+    with pytest.raises(ValueError, match="`methods` to be one of"):
         Certifier(classifier(), ["best"])
-    with pytest.raises(ValueError, match="at least one method or source"):
+    with pytest.raises(ValueError, match="`input_method` to be one of"):
+        Certifier(classifier(), input_method="margin")
+    with pytest.raises(ValueError, match="at least one method or certifier"):
         Certifier(classifier(), [])

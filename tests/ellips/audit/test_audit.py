@@ -1,6 +1,6 @@
 """Attacks on classifiers whose true radii and constants are known."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -13,17 +13,17 @@ from ellips.audit import (
     AuditedImage,
     attack_balls,
     audit_series,
-    input_target,
     latent_target,
     steepest_slopes,
     verdict,
 )
 from ellips.encoders import FrozenEncoder
-from ellips.files.records import ImageRecord, records_from_certificate
+from ellips.files import ImageRecord, records_from_certificate
 from ellips.head import EllipsHead
-from ellips.input_certifiers import SmoothedEncoder
-from ellips.lipschitz import ConstantSource, JacobianNorm, KnownConstant
+from ellips.input_certifiers import AuditTarget, ByConstant, Chain, InputCertifier, SmoothedEncoder
+from ellips.lipschitz import JacobianNorm, KnownConstant
 from ellips.pipeline import ImageClassifier
+from ellips.types import Series
 
 QUICK = AttackSettings(steps=15, restarts=1, autoattack_points=2, queries=20, batch_size=32)
 SIZE = 24
@@ -48,17 +48,22 @@ def classifier(factor: float = 2.0) -> tuple[ImageClassifier, Tensor, Tensor]:
     return ImageClassifier(encoder, head), image, label
 
 
-def records(model: ImageClassifier, image: Tensor, label: Tensor, source: ConstantSource | None) -> list[ImageRecord]:
-    certificate = model.certify(image, source)
-    return records_from_certificate(certificate, torch.arange(len(image)), label, series="s", seconds=0.0)
+def claims(
+    certifier: InputCertifier, model: ImageClassifier, image: Tensor, label: Tensor
+) -> tuple[list[ImageRecord], AuditTarget]:
+    """What a certifier claims of each image, and the function that it names for the attack."""
+    rows = records_from_certificate(
+        model.certify(image, certifier), torch.arange(len(image)), label, series=certifier.series("exact"), seconds=0.0
+    )
+    return rows, certifier.target(model.chain)
 
 
 def test_true_certificates_withstand_every_attack() -> None:
     model, image, label = classifier()
-    rows = records(model, image, label, KnownConstant(2.0))
-    target = input_target(model, KnownConstant(2.0))
-    found = audit_series(rows, image, target.scores, target.judge, QUICK, function=target.function)
+    rows, target = claims(ByConstant(KnownConstant(2.0)), model, image, label)
+    found = audit_series(rows, image, target, QUICK)
     assert len(found) == SIZE
+    assert {entry.series for entry in found} == {"input-exact-known-constant"}
     assert not any(entry.violated_by or entry.refuted for entry in found)
     assert all(1.99 < entry.slope <= 2.0 * (1 + 1e-9) for entry in found)
     outcome = verdict(found)
@@ -68,9 +73,8 @@ def test_true_certificates_withstand_every_attack() -> None:
 def test_a_constant_that_is_too_small_is_refuted_and_its_radii_are_broken() -> None:
     model, image, label = classifier()
     # Half the true constant: every radius is twice what it may be, and exact radii are reached.
-    rows = records(model, image, label, KnownConstant(1.0))
-    target = input_target(model, KnownConstant(1.0))
-    found = audit_series(rows, image, target.scores, target.judge, QUICK, function=target.function)
+    rows, target = claims(ByConstant(KnownConstant(1.0)), model, image, label)
+    found = audit_series(rows, image, target, QUICK)
     assert all(entry.violated_by for entry in found)
     assert all(entry.distance <= entry.radius for entry in found)
     assert all(entry.refuted for entry in found)
@@ -82,14 +86,16 @@ def test_a_constant_that_is_too_small_is_refuted_and_its_radii_are_broken() -> N
 def test_latent_certificates_are_attacked_up_to_their_boundary() -> None:
     model, image, label = classifier()
     latents = model.latents(image)
-    rows = records(model, image, label, None)
-    target = latent_target(model)
-    found = audit_series(rows, latents, target.scores, target.judge, QUICK)
+    rows = records_from_certificate(
+        model.certify(image), torch.arange(SIZE), label, series=Series("latent", "exact"), seconds=0.0
+    )
+    target = latent_target(model.head.ellips)
+    found = audit_series(rows, latents, target, QUICK)
     assert not any(entry.violated_by for entry in found)
     assert found[0].constant is None
     # The exact radius is the distance to the boundary: a hundredth more and the attack gets through somewhere.
     larger = [replace(row, radius=1.01 * row.radius) for row in rows]
-    broken = audit_series(larger, latents, target.scores, target.judge, QUICK)
+    broken = audit_series(larger, latents, target, QUICK)
     assert sum(entry.violated_by is not None for entry in broken) > SIZE // 2
 
 
@@ -106,15 +112,29 @@ def test_attacks_stay_in_the_ball_and_on_images_if_asked() -> None:
 
 def test_a_smoothed_encoder_is_judged_by_its_own_predictions() -> None:
     model, image, label = classifier(0.5)
-    source = SmoothedEncoder(sigma=0.05, num_samples=4000, norm_bound=2.0)
-    rows = [row for row in records(model, image[:4], label[:4], source) if row.prediction >= 0]
-    target = input_target(model, source)
+    certifier = SmoothedEncoder(sigma=0.05, num_samples=4000, norm_bound=2.0)
+    rows, target = claims(certifier, model, image[:4], label[:4])
+    rows = [row for row in rows if row.prediction >= 0]
     assert target.function is None
-    assert target.alpha == source.alpha
+    assert target.alpha == certifier.alpha
     assert rows, "nothing was certified"
-    found = audit_series(rows, image[[row.index for row in rows]], target.scores, target.judge, QUICK)
+    found = audit_series(rows, image[[row.index for row in rows]], target, QUICK)
     outcome = verdict(found, target.alpha)
     assert (outcome["soundness"], outcome["passed"]) == ("probabilistic", True)
+
+
+def test_what_is_attacked_is_what_the_certifier_names_and_nothing_else() -> None:
+    """A certifier of a classifier of its own: its claims are broken there, though the chain itself withstands."""
+
+    @dataclass(frozen=True)
+    class Own(ByConstant):
+        def target(self, chain: Chain) -> AuditTarget:
+            named = super().target(chain)
+            return replace(named, predict=lambda points: (named.predict(points) + 1) % 3)
+
+    model, image, label = classifier()
+    rows, target = claims(Own(KnownConstant(2.0)), model, image, label)
+    assert all(entry.violated_by for entry in audit_series(rows, image, target, QUICK))
 
 
 def test_the_search_for_slopes_finds_the_steepest_direction() -> None:
@@ -149,8 +169,8 @@ def test_verdicts_depend_on_what_was_promised() -> None:
 
 def test_images_without_a_radius_are_left_out() -> None:
     model, image, label = classifier()
-    rows = [replace(row, radius=0.0) for row in records(model, image, label, JacobianNorm())]
-    assert audit_series(rows, image, model, lambda x: model(x).argmax(1), QUICK) == []
+    rows, target = claims(ByConstant(JacobianNorm()), model, image, label)
+    assert audit_series([replace(row, radius=0.0) for row in rows], image, target, QUICK) == []
 
 
 def test_settings_out_of_range_are_refused() -> None:

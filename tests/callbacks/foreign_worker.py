@@ -1,0 +1,58 @@
+"""One process of another project that certifies its images: `python foreign_worker.py OUT --devices N`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from callbacks import CertificationCallback, GaussianityCallback
+from ellips.distributed import close_process_group
+from ellips.lipschitz import JacobianNorm
+from ellips.types import HeadOutput
+from tests.callbacks.blobs import Blobs, Module
+
+SIZE = 7
+"""Not a multiple of two, so that Lightning's DistributedSampler pads."""
+
+
+def evaluate(folder: Path, **options: Any) -> dict[str, Any]:
+    """Test on shared images, then on images that one process has alone, and return what was logged and seen."""
+    certification = CertificationCallback([0.25, 0.5], certifiers=[JacobianNorm()], input_radii=[0.25])
+    gaussianity = GaussianityCallback([0.25], num_samples=50)
+    seen: list[int] = []
+
+    class Remember(L.Callback):
+        def on_test_batch_end(
+            self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: HeadOutput, *rest: object
+        ) -> None:
+            seen.extend(outputs.index.tolist())
+
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    callbacks = [certification, gaussianity, Remember()]
+    trainer = L.Trainer(accelerator="cpu", default_root_dir=folder, callbacks=callbacks, **quiet, **options)
+    shared = trainer.test(Module(), Blobs(SIZE), verbose=False)[0]
+    result: dict[str, Any] = {"shared": shared, "indices": list(seen), "world": trainer.world_size}
+    seen.clear()
+    result["alone"] = trainer.test(Module(), Blobs(SIZE, here=trainer.is_global_zero), verbose=False)[0]
+    result["indices alone"], result["rank"] = list(seen), trainer.global_rank
+    return result
+
+
+def main() -> None:
+    """Run one process."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--devices", type=int, required=True)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    result = evaluate(options.out, devices=options.devices, strategy="ddp")
+    torch.save(result, options.out / f"rank{result['rank']}.pt")
+
+
+if __name__ == "__main__":
+    main()
+    close_process_group()

@@ -1,0 +1,58 @@
+"""The callbacks in a project of someone else, with ordinary DataLoaders, in two processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.callbacks.foreign_worker import SIZE, evaluate
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return evaluate(tmp_path_factory.mktemp("alone"), devices=1)
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What two processes saw and logged; one that fails or is missing fails here."""
+    folder = tmp_path_factory.mktemp("two")
+    environment = {
+        **{k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "PYTEST_"))},
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    command = [sys.executable, str(Path(__file__).with_name("foreign_worker.py")), str(folder), "--devices", "2"]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, f"two processes did not run:\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+    results = [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    assert [result["world"] for result in results] == [2, 2]
+    return results
+
+
+def test_the_samplers_copies_are_there_and_do_not_count(alone: dict[str, Any], processes: list[dict[str, Any]]) -> None:
+    shares = [result["indices"] for result in processes]
+    assert sum(map(len, shares)) == SIZE + 1, "nothing was padded"
+    assert set().union(*shares) == set(range(SIZE))
+    for result in processes:
+        assert result["shared"] == pytest.approx(alone["shared"], rel=1e-6, nan_ok=True)
+    # Two of the seven are labelled wrongly; of eight rows it would be another share.
+    assert alone["shared"]["test/clean_accuracy"] == pytest.approx(5 / 7)
+
+
+def test_a_process_that_saw_no_batch_logs_the_same_names_and_numbers(
+    alone: dict[str, Any], processes: list[dict[str, Any]]
+) -> None:
+    assert [result["indices alone"] for result in processes] == [list(range(SIZE)), []]
+    for result in processes:
+        assert "test/certified_accuracy/estimated/input-exact-jacobian-norm@0.25" in result["alone"]
+        assert result["alone"] == pytest.approx(alone["shared"], rel=1e-6, nan_ok=True)
