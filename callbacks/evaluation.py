@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import lightning as L
 
+from ellips.head import EllipsHead
 from ellips.types import HeadOutput
 
 Stage = Literal["val", "test"]
@@ -36,10 +37,7 @@ class EvaluationCallback(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Check that the module has a head."""
-        if not hasattr(getattr(pl_module, "head", None), "ellips"):
-            raise TypeError(
-                f"Expected a module with a `head` (an EllipsHead) but got {type(pl_module).__name__} without one."
-            )
+        head_of(pl_module)
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin."""
@@ -83,6 +81,20 @@ class EvaluationCallback(L.Callback):
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """End."""
         self.finish(trainer, pl_module, "test")
+
+
+def head_of(pl_module: L.LightningModule) -> EllipsHead:
+    """Return a module's head.
+
+    Raises:
+        TypeError: If it has none.
+    """
+    head = getattr(pl_module, "head", None)
+    if not isinstance(head, EllipsHead):
+        raise TypeError(
+            f"Expected a module with a `head` (an EllipsHead) but got {type(pl_module).__name__} without one."
+        )
+    return head
 
 
 def head_output(outputs: object) -> HeadOutput:

@@ -144,8 +144,8 @@ def _report(
     confidence: float,
 ) -> dict[str, Any]:
     records = journal.records()
-    encoder = classifier.encoder.fingerprint() if hasattr(classifier.encoder, "fingerprint") else {}
-    info = {"settings": journal.settings, "encoder": encoder, "digests": classifier.digests()}
+    fingerprint = getattr(classifier.encoder, "fingerprint", dict)
+    info = {"settings": journal.settings, "encoder": fingerprint(), "digests": classifier.digests()}
     what = journal.settings
     title = f"Certified accuracy, {what['data']}, {what['split']} split ({len(images.indices)} images)"
     proofs = (classifier.head.ellips.cpu(), journal.latents())

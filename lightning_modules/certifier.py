@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import lightning as L
@@ -88,14 +89,14 @@ class Certifier(L.LightningModule):
         if len(batch.index) == 0:  # images that cannot be read are left out by the datamodule, and reported as missing
             return []
         chain, size = self.classifier.chain, len(batch.index)
-        latents, seconds = _timed(lambda: chain.latents(batch.image))
+        latents, seconds = _timed(partial(chain.latents, batch.image))
         needed = dict.fromkeys((*self.methods, *([self.input_method] if self.certifiers else [])))
-        found = {method: _timed(lambda m=method: chain.ellips.certify(latents, method=m)) for method in needed}
+        found = {method: _timed(partial(chain.ellips.certify, latents, method=method)) for method in needed}
         columns = [(certificate, seconds + extra) for certificate, extra in (found[m] for m in self.methods)]
         if self.certifiers:
             start, before = found[self.input_method]
             for certifier in self.certifiers:
-                certificate, extra = _timed(lambda c=certifier: c.certify(chain, batch.image, latents, start))
+                certificate, extra = _timed(partial(certifier.certify, chain, batch.image, latents, start))
                 columns.append((certificate, seconds + before + extra))
         records = [
             self._records(certificate, batch, series, spent / size)

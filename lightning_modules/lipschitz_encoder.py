@@ -16,11 +16,11 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 from torch.nn import functional
-from torchmetrics import MeanMetric
 
 from ellips.encoders.lipschitz import LipschitzArchitecture, LipschitzEncoder, export_encoder
 from ellips.encoders.weights import file_digest
 from ellips.files import replace_file, replacing
+from ellips.metrics import CertifiedAccuracy
 from ellips.types import FeatureBatch, ImageBatch
 from ellips.validation import at_least, positive
 from ellips.versions import made_with
@@ -45,7 +45,7 @@ class LipschitzEncoderTraining(L.LightningModule):
         margin: Distance by which a score is asked to lead; it sets accuracy against radius.
         noise: Standard deviation of Gaussian noise on the [0, 1] pixels of training images.
         learning_rate: Peak of Adam's one-cycle schedule.
-        radii: Radii at which validation logs the certified accuracy.
+        radii: Radii above 0, in ascending order, at which validation logs the certified accuracy.
         export_name: Stem of the two files written to the run folder at the end of fit.
 
     Raises:
@@ -87,7 +87,7 @@ class LipschitzEncoderTraining(L.LightningModule):
             "learning_rate": learning_rate,
         }
         self.save_hyperparameters()
-        self.architecture = LipschitzArchitecture(tuple(image_shape), tuple(channels), tuple(widths), feature_dim)
+        self.architecture = LipschitzArchitecture(image_shape, tuple(channels), tuple(widths), feature_dim)
         self.encoder = self.architecture.build(*_torchlip_layers())
         self.register_buffer("directions", simplex(num_classes, feature_dim))
         self.temperature = temperature
@@ -96,7 +96,7 @@ class LipschitzEncoderTraining(L.LightningModule):
         self.learning_rate = learning_rate
         self.radii = tuple(radii)
         self.export_name = export_name
-        self.certified = nn.ModuleList(MeanMetric() for _ in (0.0, *self.radii))
+        self.certified = CertifiedAccuracy((0.0, *self.radii))
 
     def forward(self, images: Tensor) -> Tensor:
         """Return scores ``(N, K)`` of images ``(N, C, H, W)``."""
@@ -113,16 +113,18 @@ class LipschitzEncoderTraining(L.LightningModule):
         return loss
 
     def validation_step(self, batch: FeatureBatch | ImageBatch, batch_idx: int) -> None:
-        """Log clean and certified accuracy of the simplex classifier."""
-        scores = self(images_of(batch))
-        own = scores.gather(1, batch.label[:, None])
-        lead = own - scores.scatter(1, batch.label[:, None], -torch.inf)
+        """Count what the simplex classifier gets right, and how far around."""
+        best = self(images_of(batch)).topk(2, dim=1)
         # Scores are 1-Lipschitz along unit directions, their differences along those of the simplex's edges.
-        radius = lead.amin(dim=1) / torch.dist(self.directions[0], self.directions[1])
+        radius = (best.values[:, 0] - best.values[:, 1]) / torch.dist(self.directions[0], self.directions[1])
+        self.certified.update(radius, best.indices[:, 0], batch.label)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log clean and certified accuracy of the simplex classifier."""
         names = ("accuracy", *(f"certified_accuracy/linear@{limit:g}" for limit in self.radii))
-        for name, limit, metric in zip(names, (0.0, *self.radii), self.certified, strict=True):
-            metric.update((radius > 0) & (radius >= limit))
-            self.log(f"val/{name}", metric, prog_bar=name == "accuracy")
+        for name, value in zip(names, self.certified.compute(), strict=True):  # of all processes
+            self.log(f"val/{name}", value, prog_bar=name == "accuracy", rank_zero_only=False, sync_dist=False)
+        self.certified.reset()
 
     def configure_optimizers(self) -> Any:  # noqa: ANN401 - one of the many types that Lightning takes
         """Return Adam with a one-cycle schedule."""

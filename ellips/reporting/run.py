@@ -26,6 +26,7 @@ from ellips.reporting.figures import plot_curves, save_figure
 from ellips.reporting.html import ReportImage, choose_images, render_report
 from ellips.reporting.summary import curve_of, records_by_series, summarize
 from ellips.reporting.tables import accuracy_table
+from ellips.types import Space
 from ellips.versions import versions
 
 
@@ -48,7 +49,7 @@ class RunReport:
     folder: ResultsFolder
     records: Sequence[ImageRecord]
     expected: Sequence[int]
-    radii: Mapping[str, Sequence[float]]
+    radii: Mapping[Space, Sequence[float]]
     confidence: float = 0.95
     title: str = "Certified accuracy"
     info: Mapping[str, Any] = field(default_factory=dict)

@@ -11,7 +11,7 @@ import torch
 from ellips.files import ImageRecord, records_to_tensors
 from ellips.metrics.functional import average_certified_radius, certified_accuracy_curve, check_radii, even_grid
 from ellips.reporting.curves import LabelledCurve
-from ellips.types import Series
+from ellips.types import Series, Space
 
 
 def records_by_series(records: Sequence[ImageRecord]) -> dict[Series, list[ImageRecord]]:
@@ -76,7 +76,7 @@ def completeness(records: Sequence[ImageRecord], expected: Sequence[int], listed
 def summarize(
     records: Sequence[ImageRecord],
     expected: Sequence[int],
-    radii: Mapping[str, Sequence[float]],
+    radii: Mapping[Space, Sequence[float]],
     *,
     confidence: float = 0.95,
     num_points: int = 201,

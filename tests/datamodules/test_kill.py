@@ -42,7 +42,8 @@ def test_killed_three_times_the_cache_ends_the_same(tmp_path: Path) -> None:
     config.write_text(CONFIG.format(root=os.environ[VARIABLE]))
 
     def start(cache: Path) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-W", "ignore", "-m", "datamodules.encode", "--config", str(config)]
+        program = "from ellips.commands import main; main()"
+        command = [sys.executable, "-W", "ignore", "-c", program, "encode", "--config", str(config)]
         command += ["--accelerator", "cpu", "--data.cache_dir", str(cache)]
         return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "2"})
 
