@@ -38,9 +38,9 @@ def check(
     tolerance: float = 1e-9,
     slack: float = 1e-6,
 ) -> Tensor:
-    """Check certificates against the mixture's classifier, without trusting the solver that made them.
+    """Check certificates against the mixture, without trusting the solver that made them.
 
-    A certificate passes if its prediction and margin are the classifier's, its radius is proven against the named
+    A certificate passes if its prediction and margin are the mixture's, its radius is proven against the named
     rival by its multiplier, no other rival is nearer, and, for the input space, the radius is at most ``min(R/L, r)``.
     So that nothing about it can be altered unnoticed, the radius must also not be *smaller* than what its method
     gives, beyond what a solver takes off for rounding. Whether L is what it claims to be cannot be checked here.

@@ -19,7 +19,7 @@ class Geometry(Parts):
 
     @classmethod
     def of(cls, mixture: Mixture) -> Geometry:
-        """Return the geometry of a fitted classifier, remembered until its mixture changes."""
+        """Return the geometry of a fitted mixture, remembered until that changes."""
 
         def build() -> Geometry:
             center = mixture.means.mean(0)

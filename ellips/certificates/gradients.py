@@ -21,7 +21,7 @@ def differentiable_radius(mixture: Mixture, geometry: Geometry, z: Tensor, certi
     Radii that are infinite have gradient 0.
 
     Args:
-        mixture: The classifier, possibly with a trainable mixture.
+        mixture: The fitted mixture, possibly trainable.
         geometry: Its geometry.
         z: Latents, shape ``(N, d)``, float64.
         certificate: Their certificates, by method ``"exact"`` or ``"pairwise"``.

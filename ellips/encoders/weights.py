@@ -264,7 +264,7 @@ def _create_from_hub(name: str, head_args: dict[str, Any], model_args: dict[str,
 
 
 def _create_from_state(name: str, weights: Weights, projection: bool | None, model_args: dict[str, Any]) -> nn.Module:
-    _check_activation(name, weights)
+    _validate_activation(name, weights)
     classes = _head_width(name, weights.state)
     overlay = {"state_dict": weights.state, "num_classes": classes, "custom_load": False, "label_offset": 0}
     try:
@@ -305,7 +305,7 @@ def _head_width(name: str, state: dict[str, Tensor]) -> int:
     return 0 if weight is None else int(weight.shape[0])
 
 
-def _check_activation(name: str, weights: Weights) -> None:
+def _validate_activation(name: str, weights: Weights) -> None:
     """Refuse, or warn of, OpenCLIP weights in an architecture with the other GELU.
 
     The state dict does not say which one its network used; the wrong one shifts every feature without an error.

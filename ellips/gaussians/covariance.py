@@ -44,7 +44,7 @@ def class_covariances(
             "collect the moments with covariance_type='full'."
         )
     dim = moments.mean.shape[1]
-    _check_counts(count, dim, full, regularization)
+    _validate_counts(count, dim, full, regularization)
     n = count.double().view(-1, *[1] * (scatter.ndim - 1))
     covariances = (1 - pooling) * scatter / n
     if pooling:
@@ -59,7 +59,7 @@ def class_covariances(
     return (1 - shrinkage) * covariances + shrinkage * target
 
 
-def _check_counts(count: Tensor, dim: int, full: bool, regularization: Regularization) -> None:
+def _validate_counts(count: Tensor, dim: int, full: bool, regularization: Regularization) -> None:
     """Refuse classes without samples, and such with too few for a covariance."""
     empty = (count == 0).nonzero().flatten().tolist()
     if empty:

@@ -1,7 +1,7 @@
 """Mixture: K Gaussians with priors as a torch module: fitting, density, sampling, scores.
 
-The classifier of "Certified Robustness from Approximate Gaussian Mixture Structures in Pretrained Latent Spaces"
-(arXiv 2605.25352, [E26] below), section 4, equation 4.
+What the classifier of "Certified Robustness from Approximate Gaussian Mixture Structures in Pretrained Latent Spaces"
+(arXiv 2605.25352, [E26] below), section 4, equation 4, consists of.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Mixture(MixtureParameters):
 
     @classmethod
     def from_parameters(cls, means: Tensor, covariances: Tensor, priors: Tensor) -> Self:
-        """Build a fitted classifier from the mixture's parameters.
+        """Build a fitted mixture from its parameters.
 
         Args:
             means: Shape ``(K, d)``.
@@ -106,7 +106,7 @@ class Mixture(MixtureParameters):
         return self.fit_moments(*moments.compute())
 
     def fit_moments(self, count: Tensor, mean: Tensor, scatter: Tensor) -> Self:
-        """Fit the Gaussians to per-class moments, with this classifier's regularisation.
+        """Fit the Gaussians to per-class moments, with this mixture's regularisation.
 
         Priors are the class shares. See :func:`ellips.gaussians.covariance.class_covariances` for the covariances.
 
@@ -240,7 +240,7 @@ class Mixture(MixtureParameters):
 
         Args:
             n: How many.
-            generator: Source of randomness, on the classifier's device.
+            generator: Source of randomness, on the mixture's device.
 
         Returns:
             Latents, shape ``(n, d)``, float64, and class indices, shape ``(n,)``.
@@ -262,7 +262,7 @@ class Mixture(MixtureParameters):
         return z, labels
 
     def validate(self, z: Tensor) -> Tensor:
-        """Return latents as this classifier computes with them: float64, on its device's kind, refused if unfit.
+        """Return latents as this mixture computes with them: float64, on its device's kind, refused if unfit.
 
         Raises:
             ValueError: If ``z`` has another width or is not finite.

@@ -89,7 +89,7 @@ class MixtureParameters(nn.Module):
 
         Names in the state dict stay as they are. Only the factors' lower triangle is read, any nonzero diagonal gives
         a positive definite precision, and the log-priors are normalised where they are used, so that no step of an
-        optimiser can leave the family. Call it before the optimiser is built, usually on a fitted classifier.
+        optimiser can leave the family. Call it before the optimiser is built, usually on a fitted mixture.
         """
         for name in ("means", "precision_factors", "log_priors"):
             value = getattr(self, name)
@@ -159,7 +159,7 @@ class MixtureParameters(nn.Module):
         return 2 * self.log_priors.log_softmax(0) - self.log_dets
 
     def digest(self) -> str:
-        """SHA-256 of the mixture: equal for two classifiers if and only if they compute the same."""
+        """SHA-256 of the mixture: equal for two mixtures if and only if they compute the same."""
         self._require_fitted()
         sha = hashlib.sha256(f"ellips-1 {self.covariance_type} {self.num_classes} {self.dim}\n".encode())
         for tensor in (self.means, self.factors, self.log_priors):
@@ -208,7 +208,7 @@ class MixtureParameters(nn.Module):
         return self
 
     def extra_repr(self) -> str:
-        """Describe the classifier in ``repr``."""
+        """Describe the mixture in ``repr``."""
         return (
             f"num_classes={self.num_classes}, dim={self.dim}, covariance_type={self.covariance_type!r}, "
             f"pooling={self.regularization.pooling}, shrinkage={self.regularization.shrinkage}, fitted={self.is_fitted}"

@@ -19,7 +19,7 @@ def fit_shrunk(mixture: Mixture, latents: Tensor, labels: Tensor, estimator: Est
 
     Both shrink towards ``(tr Σ_k / d) I`` by an amount that minimises the expected squared error of the covariance,
     per class; neither knows of certificates. They need the samples themselves, not only their moments, and take the
-    place of the classifier's own ``pooling`` and ``shrinkage``, which are not applied.
+    place of the mixture's own ``pooling`` and ``shrinkage``, which are not applied.
 
     Args:
         mixture: The mixture to fit, in place.

@@ -44,7 +44,7 @@ class ConstantSource(ABC):
         """Do the work of :meth:`__call__`; input is checked, gradients are possible, autocast is off."""
 
 
-def _check_images(images: Tensor) -> None:
+def _validate_images(images: Tensor) -> None:
     if images.ndim != 4 or not images.is_floating_point():
         raise ValueError(
             "Expected `images` to be floating point of shape (N, C, H, W) "
@@ -92,7 +92,7 @@ def owning_module(function: ImageMap) -> nn.Module | None:
     return owner if isinstance(owner, nn.Module) else None
 
 
-def _check_eval(function: ImageMap) -> None:
+def _validate_eval_mode(function: ImageMap) -> None:
     """Refuse layers in training mode: batch statistics and dropout make it another function at every call."""
     module = owning_module(function)
     if module is None:
@@ -115,8 +115,8 @@ def checked(function: ImageMap, images: Tensor) -> Iterator[Tensor]:
     Raises:
         ValueError: See :meth:`ConstantSource.__call__`.
     """
-    _check_images(images)
-    _check_eval(function)
+    _validate_images(images)
+    _validate_eval_mode(function)
     with (
         torch.inference_mode(False),
         torch.autocast(images.device.type, enabled=False),

@@ -104,7 +104,7 @@ class MixtureLoss(LatentLoss):
 
 
 class ScoreCrossEntropy(MixtureLoss):
-    """Cross-entropy of the classifier's posterior, whose logits are half its scores.
+    """Cross-entropy of the mixture's posterior, whose logits are half its scores.
 
     Args:
         gaussians: See :class:`MixtureLoss`.

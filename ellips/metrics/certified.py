@@ -15,11 +15,11 @@ from ellips.metrics.functional import (
     CertifiedCurve,
     certified_counts,
     certified_radius_sum,
-    check_certified,
     check_radii,
     clopper_pearson,
     curve_from_counts,
     even_grid,
+    validate_certified,
 )
 from ellips.metrics.plotting import draw_curve, new_axes
 from ellips.validation import fraction
@@ -182,7 +182,7 @@ class AverageCertifiedRadius(Metric):
         Raises:
             ValueError: If the shapes disagree, a radius is negative or NaN, or a target is negative.
         """
-        check_certified(radius, prediction, target)
+        validate_certified(radius, prediction, target)
         self.radius_sum += certified_radius_sum(radius, prediction, target)
         self.total += len(radius)
 

@@ -105,7 +105,7 @@ def average_certified_radius(radius: Tensor, prediction: Tensor, target: Tensor)
     Raises:
         ValueError: If the shapes disagree, a radius is negative or NaN, or a target is negative.
     """
-    check_certified(radius, prediction, target)
+    validate_certified(radius, prediction, target)
     return certified_radius_sum(radius, prediction, target) / torch.tensor(len(radius), device=radius.device)
 
 
@@ -162,7 +162,7 @@ def even_grid(max_radius: float, num_points: int) -> tuple[float, ...]:
     return tuple(max_radius * i / (num_points - 1) for i in range(num_points))
 
 
-def check_certified(radius: Tensor, prediction: Tensor, target: Tensor) -> None:
+def validate_certified(radius: Tensor, prediction: Tensor, target: Tensor) -> None:
     """Refuse certificates that cannot be counted.
 
     Raises:
@@ -184,7 +184,7 @@ def check_certified(radius: Tensor, prediction: Tensor, target: Tensor) -> None:
 
 def certified_counts(radius: Tensor, prediction: Tensor, target: Tensor, grid: Sequence[float]) -> Tensor:
     """Count the points that are right and certified at least as far as each radius of the grid: int64, ``(R,)``."""
-    check_certified(radius, prediction, target)
+    validate_certified(radius, prediction, target)
     levels = torch.tensor(grid, dtype=torch.float64, device=radius.device)
     reached = radius.double()[:, None] >= levels
     return (reached & (prediction == target)[:, None]).sum(0)
