@@ -24,7 +24,7 @@ from ellips.reporting.curves import group_by_claim
 from ellips.types import DEFAULT_RADII, SOUNDNESS_ORDER, HeadOutput, Series, Soundness, Space
 from ellips.validation import fraction, one_of
 
-from .evaluation import EvaluationCallback, Stage
+from .evaluation import EvaluationCallback, Stage, head_of
 
 STAGES: tuple[Stage, ...] = get_args(Stage)
 _CLEAN = 0.0  # the radius at which certified accuracy is clean accuracy
@@ -99,7 +99,7 @@ class CertificationCallback(EvaluationCallback):
         """Check that the module has a head and ask the datamodule for images if they are needed."""
         super().setup(trainer, pl_module, stage)
         datamodule = getattr(trainer, "datamodule", None)
-        if self.certifiers and hasattr(datamodule, "keep_images"):
+        if self.certifiers and datamodule is not None and hasattr(datamodule, "keep_images"):
             datamodule.keep_images = True
 
     # ------------------------------------------------------------------ counting
@@ -124,10 +124,10 @@ class CertificationCallback(EvaluationCallback):
 
     def count(self, trainer: L.Trainer, pl_module: L.LightningModule, output: HeadOutput, stage: Stage) -> None:
         """Certify a batch; each latent certificate once, whatever starts from it."""
-        ellips = pl_module.head.ellips
+        ellips = head_of(pl_module).ellips
         wanted = self._wanted(stage)
-        needed = {*self.methods, *([self.input_method] if any(wanted.values()) else [])}
-        latent = {method: ellips.certify(output.latent, method=method) for method in needed}
+        needed: set[Method] = {*self.methods, *([self.input_method] if any(wanted.values()) else [])}
+        latent: dict[str, Certificate] = {method: ellips.certify(output.latent, method=method) for method in needed}
         chain = self._chain(trainer, pl_module, output) if any(wanted.values()) else None
         for series, certifier in wanted.items():
             if certifier is None or chain is None:
@@ -152,7 +152,7 @@ class CertificationCallback(EvaluationCallback):
                 f"Expected {missing} to certify in input space but got none; pass a datamodule of this project with "
                 "keep_images=True, or leave `certifiers` out."
             )
-        return ImageClassifier(encoder, pl_module.head).chain
+        return ImageClassifier(encoder, head_of(pl_module)).chain
 
     # ------------------------------------------------------------------ showing
 
@@ -161,7 +161,7 @@ class CertificationCallback(EvaluationCallback):
         curves: list[LabelledCurve] = []
         values: dict[str, float] = {}
         for series, rows in self._rows.items():
-            found = rows.compute()  # of all processes
+            found = rows.rows()  # of all processes
             self._total = len(found["index"])
             if self._total == 0:
                 continue
@@ -190,7 +190,7 @@ class CertificationCallback(EvaluationCallback):
 
     def _draw(self, trainer: L.Trainer, curves: Sequence[LabelledCurve], stage: str) -> None:
         folder = Path(self.directory or trainer.log_dir or trainer.default_root_dir)  # a collective call: on every rank
-        if not trainer.is_global_zero or trainer.fast_dev_run:
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]  # set without a declaration
             return
         for (space, soundness), group in group_by_claim(curves).items():
             figure = plot_curves(group, f"Certified accuracy, {stage} split", self.confidence)
@@ -211,7 +211,7 @@ def _with_clean(radii: tuple[float, ...]) -> tuple[float, ...]:
 
 def _claim(series: Series, soundness: Tensor) -> Soundness:
     """Return what a series may claim as a whole: what each of its images may."""
-    found = [SOUNDNESS_ORDER[rank] for rank in soundness.unique().tolist()]
+    found: list[Soundness] = [SOUNDNESS_ORDER[rank] for rank in soundness.unique().tolist()]
     if len(found) != 1:
         raise ValueError(f"Expected every batch of {series} to have one soundness class but got {found}.")
     return found[0]

@@ -20,7 +20,7 @@ from ellips.theory.normality import MardiaResult, mardia
 from ellips.types import HeadOutput, Series
 from ellips.validation import at_least, fraction, one_of
 
-from .evaluation import EvaluationCallback, Stage
+from .evaluation import EvaluationCallback, Stage, head_of
 
 
 class GaussianityCallback(EvaluationCallback):
@@ -87,7 +87,7 @@ class GaussianityCallback(EvaluationCallback):
 
     def start(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: Stage) -> None:
         """Start collecting."""
-        empty = torch.empty(0, pl_module.head.ellips.dim, dtype=torch.float64)
+        empty = torch.empty(0, head_of(pl_module).ellips.dim, dtype=torch.float64)
         self._rows = DistinctRows(latent=empty, label=torch.empty(0, dtype=torch.int64)).to(pl_module.device)
 
     def count(self, trainer: L.Trainer, pl_module: L.LightningModule, output: HeadOutput, stage: Stage) -> None:
@@ -96,10 +96,10 @@ class GaussianityCallback(EvaluationCallback):
 
     def finish(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: Stage) -> None:
         """Test and log."""
-        rows = self._rows.compute()
+        rows = self._rows.rows()
         z, labels = rows["latent"], rows["label"]
         self._rows.reset()
-        ellips = pl_module.head.ellips
+        ellips = head_of(pl_module).ellips
         self.mardia = mardia(z, labels, ellips.num_classes)
         values = {
             f"{stage}/mardia_pass_rate": self.mardia.pass_rate(self.alpha),
