@@ -22,7 +22,7 @@ from ellips.pipeline import ImageClassifier
 from ellips.reporting import LabelledCurve, accuracy_table, plot_curves, save_figure
 from ellips.reporting.curves import group_by_claim
 from ellips.types import DEFAULT_RADII, SOUNDNESS_ORDER, HeadOutput, Series, Soundness, Space
-from ellips.validation import fraction, one_of
+from ellips.validation import fraction, one_of, positive
 
 from .evaluation import EvaluationCallback, Stage, head_of
 
@@ -79,6 +79,7 @@ class CertificationCallback(EvaluationCallback):
         for stage in input_stages:
             one_of(STAGES, input_stages=stage)
         fraction(confidence=confidence, ends=False)
+        positive(max_radius=max_radius)
         self.radii: dict[Space, tuple[float, ...]] = {
             "latent": _with_clean(check_radii(radii)),
             "input": _with_clean(check_radii(input_radii)),

@@ -93,6 +93,7 @@ def certify(
     classifier = ImageClassifier.from_checkpoint(checkpoint, encoder)
     images = SelectionDataModule(data, split, skip, max, batch_size)
     certifier = Certifier(classifier, methods, certifiers, input_method, seed_everything)
+    certifier.validate_run(len(images.indices))
     folder = ResultsFolder(Path(out)) if out else run.results(split)
     if overwrite and folder.settings.exists():
         shutil.rmtree(folder.path, ignore_errors=True)  # several processes may do it at once

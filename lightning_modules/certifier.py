@@ -76,6 +76,11 @@ class Certifier(L.LightningModule):
         latent = [Series("latent", method) for method in self.methods]
         return [*latent, *series_of(self.certifiers, self.input_method)]
 
+    def validate_run(self, count: int) -> None:
+        """Refuse a run over so many images if a certifier's claim does not cover them; see :class:`InputCertifier`."""
+        for certifier in self.certifiers:
+            certifier.validate_run(count)
+
     def predict_step(self, batch: ImageBatch, batch_idx: int) -> list[CertifiedImage]:
         """Certify a batch.
 

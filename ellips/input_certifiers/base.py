@@ -83,6 +83,16 @@ class InputCertifier(ABC):
     def target(self, chain: Chain) -> AuditTarget:
         """Name the function that the certificates are about."""
 
+    def validate_run(self, count: int) -> None:
+        """Refuse a run over so many images if the certificates' claim does not cover them.
+
+        Args:
+            count: Distinct images that one run certifies.
+
+        Raises:
+            ValueError: If the claim is about fewer images.
+        """
+
     @property
     def source_name(self) -> str:
         """Short name of what carries the radius to the image, for :class:`ellips.types.Series`."""

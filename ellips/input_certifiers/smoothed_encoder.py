@@ -143,6 +143,18 @@ class SmoothedEncoder(InputCertifier):
         )
         return replace(found, prediction=prediction).to_input(bound)
 
+    def validate_run(self, count: int) -> None:
+        """Refuse a run over more images than share ``alpha``: all of them together would claim too much.
+
+        Raises:
+            ValueError: If there are more, and ``num_images`` is not 1 (each image by itself).
+        """
+        if 1 < self.num_images < count:
+            raise ValueError(
+                f"Expected at most num_images={self.num_images} images to share alpha={self.alpha:g} but got {count}; "
+                "raise `num_images`, or set it to 1 for a claim about each image by itself."
+            )
+
     def target(self, chain: Chain) -> AuditTarget:
         """Name the smoothed classifier, judged by its own certificates, abstentions included.
 
