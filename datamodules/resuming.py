@@ -25,7 +25,7 @@ class ResumableLoader(DataLoader[Any]):
         self._seen = 0
         self._skip = 0
 
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # an iterator is enough
         """Yield the batches of an epoch, after a restored position those that are left."""
         skip, self._skip = self._skip, 0
         self._seen = 0

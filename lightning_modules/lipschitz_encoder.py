@@ -31,7 +31,7 @@ class LipschitzEncoderTraining(L.LightningModule):
 
     Classes are told apart by fixed directions, the corners of a regular simplex: the cosine part of cross-entropy with
     a margin, on 1-Lipschitz features, so that the margin is a distance between images. The encoder that comes out is
-    for :class:`ellips.lipschitz.LipschitzEncoder`, with Gaussians fitted to its features.
+    for :class:`ellips.encoders.LipschitzEncoder`, with Gaussians fitted to its features.
 
     Logged: ``train/loss``; ``val/accuracy`` and ``val/certified_accuracy/linear@<radius>`` of the simplex classifier.
 

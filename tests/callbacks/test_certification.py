@@ -96,6 +96,7 @@ def test_figures_go_to_the_logger_and_its_folder(tmp_path: Path) -> None:
         ({"input_method": "margin"}, "`input_method` to be one of"),
         ({"confidence": 0.0}, "confidence"),
         ({"num_points": 1}, "num_points"),
+        ({"max_radius": 0.0}, "`max_radius` to be positive"),
     ],
 )
 def test_arguments_out_of_range_are_refused(arguments: dict, message: str) -> None:
