@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import yaml
 from ellips.commands import training
 
 from ellips.errors import EncoderMismatchError
-from ellips.files import RunFolder
 from ellips.head import EllipsHead
 from tests.shipped import DIGITS
 
@@ -105,18 +103,6 @@ def test_a_second_fit_refuses_to_overwrite_and_a_resumed_one_does_not(
     assert metrics.with_stem("metrics-1").read_bytes() == kept[1]
     assert yaml.safe_load(config.with_stem("config-2").read_text())["trainer"]["max_epochs"] == 3
     assert re.search(r"^2,", metrics.read_text(), re.MULTILINE)
-
-
-def test_last_is_what_slurm_left_if_that_is_newer(tmp_path: Path) -> None:
-    (tmp_path / "checkpoints").mkdir()
-    last, left = tmp_path / "checkpoints" / "last.ckpt", tmp_path / "hpc_ckpt_1.ckpt"
-    assert RunFolder(tmp_path).requeued() is None
-    for path, time in ((last, 2), (left, 1)):
-        path.touch()
-        os.utime(path, (time, time))
-    assert RunFolder(tmp_path).requeued() is None
-    os.utime(left, (3, 3))
-    assert RunFolder(tmp_path).requeued() == left
 
 
 def test_early_stopping_reads_the_logged_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
