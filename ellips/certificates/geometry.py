@@ -13,6 +13,9 @@ from ellips.certificates.parts import Parts
 from ellips.certificates.rounding import gamma
 from ellips.gaussians import Mixture
 
+_AFFORDABLE_ELEMENTS = 2**24  # of all pairs' eigenvectors: about 0.2 GB with what goes with them
+_AFFORDABLE_WORK = 2**32  # d³ for every pair: some seconds on a processor
+
 
 class Geometry(Parts):
     """A mixture as the solvers see it: its tensors, and what is computed of them once."""
@@ -112,9 +115,10 @@ class Geometry(Parts):
 
     @cached_property
     def affordable(self) -> bool:
-        """Whether all K(K−1)/2 differences of precisions may be decomposed and kept (about 0.2 GB, some seconds)."""
+        """Whether all K(K−1)/2 differences of precisions may be decomposed and kept."""
         pairs = self.num_classes * (self.num_classes - 1) // 2
-        return self.diagonal or (pairs * self.dim**2 <= 2**24 and pairs * self.dim**3 <= 2**32)
+        fits, quick = pairs * self.dim**2 <= _AFFORDABLE_ELEMENTS, pairs * self.dim**3 <= _AFFORDABLE_WORK
+        return self.diagonal or (fits and quick)
 
     @cached_property
     def concavity(self) -> Tensor:

@@ -23,6 +23,7 @@ from ellips.certificates.closed_form import closed_form_radius
 
 _MAX_STEPS = 200
 _STEP_TOLERANCE = 1e-9  # relative; D itself is flat there, but the nearest boundary point follows from t
+_BRACKET_SLACK = 1e-9  # relative: a step to the bracket's very end is a root there, met up to rounding
 _BATCH_ELEMENTS = 2**17  # of the matrices that each step passes over several times
 
 
@@ -164,6 +165,5 @@ def _unreachable(problems: Problems) -> Tensor:
 
 def _safeguard(new: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """Keep a Newton step inside the bracket; where it leaves, halve the bracket (geometrically) or double."""
-    slack = 1e-9  # a step to the bracket's very end is a root there, met up to rounding
-    inside = (new >= low * (1 - slack)) & (new <= high * (1 + slack))
+    inside = (new >= low * (1 - _BRACKET_SLACK)) & (new <= high * (1 + _BRACKET_SLACK))
     return torch.where(inside, new, torch.where(high.isinf(), 2 * low, (low * high).sqrt()))
