@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -161,33 +161,42 @@ class CertificationCallback(EvaluationCallback):
         """Log and draw; after a test, print the tables."""
         curves: list[LabelledCurve] = []
         values: dict[str, float] = {}
-        for series, rows in self._rows.items():
-            found = rows.rows()  # of all processes
+        for series, certifier in self._wanted(stage).items():
+            found = self._rows[series].rows()  # of all processes
             self._total = len(found["index"])
-            if self._total == 0:
-                continue
-            what = (found["radius"], found["prediction"], found["label"])
-            metric = CertifiedAccuracyCurve(radii=self._grid(series.space), confidence=self.confidence)
-            metric = metric.to(pl_module.device)
-            metric.sync_on_compute = False  # every process holds the rows of all
-            metric.update(*what)
-            curve, soundness = metric.compute(), _claim(series, found["soundness"])
-            curves.append(LabelledCurve(series.label, curve, series.space, soundness))
-            key = series.name if series.space == "latent" else f"{soundness}/{series.name}"
-            for radius, accuracy in _at(curve, self.radii[series.space]):
-                if radius > _CLEAN:
-                    values[f"{stage}/certified_accuracy/{key}@{radius:g}"] = accuracy
-                elif series.space == "latent":
-                    values[f"{stage}/clean_accuracy"] = accuracy
-            values[f"{stage}/average_certified_radius/{key}"] = float(average_certified_radius(*what))
-            if series.space == "latent":
-                relative = average_certified_radius(found["relative"], *what[1:])
-                values[f"{stage}/relative_radius/{key}"] = float(relative)
+            if certifier is not None:
+                certifier.validate_run(self._total)
+            if self._total:
+                curves.append(self._curve(series, found))
+                values |= self._values(stage, series, curves[-1], found)
         # Every process has the same numbers from the same gathered rows.
         pl_module.log_dict(values, rank_zero_only=False, sync_dist=False, batch_size=1)
         self._draw(trainer, curves, stage)
         if stage == "test" and trainer.is_global_zero:
             self._print_tables(curves)
+
+    def _curve(self, series: Series, found: Mapping[str, Tensor]) -> LabelledCurve:
+        metric = CertifiedAccuracyCurve(radii=self._grid(series.space), confidence=self.confidence)
+        metric = metric.to(found["radius"].device)
+        metric.sync_on_compute = False  # every process holds the rows of all
+        metric.update(found["radius"], found["prediction"], found["label"])
+        return LabelledCurve(series.label, metric.compute(), series.space, _claim(series, found["soundness"]))
+
+    def _values(
+        self, stage: Stage, series: Series, curve: LabelledCurve, found: Mapping[str, Tensor]
+    ) -> dict[str, float]:
+        """What is logged of a series, by name."""
+        key = series.name if series.space == "latent" else f"{curve.soundness}/{series.name}"
+        what = (found["prediction"], found["label"])
+        values = {f"{stage}/average_certified_radius/{key}": float(average_certified_radius(found["radius"], *what))}
+        for radius, accuracy in _at(curve.curve, self.radii[series.space]):
+            if radius > _CLEAN:
+                values[f"{stage}/certified_accuracy/{key}@{radius:g}"] = accuracy
+            elif series.space == "latent":
+                values[f"{stage}/clean_accuracy"] = accuracy
+        if series.space == "latent":
+            values[f"{stage}/relative_radius/{key}"] = float(average_certified_radius(found["relative"], *what))
+        return values
 
     def _draw(self, trainer: L.Trainer, curves: Sequence[LabelledCurve], stage: str) -> None:
         folder = Path(self.directory or trainer.log_dir or trainer.default_root_dir)  # a collective call: on every rank
