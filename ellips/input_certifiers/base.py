@@ -83,7 +83,7 @@ class InputCertifier(ABC):
     def target(self, chain: Chain) -> AuditTarget:
         """Name the function that the certificates are about."""
 
-    def validate_run(self, count: int) -> None:
+    def validate_run(self, count: int) -> None:  # noqa: B027 - most claims are about each image by itself
         """Refuse a run over so many images if the certificates' claim does not cover them.
 
         Args:
