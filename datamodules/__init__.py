@@ -11,9 +11,11 @@ from .folder import BadImageError
 from .gaussian_mixture import GaussianMixtureDataModule
 from .image_folder import ImageFolderDataModule, ImageNetDataModule
 from .selection import SelectionDataModule
+from .sources import ArraySource, ImageSource
 
 __all__ = [
     "SPLITS",
+    "ArraySource",
     "BadImageError",
     "CIFAR10DataModule",
     "CacheMismatchError",
@@ -22,6 +24,7 @@ __all__ = [
     "GaussianMixtureDataModule",
     "ImageFolderDataModule",
     "ImageNetDataModule",
+    "ImageSource",
     "SelectionDataModule",
     "Split",
     "SplitDataModule",

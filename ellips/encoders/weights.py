@@ -121,7 +121,7 @@ def load_file(path: str | Path) -> Weights:
     """
     file = _single_file(Path(path).expanduser())
     try:
-        state = load_state_dict(str(file))
+        state = load_state_dict(str(file), weights_only=True)
     except Exception as error:
         raise ValueError(
             f"Expected {file} to be a state dict ({', '.join(SUFFIXES)}) but it could not be read: {error}"
@@ -169,11 +169,12 @@ def load_hub(repository: str, architecture: str) -> Weights:
     origin = f"hub repository {repository}"
     try:
         try:
-            return Weights(load_state_dict_from_hf(repository, _TIMM_FILE), origin)
+            return Weights(load_state_dict_from_hf(repository, _TIMM_FILE, weights_only=True), origin)
         except EntryNotFoundError as error:
             if isinstance(error, LocalEntryNotFoundError):  # the hub was not reached at all; no use in asking again
                 raise
-            return Weights(load_state_dict_from_hf(repository, _OPEN_CLIP_FILE), origin, _config_folder(repository))
+            state = load_state_dict_from_hf(repository, _OPEN_CLIP_FILE, weights_only=True)
+            return Weights(state, origin, _config_folder(repository))
     except Exception as error:  # the hub's clients raise OSError, HTTP library errors and their own
         files = "open_clip_model.safetensors or model.safetensors"
         raise WeightsNotFoundError(_how_to_fetch(architecture, repository, files, stem, error)) from error

@@ -1,6 +1,6 @@
 """Ways from the latent, or from the decision, to a radius on the image."""
 
-from ellips.input_certifiers.base import AuditTarget, Chain, InputCertifier, series_of
+from ellips.input_certifiers.base import AuditTarget, Chain, InputCertifier, chain_target, series_of
 from ellips.input_certifiers.by_constant import ByConstant, as_certifier
 from ellips.input_certifiers.margin_clever import MarginClever
 from ellips.input_certifiers.smoothed_encoder import SmoothedEncoder
@@ -13,5 +13,6 @@ __all__ = [
     "MarginClever",
     "SmoothedEncoder",
     "as_certifier",
+    "chain_target",
     "series_of",
 ]

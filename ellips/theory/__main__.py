@@ -17,19 +17,20 @@ from torch import Tensor
 
 from ellips.certificates import METHODS
 from ellips.classifier import Ellips
-from ellips.files.proofs import load_certificates
-from ellips.files.tsv import read_tsv
+from ellips.files import ResultsFolder, load_certificates, read_tsv
 from ellips.gaussians import Mixture
 from ellips.head import EllipsHead
 from ellips.theory.degradation import Estimator, degradation
 from ellips.theory.localization import Criterion, Existence, Localizer
 from ellips.theory.normality import Calibration, mardia
+from ellips.types import Series
 
 CAUTION = {
     "knn": "In high dimension this estimate is biased, either way; see ellips.theory.divergence.",
     "likelihood": "This estimates a lower bound on KL, so the bound on the truth is optimistic.",
 }
-SAVED = "latent-exact.safetensors"
+SAVED = Series("latent", "exact")
+"""The certificates of a run that questions about its latents are answered from."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -53,10 +54,12 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _parse(args: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m ellips.theory", description=__doc__.split(":")[0] + ".")
+    parser = argparse.ArgumentParser(prog="ellips theory", description=__doc__.split(":")[0] + ".")
     commands = parser.add_subparsers(dest="command", required=True)
     found = commands.add_parser("localization", help="does a robust classifier exist here? (Theorems 3.1 and 3.2)")
-    found.add_argument("mixture", type=Path, help=f"checkpoint (.ckpt), folder of a certify.py run, or its {SAVED}")
+    found.add_argument(
+        "mixture", type=Path, help=f"checkpoint (.ckpt), folder of a certify.py run, or its {SAVED}.safetensors"
+    )
     found.add_argument("--epsilon", type=float, nargs="+", default=[0.25, 0.5, 1.0], help="sizes of ℓ2 changes, latent")
     found.add_argument("--accuracy", type=float, default=0.5, help="certified accuracy asked for")
     found.add_argument("--log-c", type=float, default=math.inf, help="log C: limit on volumes; none by default")
@@ -86,7 +89,7 @@ def _parse(args: Sequence[str] | None) -> argparse.Namespace:
 def load_mixture(path: Path) -> Mixture:
     """Return the mixture of a checkpoint, of a folder that certify.py wrote, or of a file of certificates."""
     if path.is_dir():
-        path = path / SAVED
+        path = ResultsFolder(path).proofs(SAVED)
     if path.suffix == ".safetensors":
         return load_certificates(path).ellips
     return EllipsHead.from_checkpoint(path).ellips
@@ -99,8 +102,9 @@ def load_latents(folder: Path) -> tuple[Ellips, Tensor, Tensor]:
         FileNotFoundError: If the folder holds no latent certificates.
         ValueError: If certificates and labels are of different images.
     """
-    saved = load_certificates(folder / SAVED)
-    labels = {record.index: record.label for record in read_tsv((folder / SAVED).with_suffix(".tsv"))}
+    results = ResultsFolder(folder)
+    saved = load_certificates(results.proofs(SAVED))
+    labels = {record.index: record.label for record in read_tsv(results.tsv(SAVED))}
     index = saved.index.tolist() if saved.index is not None else list(range(len(saved.z)))
     if sorted(index) != sorted(labels):
         raise ValueError(f"Expected latents and labels of the same images in {folder} but got different ones.")

@@ -204,5 +204,5 @@ def test_settings_out_of_range_are_refused(setting: dict[str, object]) -> None:
 def test_a_run_over_more_images_than_share_alpha_is_refused() -> None:
     SmoothedEncoder(num_images=1).validate_run(10_000)
     SmoothedEncoder(num_images=500).validate_run(500)
-    with pytest.raises(ValueError, match="num_images=500 images to share alpha=0.001 but got 501"):
+    with pytest.raises(ValueError, match=r"num_images=500 images to share alpha=0\.001 but got 501"):
         SmoothedEncoder(num_images=500).validate_run(501)
