@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from argparse import SUPPRESS
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from ellips.reporting.html import ReportImage
 from ellips.reporting.run import RunReport
 from ellips.settings import describe
 from ellips.types import DEFAULT_RADII, Space
+
+from .migration import refuse_sources
 
 DESCRIPTION = """Certify the images of a split with the classifier of a checkpoint.
 
@@ -180,13 +183,14 @@ def certify_parser() -> ArgumentParser:
     parser.add_class_arguments(L.Trainer, "trainer", instantiate=False)
     for name in TRAINING_ONLY:
         parser.add_argument(f"--{name}", type=Any, help="Of training; not used.")
+    parser.add_argument("--sources", type=refuse_sources, help=SUPPRESS)
     return parser
 
 
 def instantiate(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
     """Return the arguments of :func:`certify`, with datamodule and certifiers built."""
     used = config.clone()
-    for name in (*TRAINING_ONLY, "trainer", "config"):
+    for name in (*TRAINING_ONLY, "sources", "trainer", "config"):
         used.pop(name)
     arguments: dict[str, Any] = parser.instantiate(used).as_dict()
     return arguments

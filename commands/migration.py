@@ -33,6 +33,15 @@ def _current_path(path: str) -> str:
     return f"ellips.{path}" if path.split(".")[0] in PACKAGES else MOVED.get(path, path)
 
 
+def refuse_sources(given: object) -> None:
+    """Tell who still writes ``sources`` what it is called.
+
+    Raises:
+        ValueError: Always.
+    """
+    raise ValueError(f"Expected `certifiers`, as `sources` is called since version 0.2, but got sources={given!r}.")
+
+
 def current_series(wanted: Sequence[Series], present: Sequence[Series]) -> list[Series]:
     """Return the series of a table for each certifier of its run, in order.
 
