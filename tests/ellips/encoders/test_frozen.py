@@ -292,7 +292,8 @@ def test_open_clip_files_of_a_hub_repository_are_found(monkeypatch: pytest.Monke
 
     model, asked = timm.create_model("test_resnet"), []
 
-    def load(repository: str, filename: str) -> dict[str, torch.Tensor]:
+    def load(repository: str, filename: str, *, weights_only: bool) -> dict[str, torch.Tensor]:
+        assert weights_only, "a pickle from the hub could run code"
         asked.append((repository, filename))
         if filename != "open_clip_pytorch_model.bin":
             raise Missing
