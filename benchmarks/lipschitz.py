@@ -154,7 +154,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     pools = {"art_clever_u": ART_POOL_FACTOR, "art_clever_u_in_large_batches": min(source.chunk_size, sizes.points)}
     per_image = {
         "clever": lambda: source(classifier.latents, images[:1]),
-        "margin_clever": lambda: MarginClever(options.radius, **batches)(classifier, images[:1]),
+        "margin_clever": lambda: MarginClever(options.radius, **batches).margins(classifier, images[:1]),
     } | {name: art_clever(classifier, images[0], sizes.points, options.radius, pool) for name, pool in pools.items()}
     times |= interleaved_seconds(per_image, min(sizes.rounds, 3))
     ratios = {

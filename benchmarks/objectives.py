@@ -125,9 +125,9 @@ def best_of(name: str, splits: dict[str, Split], epochs: tuple[int, ...], seed: 
         features, labels = splits["val"]
         with torch.no_grad():
             choice, _ = select_regularization(head.moments.compute(), head.latents(features), labels, search)
-        head.ellips.shrinkage = choice.shrinkage
+        head.ellips.regularization = choice.regularization
         head.finalize()
-        tried.append(((choice.certified_accuracy, choice.accuracy), count, choice.shrinkage, head))
+        tried.append(((choice.certified_accuracy, choice.accuracy), count, choice.regularization.shrinkage, head))
     _, count, shrinkage, head = max(tried, key=lambda item: item[0])
     values = evaluate(head, splits["test"])
     if norm == "none":

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from benchmarks._common import interleaved_seconds, make_parser, median_ratio, report
-from datamodules.base import EncodedDataModule, Split
+from datamodules.base import Split
+from datamodules.encoded import EncodedDataModule
 from datamodules.sources import ArraySource
 from ellips.encoders import FrozenEncoder
 from ellips.head import EllipsHead
