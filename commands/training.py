@@ -91,7 +91,8 @@ class EllipsCLI(RunFolderCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Build the trainer, with certification and a checkpoint where the configuration names none."""
         config = self.config_init[self.subcommand].trainer
-        callbacks = with_defaults(config.callbacks or [], checkpoint=config.enable_checkpointing is not False)
+        checkpoint = config.enable_checkpointing is not False and not config.fast_dev_run
+        callbacks = with_defaults(config.callbacks or [], checkpoint=checkpoint)
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
 
 
@@ -104,8 +105,8 @@ def with_defaults(given: Sequence[L.Callback], *, checkpoint: bool = True) -> li
 
     Returns:
         Those, a :class:`CertificationCallback` if there is none among them, and, if there is no checkpoint among them,
-        one that keeps ``best.ckpt``, by the mean radius in a unit that does not depend on the latents' scale, and
-        ``last.ckpt``.
+        one that keeps ``best.ckpt``, by the mean radius in a unit that does not depend on the latents' scale, and one
+        that keeps ``last.ckpt``, after every epoch.
     """
     callbacks = list(given)
     certification = next((c for c in callbacks if isinstance(c, CertificationCallback)), None)
@@ -115,10 +116,13 @@ def with_defaults(given: Sequence[L.Callback], *, checkpoint: bool = True) -> li
     if checkpoint and not any(isinstance(c, Checkpoint) for c in callbacks):
         series = Series("latent", certification.methods[-1])
         monitor = f"val/relative_radius/{series.name}"
-        best = RunFolder.BEST
-        callbacks.append(
-            ModelCheckpoint(filename=best, monitor=monitor, mode="max", save_last=True, enable_version_counter=False)
-        )
+        # `save_last` writes when the best was written and where nothing is trained, but not after every epoch.
+        callbacks += [
+            ModelCheckpoint(
+                filename=RunFolder.BEST, monitor=monitor, mode="max", save_last=True, enable_version_counter=False
+            ),
+            ModelCheckpoint(filename=RunFolder.LAST, save_on_train_epoch_end=True, enable_version_counter=False),
+        ]
     return callbacks
 
 

@@ -13,7 +13,7 @@ import lightning as L
 import pytest
 import torch
 import yaml
-from ellips.commands.training import train
+from ellips.commands.training import EllipsCLI, train
 
 from datamodules import DigitsDataModule
 from ellips.encoders import FrozenEncoder
@@ -107,15 +107,15 @@ def test_interrupted_and_resumed(
     monkeypatch.chdir(folder)
     name = f"broken-{len(stops)}-{stops[0].step}"
     command = ["fit", "--config", str(write_config(folder, name, 1)), "--ckpt_path", "last"]
-    original = train.EllipsCLI.after_instantiate_classes
+    original = EllipsCLI.after_instantiate_classes
     for stop in stops:
 
-        def add(cli: train.EllipsCLI, stop: StopAt = stop) -> None:
+        def add(cli: EllipsCLI, stop: StopAt = stop) -> None:
             original(cli)
             cli.trainer.callbacks.insert(0, stop)
 
         with monkeypatch.context() as patch:
-            patch.setattr(train.EllipsCLI, "after_instantiate_classes", add)
+            patch.setattr(EllipsCLI, "after_instantiate_classes", add)
             with pytest.raises(Interrupt):
                 train(command)
     resumed = train(command)

@@ -81,6 +81,7 @@ class RunFolder:
 
     path: Path
     BEST: ClassVar[str] = "best"
+    LAST: ClassVar[str] = "last"
 
     @classmethod
     def named(cls, name: str) -> RunFolder:
@@ -109,7 +110,7 @@ class RunFolder:
     @property
     def last(self) -> Path:
         """The latest checkpoint."""
-        return self.checkpoints / "last.ckpt"
+        return self.checkpoints / f"{self.LAST}.ckpt"
 
     @property
     def best(self) -> Path:
@@ -132,7 +133,7 @@ class RunFolder:
 
     def requeued(self) -> Path | None:
         """Return the checkpoint that requeueing under SLURM left, if it is newer than the latest of the run."""
-        left = [*self.path.glob("hpc_ckpt_*.ckpt"), *self.checkpoints.glob("last*.ckpt")]
+        left = [*self.path.glob("hpc_ckpt_*.ckpt"), *self.checkpoints.glob(f"{self.LAST}*.ckpt")]
         newest = max(left, key=lambda path: path.stat().st_mtime_ns, default=None)
         return newest if newest is not None and newest.parent == self.path else None
 
