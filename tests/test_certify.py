@@ -205,6 +205,31 @@ def test_a_folder_keeps_the_rows_of_one_setting(config: Path, run: Path, tmp_pat
     assert [row.index for row in read_tsv(tmp_path / "latent-exact.tsv")] == [0, 100]
 
 
+@pytest.mark.parametrize(
+    "change", [{"tolerance": 0.5}, {"seed": 1}, {"num_iterations": 5}, {"ball_radius": 0.7}], ids=str
+)
+def test_certifiers_that_differ_deep_inside_are_not_mixed(config: Path, run: Path, change: dict[str, float]) -> None:
+    """A source inside of a certifier counts with all of its settings, also those that the configuration left out."""
+    kept = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    source = {**SOURCE, "init_args": {**SOURCE["init_args"], name: value}}
+    wrapped = [{"class_path": "ellips.input_certifiers.ByConstant", "init_args": {"source": source}}]
+    name, value = next(iter(change.items()))
+    with pytest.raises(
+        ValueError, match=rf"differs in certifiers \(there .*, here .*'{name}': {value}.*delete this one"
+    ):
+        main(["--config", str(config), "--out", str(run), "--certifiers", yaml.safe_dump(wrapped)])
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == kept
+
+
+def test_the_same_certifier_written_otherwise_is_the_same_run(config: Path, tmp_path: Path) -> None:
+    args = ["--config", str(config), "--out", str(tmp_path), "--max", "2"]
+    assert main(args) == 0
+    table = (tmp_path / "certificates.csv").read_bytes()
+    wrapped = [{"class_path": "ellips.input_certifiers.ByConstant", "init_args": {"source": SOURCE}}]
+    assert main([*args, "--certifiers", yaml.safe_dump(wrapped)]) == 0
+    assert (tmp_path / "certificates.csv").read_bytes() == table  # times included: nothing was certified again
+
+
 def test_what_is_missing_is_said_and_the_run_fails(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
