@@ -206,17 +206,15 @@ def test_a_folder_keeps_the_rows_of_one_setting(config: Path, run: Path, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "change", [{"tolerance": 0.5}, {"seed": 1}, {"num_iterations": 5}, {"ball_radius": 0.7}], ids=str
+    ("name", "value"), [("tolerance", 0.5), ("seed", 1), ("num_iterations", 5), ("ball_radius", 0.7)]
 )
-def test_certifiers_that_differ_deep_inside_are_not_mixed(config: Path, run: Path, change: dict[str, float]) -> None:
+def test_certifiers_that_differ_deep_inside_are_not_mixed(config: Path, run: Path, name: str, value: float) -> None:
     """A source inside of a certifier counts with all of its settings, also those that the configuration left out."""
     kept = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     source = {**SOURCE, "init_args": {**SOURCE["init_args"], name: value}}
     wrapped = [{"class_path": "ellips.input_certifiers.ByConstant", "init_args": {"source": source}}]
-    name, value = next(iter(change.items()))
-    with pytest.raises(
-        ValueError, match=rf"differs in certifiers \(there .*, here .*'{name}': {value}.*delete this one"
-    ):
+    message = rf"differs in certifiers \(there .*, here .*'{name}': {value}.* delete this one"
+    with pytest.raises(ValueError, match=message):
         main(["--config", str(config), "--out", str(run), "--certifiers", yaml.safe_dump(wrapped)])
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == kept
 
