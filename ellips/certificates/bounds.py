@@ -48,7 +48,8 @@ class FarRivals:
         bend = self._top(prediction).unsqueeze(1).expand_as(length)
         bend = bend.masked_fill(kernel.shapes == kernel.shapes[own], 0.0)
         reach = radius.unsqueeze(1)
-        return margins > (1 + rounding(12)) * (2 * reach * length + reach * reach * bend + 2.0**-960)
+        far: Tensor = margins > (1 + rounding(12)) * (2 * reach * length + reach * reach * bend + 2.0**-960)
+        return far
 
     def _top(self, classes: Tensor) -> Tensor:
         """Upper bounds on λ_max(P_k), proven when they are first needed."""
@@ -66,5 +67,6 @@ class FarRivals:
         matrix = -kernel.bordered[k, :-1, :-1]
         diagonal = matrix.diagonal(dim1=1, dim2=2)
         diagonal += top.unsqueeze(1)
-        error = rounding(kernel.dim + 1) * (kernel.columns[k].square() / diagonal).sum(1)
+        size = kernel.columns[k] / diagonal.sqrt()
+        error = rounding(kernel.dim + 1) * size * size.sum(1, keepdim=True)  # p = r
         return torch.where(positive_definite(matrix, error), top, 1.01 * self._norms[k].square())

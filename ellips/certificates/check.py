@@ -21,6 +21,7 @@ from ellips.certificates.verify import Kernel
 from ellips.gaussians import Mixture
 
 _SCORED_ELEMENTS, _PROVEN_ELEMENTS = 2**22, 2**20
+_BALANCES = (1.0, 2.0**-5, 2.0**-10, 2.0**-15)
 
 
 def check(mixture: Mixture, z: Tensor, certificate: Certificate, *, rivals: Literal["all", "named"] = "all") -> Tensor:
@@ -52,11 +53,7 @@ def check(mixture: Mixture, z: Tensor, certificate: Certificate, *, rivals: Lite
     z = mixture.validate(z)
     if len(z) != len(certificate):
         raise ValueError(f"Expected {len(z)} certificates, one per latent, but got {len(certificate)}.")
-    if certificate.method not in METHODS:
-        raise ValueError(
-            f"Expected a certificate by one of {METHODS} but got {certificate.method!r}, which has no latent part that "
-            "could be checked."
-        )
+    require_method(certificate)
     if rivals not in ("all", "named"):
         raise ValueError(f"Expected `rivals` to be 'all' or 'named' but got {rivals!r}.")
     held = certificate.detach().cpu()
@@ -69,6 +66,19 @@ def check(mixture: Mixture, z: Tensor, certificate: Certificate, *, rivals: Lite
         if held.soundness == "probabilistic":
             passed |= (held.prediction == -1) & (held.radius == 0) & (radius == 0)
     return passed.to(z.device)
+
+
+def require_method(certificate: Certificate) -> None:
+    """Refuse certificates that have no latent part.
+
+    Raises:
+        ValueError: If the method is not one for latents.
+    """
+    if certificate.method not in METHODS:
+        raise ValueError(
+            f"Expected a certificate by one of {METHODS} but got {certificate.method!r}, which has no latent part that "
+            "could be checked."
+        )
 
 
 def checked_scope(certificate: Certificate) -> str:
@@ -113,12 +123,12 @@ class Prover:
         rows = max(1, _SCORED_ELEMENTS // (self._kernel.classes * self._kernel.dim))
         columns = (z.detach().to("cpu", torch.float64), prediction, rival, multiplier.double(), radius.double())
         parts = zip(*(column.split(rows) for column in columns), strict=True)
-        return torch.cat([self._prove(far, *part, every) for part in parts])
+        return torch.cat([self._prove(part, far if every else None) for part in parts])
 
-    def _prove(
-        self, far: FarRivals, z: Tensor, named: Tensor, rival: Tensor, t: Tensor, radius: Tensor, every: bool
-    ) -> Tensor:
-        kernel, rows = self._kernel, torch.arange(len(z))
+    def _prove(self, claims: tuple[Tensor, ...], far: FarRivals | None) -> Tensor:
+        """Prove some claims, against the named rival and, if there is a way to find the near ones, all others."""
+        (z, named, rival, t, radius), kernel = claims, self._kernel
+        rows = torch.arange(len(z))
         prediction, other = (k.clamp(0, kernel.classes - 1) for k in (named, rival))
         passed = (named == prediction) & (radius >= 0)
         y, scores, errors = kernel.whiten(z)
@@ -130,7 +140,7 @@ class Prover:
         rows = rows[passed & ~still]
         passed[rows] = self._unreached(z[rows], named[rows], rival[rows], low[rows, other[rows]], t[rows], radius[rows])
         rows = rows[passed[rows]]
-        if every and len(rows):
+        if far is not None and len(rows):
             near = ~far.prove(z[rows], y[:, rows], prediction[rows], low[rows], radius[rows])
             near[torch.arange(len(rows)), prediction[rows]] = near[torch.arange(len(rows)), rival[rows]] = False
             which, others = near.nonzero(as_tuple=True)
@@ -142,10 +152,14 @@ class Prover:
         return passed
 
     def _unreached(self, *columns: Tensor) -> Tensor:
-        """:meth:`Kernel.unreached`, some problems at a time."""
+        """:meth:`Kernel.unreached`, some problems at a time; what is left is tried again in another balance."""
         batch = max(1, _PROVEN_ELEMENTS // (self._kernel.dim + 1) ** (1 if self._kernel.diagonal else 2))
-        parts = zip(*(column.split(batch) for column in columns), strict=True)
-        return torch.cat([self._kernel.unreached(z, (p, r), *rest) for z, p, r, *rest in parts])
+        found = torch.zeros(len(columns[0]), dtype=torch.bool)
+        for self._kernel.balance in _BALANCES:
+            for rows in (~found).nonzero().squeeze(1).split(batch):
+                z, p, r, *rest = (column[rows] for column in columns)
+                found[rows] = self._kernel.unreached(z, (p, r), *rest)
+        return found
 
     def _highest(self, z: Tensor, prediction: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """Prove that no exact score is above the prediction's; what rounding leaves open is decided exactly."""

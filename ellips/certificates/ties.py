@@ -27,7 +27,7 @@ class StoredClass(NamedTuple):
     """
 
     mean: Sequence[float]
-    factor: Sequence[Sequence[float]] | Sequence[float]
+    factor: Sequence[Sequence[float] | float]
     log_prior: float
 
 

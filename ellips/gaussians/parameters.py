@@ -160,7 +160,7 @@ class MixtureParameters(nn.Module):
 
     @property
     def offset_sizes(self) -> Tensor:
-        """Sums of the absolute values that offsets are made of, shape ``(K,)``: those may cancel, their errors do not."""
+        """Sums of the absolute values that offsets are made of, shape ``(K,)``: their errors do not cancel."""
         factors = self.precision_factors
         diagonal = factors if factors.ndim == 2 else factors.diagonal(dim1=-2, dim2=-1)
         logs = diagonal.abs().log().abs().sum(-1)
