@@ -76,19 +76,19 @@ def _confirmed(mixture: Mixture, z: Tensor, certificate: Certificate) -> Certifi
     rows = prove(torch.arange(len(z)), multiplier, radius)
     if not len(rows):
         return certificate
-    means = mixture.means.detach().cpu()
-    start = torch.where(held.radius.isinf(), _FAR * torch.cdist(z, means).amax(1), held.radius)
+    radius[rows] = 0.0  # unless more is proven
+    means, factors = mixture.means.detach().cpu(), mixture.factors.detach().cpu()
+    away = torch.cdist(z, means).amax(1) + factors.flatten(1).norm(dim=1).reciprocal().amax()
+    start = torch.where(held.radius.isinf(), _FAR * away, held.radius)
     known = rows[(held.prediction[rows] >= 0) & (held.rival[rows] >= 0)]
     known = known[(held.prediction[known] < len(means)) & (held.rival[known] < len(means))]
     best = torch.full_like(multiplier, torch.nan)
     best[known] = find_multipliers(
         mixture, z[known], held.prediction[known], torch.arange(len(known)), held.rival[known], 0 * start[known]
     )
-    factors = [1.0, *(1 - loss for loss in _LOSSES), *(0.5**k for k in range(1, _HALVINGS + 1))]
-    for factor in factors:
-        rows = rows[start[rows] > 0]
+    rows = rows[start[rows] > 0]
+    for factor in (1.0, *(1 - loss for loss in _LOSSES), *(0.5**k for k in range(1, _HALVINGS + 1))):
         loss = 1 - factor  # near its end D(t) is flat, or (the hard case) t ends where I + tW is singular
         for t in (held.multiplier, best, best * (1 - loss / 64), best * (1 - 0.5 * loss**0.5)):
             rows = prove(rows, t[rows], factor * start[rows])
-    radius[rows] = 0.0
     return replace(certificate, radius=radius.to(certificate.radius), multiplier=multiplier.to(certificate.multiplier))

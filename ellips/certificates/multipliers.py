@@ -33,12 +33,14 @@ def find_multipliers(
     device = mixture.means.device
     with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
         geometry = Geometry.of(mixture)
+        if not all(bool(t.isfinite().all()) for t in (geometry.factors, geometry.offsets_from_center)):
+            return multiplier
         x, p = z.to(device), points.to(device)
         seen = screen(geometry, x)
         usual = ((seen.prediction[p] == prediction.to(device)[p]) & (rivals.to(device) != seen.prediction[p])).cpu()
         solver = (DecomposedSolver if geometry.affordable else IterativeSolver)(geometry, x, seen)
         threshold = torch.where(radius > 0, (_ENOUGH * radius).square(), torch.inf)
-        for part in usual.nonzero().squeeze(1).split(solver.batch):
+        for part in usual.nonzero().squeeze(1).split(solver.batch) if bool(usual.any()) else ():
             found = solver.solve(p[part.to(device)], rivals[part].to(device), threshold[part].to(device))[0]
             multiplier[part] = found.to(multiplier)
     return multiplier
