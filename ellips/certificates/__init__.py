@@ -1,7 +1,8 @@
-"""Certificates in latent space: closed forms, the exact radius, and an independent check."""
+"""Certificates in latent space: closed forms, the exact radius, and their proofs by a verified kernel."""
 
 from ellips.certificates.certificate import METHODS, Certificate, Method, round_down
-from ellips.certificates.check import check
+from ellips.certificates.check import check, checked_scope
+from ellips.certificates.confirm import confirm
 from ellips.certificates.direction import worst_case_perturbation
 from ellips.certificates.solve import certify
 
@@ -11,6 +12,8 @@ __all__ = [
     "Method",
     "certify",
     "check",
+    "checked_scope",
+    "confirm",
     "round_down",
     "worst_case_perturbation",
 ]

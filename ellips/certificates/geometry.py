@@ -28,7 +28,13 @@ class Geometry(Parts):
             center = mixture.means.mean(0)
             offsets_from_center = mixture.means - center
             return cls(
-                mixture.factors, center, offsets_from_center, mixture.offsets, mixture.whitening(), mixture.tiles()
+                mixture.factors,
+                center,
+                offsets_from_center,
+                mixture.offsets,
+                mixture.offset_sizes,
+                mixture.whitening(),
+                mixture.tiles(),
             )
 
         geometry: Geometry = mixture.derived("geometry", build)

@@ -18,6 +18,7 @@ class Parts:
         center: c, the mean of the means, shape ``(d,)``.
         offsets_from_center: ν_k = μ_k − c, shape ``(K, d)``.
         offsets: Constant parts of the scores, shape ``(K,)``.
+        offset_sizes: Sums of the absolute values they are made of, shape ``(K,)``.
         whiten: The mixture's own map from z and a range of classes to A_k(z − μ_k).
         tiles: Ranges of classes to whiten at a time.
     """
@@ -26,6 +27,7 @@ class Parts:
     center: Tensor
     offsets_from_center: Tensor
     offsets: Tensor
+    offset_sizes: Tensor
     whiten: Callable[[Tensor, slice], Tensor]
     tiles: list[slice]
 

@@ -71,7 +71,7 @@ def _bounds(geometry: Geometry, z: Tensor, squares: Tensor, computed_norms: Tens
     norms = (z - geometry.center).norm(dim=1)
     distances = squares.sqrt_()
     errors = whitened_error(dim, geometry.factor_norms, norms.unsqueeze(1), geometry.mean_norms)
-    score_errors = score_error(dim, distances, errors, geometry.offsets)
+    score_errors = score_error(dim, distances, errors, geometry.offset_sizes)
     safe = (margins - score_errors - score_errors.gather(1, own)).clamp_(min=0)
     slip = gamma(2 * dim + 8, dtype) * geometry.factor_norms.square() * (norms.unsqueeze(1) + geometry.mean_norms)
     half_gradient_norms = computed_norms.double().mul_(1 + gamma(dim + 4, dtype)) + slip + slip.gather(1, own)

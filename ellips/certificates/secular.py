@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ellips.certificates.closed_form import closed_form_radius
+from ellips.certificates.rounding import gamma
 
 _MAX_STEPS = 200
 _STEP_TOLERANCE = 1e-9  # relative; D itself is flat there, but the nearest boundary point follows from t
@@ -47,6 +48,11 @@ class Problems(NamedTuple):
     def take(self, rows: Tensor | slice) -> Problems:
         """Return some of the problems."""
         return Problems(*(tensor[rows] for tensor in self))
+
+    def rounded(self) -> Problems:
+        """Return the problems with what evaluating D may round taken off: m and Σ β² may all but cancel in it."""
+        terms = gamma(self.coefficients.shape[-1] + 16)
+        return self._replace(margin=self.margin * (1 - gamma(16)), coefficients=self.coefficients * (1 + terms))
 
     def evaluate(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return D'(t), minus its derivative by u, and D."""
@@ -83,6 +89,7 @@ def solve_secular(problems: Problems, threshold: Tensor | None = None) -> Secula
         Multipliers and dual values.
     """
     rows = max(1, _BATCH_ELEMENTS // problems.coefficients.shape[-1])
+    problems = problems.rounded()
     parts = []
     for start in range(0, max(1, len(problems.margin)), rows):
         part = slice(start, start + rows)

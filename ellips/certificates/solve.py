@@ -12,6 +12,7 @@ from ellips.certificates.closed_form import closed_form_multiplier, closed_form_
 from ellips.certificates.geometry import Geometry
 from ellips.certificates.gradients import differentiable_radius
 from ellips.certificates.krylov import KrylovProblems, apply_grouped, grouped, solve_krylov
+from ellips.certificates.rounding import gamma
 from ellips.certificates.screen import Screen, screen
 from ellips.certificates.secular import solve_secular
 from ellips.gaussians import Mixture
@@ -20,7 +21,7 @@ from ellips.validation import at_least, one_of
 _CHUNK_BYTES = 2**29
 # Units in the last place taken off a radius for the few operations after the bounded ones; graded, so that rounding
 # never turns the order of the three methods round.
-_SAFETY: dict[Method, int] = {"exact": 64, "pairwise": 128, "theorem": 192}
+_SAFETY: dict[Method, int] = {"exact": 128, "pairwise": 192, "theorem": 256}
 
 
 def certify(mixture: Mixture, z: Tensor, method: Method = "exact", *, chunk_size: int | None = None) -> Certificate:
@@ -68,7 +69,9 @@ def _certify(geometry: Geometry, z: Tensor, method: Method) -> Certificate:
     classes = torch.arange(geometry.num_classes, device=z.device)
     slack = geometry.pairs.coefficient_slack if geometry.affordable else geometry.half_gradient_error
     slip = slack(seen.point_norms.unsqueeze(1), seen.prediction.unsqueeze(1), classes)
-    bounds = (seen.safe_margins, seen.half_gradient_norms + 2 * slip, concavity)
+    norms = (seen.half_gradient_norms + 2 * slip) * (1 + gamma(geometry.dim + 16))
+    seen = seen._replace(safe_margins=seen.safe_margins * (1 - gamma(16)))
+    bounds = (seen.safe_margins, norms, concavity)
     if method == "pairwise":
         rival = nearest(closed_form_radius(*bounds), seen.margins)
         margin, norm, concavity = (x.gather(1, rival.unsqueeze(1)).squeeze(1) for x in bounds)

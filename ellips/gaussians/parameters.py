@@ -158,6 +158,14 @@ class MixtureParameters(nn.Module):
         """The constant part of each score, −log det Σ_k + 2 log π_k, shape ``(K,)``."""
         return 2 * self.log_priors.log_softmax(0) - self.log_dets
 
+    @property
+    def offset_sizes(self) -> Tensor:
+        """Sums of the absolute values that offsets are made of, shape ``(K,)``: their errors do not cancel."""
+        factors = self.precision_factors
+        diagonal = factors if factors.ndim == 2 else factors.diagonal(dim1=-2, dim2=-1)
+        logs = diagonal.abs().log().abs().sum(-1)
+        return 2 * (logs + self.log_priors.abs() + self.log_priors.log_softmax(0).abs())
+
     def digest(self) -> str:
         """SHA-256 of the mixture: equal for two mixtures if and only if they compute the same."""
         self._require_fitted()

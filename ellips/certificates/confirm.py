@@ -1,0 +1,94 @@
+"""Certificates as they may be written down: every claim proven by the verified kernel, or lowered until it is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ellips.certificates.certificate import Certificate, round_down
+from ellips.certificates.check import Prover, check, require_method
+from ellips.certificates.multipliers import find_multipliers
+from ellips.gaussians import Mixture
+
+# What is tried, in this order, where a radius is not proven as it is; then half of it, and so on, then 0.
+_LOSSES = tuple(2.0**-k for k in (46, 43, 40, 37, 34, 31, 28, 24, 20, 16, 12, 8, 5, 3))
+_HALVINGS = 6
+_FAR = 2.0**20  # times the distance to the farthest mean: what is tried in the place of an infinite radius
+
+
+def confirm(mixture: Mixture, z: Tensor, certificate: Certificate) -> Certificate:
+    """Return certificates whose radii the verified kernel has proven, lowered where it could not as they are.
+
+    With a lowered radius comes the multiplier that proves it. Two diagnostics are added: ``lowered``, by how much of
+    itself the radius was lowered (0: not at all; 1: to nothing, or from infinity), and ``confirmed``, 1 where
+    :func:`ellips.certificates.check` proves what is left. It is 0 only where not even the prediction is proven: in
+    exact arithmetic another class wins there, which happens at ties up to rounding, or the numbers leave float64's
+    range. Such a certificate has radius 0 and claims nothing; its prediction is still what the classifier computes.
+
+    In input space the latent radius is confirmed, and the radius lowered to what follows from it.
+
+    Args:
+        mixture: The fitted classifier.
+        z: Latents the certificates are for, shape ``(N, d)``.
+        certificate: What to confirm, of the same length.
+
+    Raises:
+        ValueError: As :func:`ellips.certificates.check`, or if a certificate in input space lacks its latent radius.
+    """
+    require_method(certificate)
+    z = mixture.validate(z).detach()
+    certificate = certificate.detach()
+    if certificate.space == "latent":
+        return _noted(mixture, z, certificate, _confirmed(mixture, z, certificate))
+    latent, constant, ball = certificate.latent_radius, certificate.lipschitz, certificate.ball_radius
+    if latent is None or constant is None or ball is None:
+        raise ValueError("Expected a certificate in input space to have a latent radius, a constant and a ball.")
+    inner = _confirmed(mixture, z, replace(certificate, radius=latent))
+    follows = torch.where(constant == 0, torch.inf, round_down(inner.radius / constant)).nan_to_num(
+        0.0, posinf=torch.inf
+    )
+    follows = torch.where(inner.radius > 0, torch.minimum(follows, ball), 0.0)
+    outer = torch.where(inner.radius < latent, torch.minimum(certificate.radius, follows), certificate.radius)
+    outer = torch.where(check(mixture, z, replace(inner, radius=outer, latent_radius=inner.radius)), outer, 0.0)
+    return _noted(mixture, z, certificate, replace(inner, radius=outer, latent_radius=inner.radius))
+
+
+def _noted(mixture: Mixture, z: Tensor, before: Certificate, after: Certificate) -> Certificate:
+    lowered = torch.where(after.radius < before.radius, 1 - after.radius / before.radius, 0.0)
+    found = {"lowered": lowered, "confirmed": check(mixture, z, after).to(lowered)}
+    return replace(after, diagnostics={**before.diagnostics, **found})
+
+
+def _confirmed(mixture: Mixture, z: Tensor, certificate: Certificate) -> Certificate:
+    """Confirm radii as latent ones."""
+    prover, held = Prover(mixture), certificate.cpu()
+    z = z.cpu()
+    radius, multiplier = held.radius.clone(), held.multiplier.clone()
+
+    def prove(rows: Tensor, t: Tensor, r: Tensor) -> Tensor:
+        """Take over what is proven, and return the rows that are left."""
+        proven = prover.prove(z[rows], held.prediction[rows], held.rival[rows], t, r)
+        radius[rows[proven]], multiplier[rows[proven]] = r[proven], t[proven]
+        return rows[~proven]
+
+    rows = prove(torch.arange(len(z)), multiplier, radius)
+    if not len(rows):
+        return certificate
+    radius[rows] = 0.0  # unless more is proven
+    means, factors = mixture.means.detach().cpu(), mixture.factors.detach().cpu()
+    away = torch.cdist(z, means).amax(1) + factors.flatten(1).norm(dim=1).reciprocal().amax()
+    start = torch.where(held.radius.isinf(), _FAR * away, held.radius)
+    known = rows[(held.prediction[rows] >= 0) & (held.rival[rows] >= 0)]
+    known = known[(held.prediction[known] < len(means)) & (held.rival[known] < len(means))]
+    best = torch.full_like(multiplier, torch.nan)
+    best[known] = find_multipliers(
+        mixture, z[known], held.prediction[known], torch.arange(len(known)), held.rival[known], 0 * start[known]
+    )
+    rows = rows[start[rows] > 0]
+    for factor in (1.0, *(1 - loss for loss in _LOSSES), *(0.5**k for k in range(1, _HALVINGS + 1))):
+        loss = 1 - factor  # near its end D(t) is flat, or (the hard case) t ends where I + tW is singular
+        for t in (held.multiplier, best, best * (1 - loss / 64), best * (1 - 0.5 * loss**0.5)):
+            rows = prove(rows, t[rows], factor * start[rows])
+    return replace(certificate, radius=radius.to(certificate.radius), multiplier=multiplier.to(certificate.multiplier))

@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from mpmath import mpf
+from torch import Tensor
+
+from ellips import Ellips
+from ellips.certificates import verify
+from ellips.certificates.multipliers import find_multipliers
+from ellips.certificates.ties import StoredClass, margin_sign
+from ellips.certificates.verify import Kernel, positive_definite, rounding
+from tests.soundness.generators import GENERATORS, Draw, make_case
+from tests.soundness.oracle import Balls, flint, nearest_distance, true_distance
+
+SMALL = [name for name in GENERATORS if name not in ("wide", "many_classes")]
+ALL = torch.float64
+
+
+def proves(ellips: Ellips, z: Tensor, prediction: Tensor, rival: Tensor, t: Tensor, radius: Tensor) -> Tensor:
+    kernel = Kernel(ellips)
+    _, scores, errors = kernel.whiten(z)
+    low, _ = kernel.margins(scores, errors, prediction)
+    return kernel.unreached(z, (prediction, rival), low.gather(1, rival.unsqueeze(1)).squeeze(1), t, radius)
+
+
+def test_the_kernel_is_small_and_knows_nothing_of_the_solvers() -> None:
+    text = Path(verify.__file__).read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150
+    imports = [line for line in text.splitlines() if line.startswith(("from", "import"))]
+    assert imports == [
+        "from __future__ import annotations",
+        "import math",
+        "import torch",
+        "from torch import Tensor",
+        "from ellips.gaussians import Mixture",
+    ]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_what_is_proven_is_proven_by_ball_arithmetic_too(name: str) -> None:
+    """Radii on both sides of what can be proven; a positive answer of the kernel is never wrong."""
+    proven = tried = 0
+    for seed in range(12):
+        ellips, z = make_case(name, 1000 + seed, 3)
+        certificate, balls = ellips.certify(z), Balls(ellips, 400)
+        for factor in (1.0, 1 + 1e-14, 1 + 1e-13, 1 + 1e-12, 1 + 1e-11, 1 + 1e-9, 1 + 1e-6):
+            radius, t = certificate.radius * factor, certificate.multiplier
+            for shifted in (t, t * (1 - 1e-12), t * (1 + 1e-12)):
+                answer = proves(ellips, z, certificate.prediction, certificate.rival, shifted, radius)
+                tried += len(z)
+                for i in answer.nonzero().flatten().tolist():
+                    pair = int(certificate.prediction[i]), int(certificate.rival[i])
+                    alike = torch.equal(ellips.means[pair[0]], ellips.means[pair[1]]) and torch.equal(
+                        ellips.factors[pair[0]], ellips.factors[pair[1]]
+                    )
+                    slope = 1 / float(shifted[i])
+                    proven += 1
+                    assert alike or balls.proves(z[i], *pair, slope, float(radius[i]))
+    if name != "exact_ties":
+        assert 0 < proven < tried
+
+
+def test_what_is_proven_in_64_dimensions_is_proven_by_ball_arithmetic_too() -> None:
+    for kind in range(2):
+        draw = Draw(kind)
+        spectra = draw.spectra(3, 64, 6)
+        covariances = spectra
+        if kind:
+            turn = draw.rotations(3, 64)
+            covariances = turn @ torch.diag_embed(spectra) @ turn.mT
+            covariances = (covariances + covariances.mT) / 2
+        ellips = Ellips.from_parameters(draw.normal(3, 64), covariances, draw.priors(3))
+        z, _ = ellips.sample(2, torch.Generator().manual_seed(0))
+        certificate, balls = ellips.certify(z), Balls(ellips)
+        for factor in (1.0, 1 + 1e-12, 1 + 1e-10, 1 + 1e-8):
+            radius = certificate.radius * factor
+            answer = proves(ellips, z, certificate.prediction, certificate.rival, certificate.multiplier, radius)
+            for i in answer.nonzero().flatten().tolist():
+                pair = int(certificate.prediction[i]), int(certificate.rival[i])
+                assert balls.proves(z[i], *pair, 1 / float(certificate.multiplier[i]), float(radius[i]))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_last_radius_that_is_proven_is_true(name: str) -> None:
+    """Bisection for the largest radius that the kernel proves at a multiplier: that one must hold, too."""
+    for seed in range(10):
+        ellips, z = make_case(name, 1500 + seed, 4)
+        certificate, balls = ellips.certify(z), Balls(ellips, 400)
+        pair, t = (certificate.prediction, certificate.rival), certificate.multiplier
+        low, high = torch.zeros(4, dtype=ALL), certificate.radius * (1 + 1e-6)
+        for _ in range(60):
+            middle = (low + high) / 2
+            answer = proves(ellips, z, *pair, t, middle)
+            low, high = torch.where(answer, middle, low), torch.where(answer, high, middle)
+        for i in ((low > 0) & low.isfinite()).nonzero().flatten().tolist():
+            assert balls.proves(z[i], int(pair[0][i]), int(pair[1][i]), 1 / float(t[i]), float(low[i]))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_nothing_beyond_the_true_distance_is_proven(name: str) -> None:
+    """The next float above the distance to 120 digits, at the best multiplier, and 1e-6 above."""
+    for seed in range(60):
+        ellips, z = make_case(name, 2000 + seed, 2)
+        if ellips.dim > 6 or ellips.num_classes > 5:
+            continue
+        certificate = ellips.certify(z)
+        prediction, rival = certificate.prediction, certificate.rival
+        exact = [true_distance(ellips, z[i], int(prediction[i]), int(rival[i])) for i in range(2)]
+        best = find_multipliers(ellips, z, prediction, torch.arange(2), rival, torch.zeros(2, dtype=ALL))
+        for i, truth in enumerate(exact):
+            if truth == mpf("inf"):
+                continue
+            above = float(truth)
+            above = above if mpf(above) > truth else math.nextafter(above, math.inf)
+            for radius in (above, above * (1 + 1e-12), above * (1 + 1e-6), math.inf):
+                for t in (certificate.multiplier[i], best[i], torch.tensor(math.inf)):
+                    row = slice(i, i + 1)
+                    r = torch.tensor([radius], dtype=ALL)
+                    assert not proves(ellips, z[row], prediction[row], rival[row], t.view(1).double(), r)
+            assert mpf(float(certificate.radius[i])) <= nearest_distance(ellips, z[i], int(prediction[i]))
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_scores_are_within_their_errors(name: str) -> None:
+    for seed in range(2 if name in ("wide", "many_classes") else 8):
+        ellips, z = make_case(name, 3000 + seed, 2)
+        kernel, balls = Kernel(ellips), Balls(ellips, 300)
+        _, scores, errors = kernel.whiten(z)
+        assert (errors > 0).all()
+        for k in range(min(3, ellips.num_classes)):
+            for i in range(len(z)):
+                _, _, exact = balls.matrix(z[i], k)
+                assert abs(exact - float(scores[i, k])) < float(errors[i, k])
+
+
+@pytest.mark.parametrize("size", [2, 3, 5, 17, 65])
+def test_singular_and_indefinite_matrices_are_never_proven(size: int) -> None:
+    """BBᵀ of integers is exact, and singular if B is thin; so is it of any scales that are powers of two."""
+    generator = torch.Generator().manual_seed(size)
+    for trial in range(200):
+        b = torch.randint(-9, 10, (size, size - 1), generator=generator).double()
+        scales = 2.0 ** torch.randint(-60, 61, (size,), generator=generator)
+        matrix = (b @ b.T) * scales.unsqueeze(1) * scales
+        none = torch.zeros(1, size, dtype=ALL)
+        assert not positive_definite(matrix.unsqueeze(0).clone(), none)
+        lower = torch.nextafter(matrix.diagonal(), torch.tensor(-torch.inf).double())
+        matrix[trial % size, trial % size] = lower[trial % size]
+        assert not positive_definite(matrix.unsqueeze(0).clone(), none)
+
+
+@pytest.mark.parametrize("size", [2, 9, 33, 129])
+def test_matrices_a_little_above_singular_are_proven(size: int) -> None:
+    generator = torch.Generator().manual_seed(size)
+    b = torch.randint(-9, 10, (20, size, size - 1), generator=generator).double()
+    matrix = b @ b.mT
+    diagonal = matrix.diagonal(dim1=1, dim2=2)
+    diagonal *= 1 + 2 * rounding(size * ((size + 1) / 2 + 8))
+    usable = (diagonal > 0).all(1)
+    assert positive_definite(matrix.tril(), torch.zeros(20, size, dtype=ALL))[usable].all()
+    assert usable.any()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1.0, 0.0, 1e-200, 1e200])
+@pytest.mark.parametrize("place", [(0, 0), (2, 2), (2, 0), (1, 0)])
+def test_numbers_out_of_range_prove_nothing(value: float, place: tuple[int, int]) -> None:
+    matrix = torch.eye(3, dtype=ALL).unsqueeze(0)
+    matrix[0, place[0], place[1]] = value
+    harmless = place[0] != place[1] and abs(value) < 1
+    assert bool(positive_definite(matrix.clone(), torch.zeros(1, 3, dtype=ALL))) == harmless
+    assert not positive_definite(torch.eye(3, dtype=ALL).unsqueeze(0), torch.tensor([[0.0, value, 0.0]]).double()) or (
+        0 <= value < 0.5 or value == -1.0
+    )
+
+
+def test_the_sign_of_a_margin_is_exact() -> None:
+    one = StoredClass((0.0, 0.0), ((1.0,), (0.0, 1.0)), -0.5)
+    two = StoredClass((2.0, 0.0), ((1.0,), (0.0, 1.0)), -0.5)
+    assert margin_sign((1.0, 7.0), one, two) == 0
+    assert margin_sign((math.nextafter(1, 0), 7.0), one, two) == 1
+    assert margin_sign((math.nextafter(1, 2), 7.0), one, two) == -1
+    assert (
+        margin_sign((5e-324, 0.0), StoredClass((0.0, 0.0), (1.0, 1.0), 0.0), StoredClass((0.0, 0.0), (1.0, 1.0), 0.0))
+        == 0
+    )
+    assert margin_sign((1e200, 0.0), one, two) == -1
+    # Factors of one determinant: ρ = 1; then a transcendental logarithm against its nearest float64.
+    assert (
+        margin_sign((0.0, 0.0), StoredClass((0.0, 0.0), (2.0, 0.5), 0.0), StoredClass((0.0, 0.0), (1.0, 1.0), 0.0)) == 0
+    )
+    wide, narrow = StoredClass((0.0,), (1.0,), math.log(3.0)), StoredClass((0.0,), (3.0,), 0.0)
+    exact = 1 if flint.arb(math.log(3.0)) > flint.arb(3).log() else -1
+    assert margin_sign((0.0,), wide, narrow) == exact == -margin_sign((0.0,), narrow, wide)
+    for broken in (math.nan, math.inf):
+        assert margin_sign((broken, 0.0), one, two) is None
+        assert margin_sign((0.0, 0.0), one._replace(log_prior=broken), two) is None
+    assert margin_sign((0.0,), wide, StoredClass((0.0,), (0.0,), 0.0)) is None
+
+
+def test_signs_agree_with_ball_arithmetic_at_near_ties() -> None:
+    compared = 0
+    for seed in range(30):
+        ellips, z = make_case("near_ties", 4000 + seed, 4)
+        if ellips.dim > 8:
+            continue
+        kernel, balls = Kernel(ellips), Balls(ellips, 1000)
+        stored = [
+            StoredClass(kernel.means[k].tolist(), kernel.factors[k].tolist(), float(kernel.log_priors[k]))
+            for k in (0, 1)
+        ]
+        for point in z:
+            gap = balls.matrix(point, 0)[2] - balls.matrix(point, 1)[2]
+            assert margin_sign(point.tolist(), *stored) == (1 if gap > 0 else -1)
+            compared += 1
+    assert compared > 20
