@@ -42,6 +42,7 @@ def certify(mixture: Mixture, z: Tensor, method: Method = "exact", *, chunk_size
     z = mixture.validate(z)
     with torch.autocast(z.device.type, enabled=False):
         geometry = Geometry.of(mixture)
+        _require_range(geometry, z)
         # Not in inference mode: what is remembered of the mixture must serve training, too.
         with torch.inference_mode(False), torch.no_grad():
             rows = chunk_size or default_chunk_size(geometry)
@@ -52,6 +53,27 @@ def certify(mixture: Mixture, z: Tensor, method: Method = "exact", *, chunk_size
         if method == "theorem" or not (trainable and torch.is_grad_enabled()):
             return certificate
         return replace(certificate, radius=differentiable_radius(mixture, geometry, z, certificate))
+
+
+def _require_range(geometry: Geometry, z: Tensor) -> None:
+    """Refuse what float64 cannot square: the bounds on rounding know nothing of over- and underflow.
+
+    Raises:
+        ValueError: If standard deviations are beyond 1e±60, or gradients of scores could be.
+    """
+    if not len(z):
+        return
+    sizes = geometry.factor_norms
+    low, high = float(sizes.min()), float(sizes.max())
+    reach = geometry.dim**0.5 * float(z.detach().abs().max()) + float(
+        geometry.mean_norms.max() + geometry.center.norm()
+    )
+    if not (low >= 1e-60 and high <= 1e60 and high**2 * reach <= 1e150):  # NaN fails, too
+        raise ValueError(
+            "Expected standard deviations between 1e-60 and 1e60, and latents not beyond 1e150 times the smallest "
+            f"variance, but got precision factors of norms {low:.3g} to {high:.3g} and latents up to {reach:.3g}; "
+            "divide the latents by their scale before the Gaussians are fitted (`mixture.scale`)."
+        )
 
 
 def default_chunk_size(geometry: Geometry) -> int:
@@ -99,7 +121,7 @@ def _certificate(seen: Screen, radius: Tensor, rival: Tensor, multiplier: Tensor
 
 def _exact(geometry: Geometry, z: Tensor) -> Certificate:
     """Solve the rival that looks nearest, then all whose lower bound does not rule them out."""
-    seen = screen(geometry, z, torch.float32)
+    seen = screen(geometry, z, screening_dtype(geometry, z))
     lower = closed_form_radius(seen.safe_margins, seen.half_gradient_norms, geometry.concavity[seen.prediction])
     rows = torch.arange(len(z), device=z.device)
     likely = nearest(lower, seen.margins)
@@ -123,6 +145,15 @@ def _exact(geometry: Geometry, z: Tensor) -> Certificate:
     rival = nearest(squared, seen.margins)
     radius = squared[rows, rival].sqrt()
     return _certificate(seen, radius, rival, multiplier[rows, rival], "exact")
+
+
+def screening_dtype(geometry: Geometry, z: Tensor) -> torch.dtype:
+    """Return float32 where precisions and gradients are well within its range, else float64."""
+    powers = geometry.factor_norms.square()
+    reach = (z - geometry.center).norm(dim=1).max() + geometry.mean_norms.max() if len(z) else powers.max()
+    low, high = float(powers.min()), float(powers.max())
+    fits = low >= 1e-20 and high <= 1e30 and high * float(reach) <= 1e30 and low * float(reach) >= 1e-20
+    return torch.float32 if fits else torch.float64
 
 
 class DecomposedSolver:

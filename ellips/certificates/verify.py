@@ -16,9 +16,9 @@ g of the proof.) Rounding, with u = 2⁻⁵³ and γ_k = ku/(1−ku), in any ord
    2 y_0 Σ f_j y_j ≤ Σ q_j y_j² + y_0² Σ f_j²/q_j for any p, q > 0: relative errors of D, in the sense that matters.
 4. Cholesky (Demmel; Higham 10.1; Rump, BIT 2006): if it runs to its end on Ã, then LLᵀ = Ã + Δ with
    |Δ_ij| ≤ γ_{min(i,j)+2}/(1−γ) √(ã_ii ã_jj), divisions by way of a reciprocal included, whence |xᵀΔx| ≤
-   (n(n+1)/2 + 2n) 1.01u Σ D_j x_j². Scales drop out, so nothing is balanced. D within 2^±400 keeps underflow below one
-   more unit; four pay for the diagonal's own rounding. So M ≻ 0 if Cholesky succeeds on M̂ with each D_j multiplied by
-   1 − θ_j, θ the sum of 3 and 4. Bounds are computed in float64, too: :func:`rounding` has two per cent to spare.
+   (n(n+1)/2 + 2n) 1.01u Σ D_j x_j². Scales drop out: nothing is balanced. Underflow is below one more unit if D is from
+   2⁻⁵⁰⁰ to 2¹⁰⁰⁰; four pay for the diagonal's own rounding. So M ≻ 0 if Cholesky succeeds on M̂ with each D_j multiplied
+   by 1 − θ_j, θ the sum of 3 and 4. Bounds are computed in float64, too: :func:`rounding` has two per cent to spare.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from torch import Tensor
 
 from ellips.gaussians import Mixture
 
-_TINY, _LOW, _HIGH = 2.0**-480, 2.0**-400, 2.0**400
+_TINY, _LOW, _HIGH = 2.0**-480, 2.0**-500, 2.0**1000
 
 
 def rounding(operations: float) -> float:

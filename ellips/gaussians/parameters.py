@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ellips.errors import NotFittedError
+from ellips.gaussians.fingerprint import fingerprint
 from ellips.gaussians.regularization import Regularization
 from ellips.precision import keep_dtype
 from ellips.validation import at_least, one_of
@@ -65,6 +66,7 @@ class MixtureParameters(nn.Module):
         # Derived quantities of the current mixture (see `derived`); never part of the state.
         self._derived: dict[str, Any] = {}
         self._derived_key: tuple[tuple[Tensor, int, int], ...] = ()
+        self._derived_content: tuple[int, ...] = ()
 
     def _set(self, means: Tensor, factors: Tensor, priors: Tensor) -> None:
         """Store a mixture; everything was checked but the priors."""
@@ -186,6 +188,8 @@ class MixtureParameters(nn.Module):
     def derived(self, name: str, compute: Callable[[], Any]) -> Any:  # noqa: ANN401 - as the caller computes it
         """Return ``compute()``, remembered under ``name`` until the mixture changes or moves to another device.
 
+        Changes through ``.data`` or NumPy count, too: the tensors are read through at every call, which takes about as
+        long as scoring ten points.
         While a trainable mixture is being differentiated nothing is remembered.
         """
         tensors = (self.means, self.precision_factors, self.log_priors)
@@ -193,10 +197,11 @@ class MixtureParameters(nn.Module):
         if any(tensor.is_inference() for tensor in tensors):  # such tensors do not count their changes
             return compute()
         # The tensors themselves are part of the key: an address alone may come to hold another one.
-        key = tuple((tensor, tensor.data_ptr(), tensor._version) for tensor in tensors)
+        key, content = tuple((tensor, tensor.data_ptr(), tensor._version) for tensor in tensors), fingerprint(tensors)
         known = self._derived_key
-        if not known or any(a[0] is not b[0] or a[1:] != b[1:] for a, b in zip(key, known, strict=True)):
-            self._derived, self._derived_key = {}, key
+        same = bool(known) and all(a[0] is b[0] and a[1:] == b[1:] for a, b in zip(key, known, strict=True))
+        if not same or content != self._derived_content:
+            self._derived, self._derived_key, self._derived_content = {}, key, content
         if not fresh and name in self._derived:
             return self._derived[name]
         # Tensors made in inference mode could not take part in training later.
@@ -208,7 +213,7 @@ class MixtureParameters(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the derived quantities out of copies and pickles."""
-        return {**self.__dict__, "_derived": {}, "_derived_key": ()}
+        return {**self.__dict__, "_derived": {}, "_derived_key": (), "_derived_content": ()}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move to another device but stay in float64: a certificate in half precision would not be one."""

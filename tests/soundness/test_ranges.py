@@ -1,0 +1,102 @@
+"""Scales at the ends of float32 and float64, and classifiers that change behind the module's back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from ellips import Ellips
+from ellips.certificates import METHODS, check
+from ellips.gaussians.fingerprint import fingerprint
+from tests.ellips.mixtures import random_mixture, random_points
+
+
+@pytest.mark.parametrize("kind", ["full", "diagonal"])
+@pytest.mark.parametrize("power", [-58, -40, -22, -20, -18, -12, 12, 18, 20, 22, 24, 40, 58])
+def test_radii_scale_with_the_latents(kind: str, power: int) -> None:
+    ellips = random_mixture(kind, 4, 3, seed=1)
+    z, scale = random_points(ellips, 40, 1), 10.0**power
+    covariances = ellips.covariances if kind == "full" else ellips.covariances.diagonal(dim1=1, dim2=2)
+    scaled = Ellips.from_parameters(ellips.means * scale, covariances * scale**2, ellips.priors)
+    for method in METHODS:
+        certificate = scaled.certify(z * scale, method)
+        assert check(scaled, z * scale, certificate).all()
+        torch.testing.assert_close(certificate.radius / scale, ellips.certify(z, method).radius, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("power", [30, 100, 140])
+def test_points_far_away_keep_radii_that_are_proven(power: int) -> None:
+    ellips = random_mixture("full", 4, 3, seed=1)
+    z = random_points(ellips, 40, 1) * 10.0**power
+    certificate = ellips.certify(z)
+    assert check(ellips, z, certificate).all()
+    assert (certificate.radius > 0).any()
+
+
+@pytest.mark.parametrize("power", [151, 155, 200, 300])
+def test_points_that_cannot_be_squared_are_refused_with_the_cure(power: int) -> None:
+    ellips = random_mixture("full", 4, 3, seed=1)
+    z = random_points(ellips, 4, 1) * 10.0**power
+    for method in METHODS:
+        with pytest.raises(ValueError, match="divide the latents by their scale"):
+            ellips.certify(z, method)
+
+
+@pytest.mark.parametrize("power", [-75, -100, 75, 100])
+def test_deviations_that_cannot_be_squared_are_refused_with_the_cure(power: int) -> None:
+    ellips, scale = random_mixture("full", 4, 3, seed=1), 10.0**power
+    z = random_points(ellips, 4, 1)
+    scaled = Ellips.from_parameters(ellips.means * scale, ellips.covariances * scale**2, ellips.priors)
+    with pytest.raises(ValueError, match="between 1e-60 and 1e60"):
+        scaled.certify(z * scale)
+
+
+def _through_data(ellips: Ellips) -> None:
+    ellips.means.data.add_(0.25)
+
+
+def _through_numpy(ellips: Ellips) -> None:
+    ellips.precision_factors.numpy()[0] *= 1.5
+
+
+def _exchanged_through_numpy(ellips: Ellips) -> None:
+    means = ellips.means.numpy()
+    means[[0, 1]] = means[[1, 0]]
+
+
+def _one_bit(ellips: Ellips) -> None:
+    ellips.log_priors.data.view(torch.int64)[2] ^= 1 << 51
+
+
+@pytest.mark.parametrize("change", [_through_data, _through_numpy, _exchanged_through_numpy, _one_bit])
+@pytest.mark.parametrize("kind", ["full", "diagonal"])
+def test_a_changed_classifier_is_noticed_however_it_was_changed(kind: str, change: Callable[[Ellips], None]) -> None:
+    ellips = random_mixture(kind, 3, 4, seed=1)
+    z = random_points(ellips, 20, 1)
+    for method in METHODS:
+        ellips.certify(z, method)
+    scale = float(ellips.scale)
+    change(ellips)
+    fresh = Ellips(3, 4, covariance_type=ellips.covariance_type)
+    fresh.load_state_dict(ellips.state_dict())
+    for method in METHODS:
+        torch.testing.assert_close(ellips.certify(z, method).radius, fresh.certify(z, method).radius, rtol=0, atol=0)
+    assert float(ellips.scale) == float(fresh.scale)
+    if change is _through_numpy:
+        assert float(ellips.scale) != scale
+
+
+def test_every_bit_and_every_place_counts() -> None:
+    x = torch.randn(3, 5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    base, seen = fingerprint([x]), set()
+    for place in range(x.numel()):
+        for bit in (0, 20, 52, 63):
+            y = x.clone()
+            y.view(torch.int64).view(-1)[place] ^= (1 << bit) if bit < 63 else -(2**63)
+            seen.add(fingerprint([y]))
+    assert len(seen) == 4 * x.numel()
+    assert base not in seen
+    assert fingerprint([-x[:, :, :4]]) != fingerprint([x[:, :, :4]])  # an even number of signs
+    assert fingerprint([x.roll(1, 0)]) != base != fingerprint([x.roll(1, 2)])
