@@ -15,6 +15,7 @@ from ellips.files import ImageRecord, records_from_certificate
 from ellips.input_certifiers import InputCertifier, as_certifier, series_of
 from ellips.lipschitz import ConstantSource
 from ellips.pipeline import ImageClassifier
+from ellips.precision import full_precision
 from ellips.types import ImageBatch, Series
 from ellips.validation import one_of
 
@@ -75,6 +76,7 @@ class Certifier(L.LightningModule):
         latent = [Series("latent", method) for method in self.methods]
         return [*latent, *series_of(self.certifiers, self.input_method)]
 
+    @full_precision()
     def predict_step(self, batch: ImageBatch, batch_idx: int) -> list[CertifiedImage]:
         """Certify a batch.
 

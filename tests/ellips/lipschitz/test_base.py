@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from ellips import Ellips
-from ellips.lipschitz import JacobianNorm, KnownConstant
+from ellips.input_certifiers import ByConstant, Chain
+from ellips.lipschitz import JacobianNorm, KnownConstant, UnprovenOperationError
 from ellips.lipschitz.base import evaluation_error
 from ellips.types import LipschitzBound
 
@@ -93,11 +94,12 @@ def test_a_deterministic_radius_is_that_of_the_network_in_exact_arithmetic() -> 
         latent = ellips.certify(latents)
     error = (truth - latents).norm(dim=1)
     assert error.max() > 1e-2
-    found = KnownConstant(2.0).certify(ellips, network, images)
+    chain = Chain(network, ellips)
+    found = ByConstant(KnownConstant(2.0)).certify(chain, images, latents, latent)
     torch.testing.assert_close(found.diagnostics["latent_error"], error, rtol=1e-5, atol=0)
     assert (found.latent_radius <= (latent.radius - error).clamp_min(0)).all()
     assert (found.latent_radius >= (latent.radius - error * (1 + 1e-5)) * (1 - 1e-12)).all()
-    estimated = KnownConstant(2.0, soundness="estimated").certify(ellips, network, images)
+    estimated = ByConstant(KnownConstant(2.0, soundness="estimated")).certify(chain, images, latents, latent)
     torch.testing.assert_close(estimated.latent_radius, latent.radius)
 
 
@@ -118,4 +120,25 @@ def test_the_evaluation_error_of_a_method_is_that_of_its_module() -> None:
     assert error.dtype == torch.float64
     assert ((0 < error) & (error < 1e-5)).all()
     assert encoder.layer.weight.dtype == torch.float32
-    assert evaluation_error(lambda x: encoder.latents(x), images, values).tolist() == [0.0] * 3
+    assert torch.equal(evaluation_error(lambda x: encoder.latents(x), images, values), error)
+
+
+def test_a_conversion_inside_the_network_does_not_hide_its_rounding() -> None:
+    layer = nn.Linear(9, 5).eval()
+    images = torch.rand(3, 1, 3, 3)
+
+    def latents(x: Tensor) -> Tensor:
+        return layer(x.flatten(1).float())
+
+    with torch.no_grad():
+        values = latents(images)
+    error = evaluation_error(latents, images, values)
+    assert ((0 < error) & (error < 1e-5)).all()
+
+
+def test_a_deterministic_claim_for_what_cannot_be_evaluated_in_float64_is_refused() -> None:
+    def halves(x: Tensor) -> Tensor:
+        return x.flatten(1).half().float()
+
+    with pytest.raises(UnprovenOperationError, match="estimated"):
+        evaluation_error(halves, torch.rand(2, 1, 3, 3), torch.rand(2, 9))
