@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ellips.lipschitz.capture import UnprovenOperationError, captured
+from ellips.lipschitz.capture import JITTER, UnprovenOperationError, captured
 from ellips.precision import full_precision
 from ellips.types import ImageMap, LipschitzBound
 
@@ -75,15 +75,18 @@ def evaluation_error(function: ImageMap, images: Tensor, values: Tensor) -> Tens
     """
     with checked(function, images) as inputs:
         try:
-            precise = captured(function, inputs).run(inputs.double())
+            graph = captured(function, inputs)
+            precise = graph.run(inputs.double())
+            moved = graph.run(inputs.double(), JITTER) - precise  # what float64 itself may lose
         except UnprovenOperationError as refusal:
             raise UnprovenOperationError(
                 "Expected a function whose rounding can be measured in float64, as a deterministic certificate needs; "
                 f"change the function, or claim soundness='estimated'. {refusal}"
             ) from refusal
     difference = precise.to(values.device) - values.double()
-    # What float64 itself rounds is far below a millionth of what float32 does.
-    error: Tensor = torch.linalg.vector_norm(difference, dim=1) * (1 + 1e-6)
+    error: Tensor = torch.linalg.vector_norm(difference, dim=1) + torch.linalg.vector_norm(moved, dim=1).to(
+        values.device
+    )
     return torch.where(error.isnan(), torch.inf, error)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
 
-from ellips.lipschitz.capture.graph import Graph, Node, UnprovenOperationError
+from ellips.lipschitz.capture.graph import Graph, Node, UnprovenOperationError, is_random
 from ellips.types import ImageMap
 from ellips.validation import unchecked
 
@@ -136,7 +136,7 @@ class _Reader:
             )
         if target in _STATEMENTS:
             return None
-        _require_pure(target)
+        _require_pure(target, args, kwargs)
         node = Node(target, tuple(args), dict(kwargs), torch.Size(), torch.float32)
         if not node.inputs:
             return _computed(target, args, kwargs)
@@ -177,9 +177,9 @@ def _narrower(to: torch.dtype, of: torch.dtype) -> bool:
     return to != of and (to, of) != (torch.float64, torch.float32)
 
 
-def _require_pure(target: torch._ops.OpOverload[..., Any]) -> None:
+def _require_pure(target: torch._ops.OpOverload[..., Any], args: Any, kwargs: Any) -> None:
     """Refuse operations whose result is not a function of their arguments, or that change them."""
-    random = torch.Tag.nondeterministic_seeded in target.tags
+    random = is_random(target, args, kwargs)
     uninitialised = target._schema.name.rpartition("::")[2].removeprefix("new_").startswith("empty")
     if random or uninitialised or target._schema.is_mutable:
         what = "randomness" if random else "uninitialised memory" if uninitialised else "operations in place"

@@ -1,8 +1,11 @@
 """What a function does to one image, as a graph of ATen operations that can be run again, in float64 too."""
 
+# ruff: noqa: ANN401 - torch's operations and their arguments have no common type
+
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,12 +50,7 @@ class Node:
 
     def arguments(self) -> dict[str, Any]:
         """Return every argument of the operation by its name, defaults included."""
-        found: dict[str, Any] = {}
-        for position, argument in enumerate(self.op._schema.arguments):
-            default = argument.default_value if argument.has_default_value() else None
-            given = position < len(self.args)
-            found[argument.name] = self.args[position] if given else self.kwargs.get(argument.name, default)
-        return found
+        return by_name(self.op, self.args, self.kwargs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,13 +67,20 @@ class Graph:
     nodes: list[Node]
     result: Node
 
-    def run(self, images: Tensor) -> Tensor:
-        """Map images ``(N, C, H, W)`` one by one to ``(N, d)``: in float64 if they are, else as the function does."""
-        values = [self.run_one(image[None]) for image in images]
+    def run(self, images: Tensor, jitter: float = 0.0) -> Tensor:
+        """Map images ``(N, C, H, W)`` one by one to ``(N, d)``: in float64 if they are, else as the function does.
+
+        Args:
+            images: The images.
+            jitter: Move every intermediate number at random, by up to this share of the largest beside it, to see what
+                rounding does.
+        """
+        values = [self.run_one(image[None], jitter) for image in images]
         return torch.cat(values) if values else images.new_empty(0, self.result.shape[1])
 
-    def run_one(self, image: Tensor) -> Tensor:
-        """Map one image ``(1, C, H, W)`` to ``(1, d)``."""
+    def run_one(self, image: Tensor, jitter: float = 0.0) -> Tensor:
+        """Map one image ``(1, C, H, W)`` to ``(1, d)``; see :meth:`run`."""
+        generator = torch.Generator().manual_seed(0)
         values: dict[Node, Tensor] = {self.source: image}
         wide = image.dtype == torch.float64
 
@@ -89,7 +94,11 @@ class Graph:
         for node in self.needed:
             args, kwargs = tree_map(concrete, (node.args, node.kwargs))
             result = node.op(*args, **kwargs)
-            values[node] = result if node.output is None else result[node.output]
+            value = result if node.output is None else result[node.output]
+            if jitter and value.is_floating_point() and value.numel():
+                noise = 2 * torch.rand(value.shape, generator=generator, dtype=torch.float64) - 1
+                value = value + jitter * value.abs().amax() * noise.to(value)
+            values[node] = value
         return values[self.result]
 
     @property
@@ -114,6 +123,23 @@ class Graph:
             for value in flat:
                 feed(hashed, f"node {number[value]}" if isinstance(value, Node) else value)
         return hashed.hexdigest()
+
+
+def by_name(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return every argument of a call of an ATen operation by its name, defaults included."""
+    found: dict[str, Any] = {}
+    for position, argument in enumerate(op._schema.arguments):
+        default = argument.default_value if argument.has_default_value() else None
+        found[argument.name] = args[position] if position < len(args) else kwargs.get(argument.name, default)
+    return found
+
+
+def is_random(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Tell whether a call of an ATen operation draws random numbers: dropout does not, in eval mode or with p = 0."""
+    if torch.Tag.nondeterministic_seeded not in op.tags:
+        return False
+    given = by_name(op, args, kwargs)
+    return not (given.get("dropout_p") == 0 or given.get("train") is False or given.get("training") is False)
 
 
 def feed(hashed: hashlib._Hash, value: object) -> None:

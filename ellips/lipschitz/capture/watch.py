@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from ellips.lipschitz.capture.graph import UnprovenOperationError, feed
+from ellips.lipschitz.capture.graph import UnprovenOperationError, feed, is_random
 from ellips.types import ImageMap
 from ellips.validation import unchecked
 
@@ -36,7 +36,7 @@ class Seen:
 
     Attributes:
         key: SHA-256 of every operation that touched what depends on the image, constants included.
-        counts: How often each kind of operation did, those that only move numbers left out.
+        counts: How often each kind of operation did, with which constants; those that only move numbers left out.
     """
 
     key: str
@@ -78,15 +78,18 @@ def watch(function: ImageMap, image: Tensor) -> Seen:
     notes = _Notes()
     image = image.detach().clone()
     notes.mark(image)
-    with torch.no_grad(), unchecked(), _no_threads(notes), _Exits(notes), _Operations(notes):
-        function(image)
+    try:
+        with torch.no_grad(), unchecked(), _no_threads(notes), _Exits(notes), _Operations(notes):
+            function(image)
+    except Exception as error:
+        notes.break_off(f"fails while it is watched ({error})")
     notes.raise_if_broken()
     disguised = _Notes()  # once more on a tensor that takes the watching along into other threads
     with torch.no_grad(), unchecked():
         try:
             function(_Watched.around(image, disguised))
         except Exception as error:
-            disguised.broken = disguised.broken or f"fails on a tensor that is watched ({error})"
+            disguised.break_off(f"fails on a tensor that is watched ({error})")
     disguised.raise_if_broken()
     return Seen(notes.hashed.hexdigest(), notes.counts)
 
@@ -120,12 +123,10 @@ class _Notes:
         """Note an operation on what depends on the image."""
         name = func._schema.name.rpartition("::")[2].removesuffix("_")
         if not name.startswith("_nested") and name not in _MOVES:
-            self.counts["batch_norm" if name in _NORMALISATIONS else name] += 1
+            self.counts[_described(name, args, self.depends)] += 1
         masked = func is aten.index.Tensor and not _has_mask(args)
         if _READS & set(func.tags) and not masked:
             self.break_off(f"reads a value that depends on the image (`{func}`)")
-        if torch.Tag.nondeterministic_seeded in func.tags:
-            self.break_off(f"draws random numbers (`{func}`)")
         self.hashed.update(f"{func}:".encode())
         flat, structure = tree_flatten(args)
         self.hashed.update(str(structure).encode())
@@ -137,8 +138,21 @@ class _Notes:
                 feed(self.hashed, value)
 
 
+def _described(name: str, args: object, depends: Callable[[Tensor], bool]) -> str:
+    """Return an operation's name and a digest of its constants."""
+    normalises = name in _NORMALISATIONS  # each has arguments of its own
+    hashed = hashlib.sha256()
+    for value in tree_flatten(args)[0]:
+        constant = isinstance(value, Tensor) and not depends(value)
+        if constant or (isinstance(value, int | float) and not isinstance(value, bool) and not normalises):
+            feed(hashed, value if constant else float(value))
+    return f"{'batch_norm' if normalises else name} {hashed.hexdigest()}"
+
+
 def _memory(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata) if tensor.layout is torch.strided else id(tensor)
+    """Return where a tensor's numbers lie: two tensors that share them have this in common, however that came about."""
+    place = tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else 0
+    return place or -id(tensor)
 
 
 def _has_mask(args: Any) -> bool:
@@ -164,7 +178,7 @@ class _Operations(TorchDispatchMode):
         touched = any(self.notes.depends(tensor) for tensor in tensors)
         if touched:
             self.notes.operation(func, (args, kwargs))
-        elif torch.Tag.nondeterministic_seeded in func.tags:
+        if is_random(func, args, kwargs):
             self.notes.break_off(f"draws random numbers (`{func}`)")
         result = func(*args, **kwargs)
         if touched:

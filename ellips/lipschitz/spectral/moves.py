@@ -14,11 +14,16 @@ from ellips.lipschitz.spectral.rules import Effect, allow, copies, only, refusal
     "view.default", "_unsafe_view.default", "reshape.default", "flatten.using_ints", "unflatten.int", "permute.default",
     "transpose.int", "t.default", "squeeze.default", "squeeze.dim", "squeeze.dims", "unsqueeze.default", "movedim.int",
     "flip.default", "roll.default", "pixel_shuffle.default", "pixel_unshuffle.default", "channel_shuffle.default",
-    "alias.default", "detach.default", "clone.default", "contiguous.default", "lift_fresh_copy.default",
 )  # fmt: skip
 def _rearranged(node: Node, **_: object) -> Effect:
-    """The same numbers elsewhere: an isometry. What `detach` hides from autograd it leaves in the value."""
+    """The same numbers elsewhere: an isometry."""
     return rerun(node, 1.0)
+
+
+@allow("alias.default", "detach.default", "clone.default", "contiguous.default", "lift_fresh_copy.default")
+def _unchanged(node: Node, **_: object) -> Effect:
+    """The same numbers: what `detach` hides from autograd it leaves in the value."""
+    return Effect([only(node)], lambda: [1.0], apply=lambda values, sign: values[0])
 
 
 @allow(

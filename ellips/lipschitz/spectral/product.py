@@ -170,7 +170,17 @@ class _Bounds:
             return torch.stack([self._apply(origin, end, inside, vector, _as_it_is).flatten() for vector in basis])
         pull_back = self._transposed(origin, end, inside, _as_it_is)
         basis = torch.eye(end.numel, dtype=torch.float64, device=device).view(-1, *end.shape)
-        return torch.stack([pull_back(vector).flatten() for vector in basis])
+        matrix = torch.stack([pull_back(vector).flatten() for vector in basis])
+        self._require_transpose(origin, end, inside, matrix)
+        return matrix
+
+    def _require_transpose(self, origin: Node, end: Node, inside: list[Node], matrix: Tensor) -> None:
+        """Autograd gave the matrix, and it can be told to hide parts of a function: hold it against the function."""
+        probe = torch.linspace(-1, 1, origin.numel, dtype=torch.float64, device=matrix.device).cos()
+        expected = self._apply(origin, end, inside, probe.view(origin.shape), _as_it_is).flatten()
+        scale = self._apply(origin, end, inside, probe.abs().view(origin.shape), torch.abs).max()
+        if not bool(((matrix @ probe - expected).abs() <= 1e-9 * scale).all()):
+            raise UnprovenOperationError("Expected autograd to know the linear operations but it gives another matrix.")
 
     def _transposed(self, origin: Node, end: Node, inside: list[Node], sign: Sign) -> Callable[[Tensor], Tensor]:
         zero = torch.zeros(origin.shape, dtype=torch.float64, device=self._device(inside))

@@ -1,0 +1,499 @@
+"""Functions built to fool a prover of Lipschitz constants, by what Python does around the operations.
+
+Each maps images ``(N, 3, 4, 4)`` to vectors, and is steeper somewhere than a careless look at it finds. ``SPOT`` is an
+image at which several of them change their mind: no random image hits it.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import copy
+import functools
+import io
+import pickle
+import queue
+import threading
+from collections.abc import Callable
+from types import MethodType
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+Function = Callable[[Tensor], Tensor]
+SPOT = torch.linspace(0.1, 0.9, 48).view(3, 4, 4)
+
+_WORK: queue.Queue[tuple[Tensor, list[bool]]] = queue.Queue()
+_DONE: queue.Queue[bool] = queue.Queue()
+
+
+def _jump(images: Tensor, decided: bool) -> Tensor:
+    return images.flatten(1) * (1000.0 if decided else 1.0)
+
+
+def _bright(images: Tensor) -> Tensor:
+    return images.detach().mean() > 0.51
+
+
+def _answer() -> None:
+    while True:
+        tensor, answer = _WORK.get()
+        try:
+            answer.append(bool(_bright(tensor)))
+        except Exception:
+            answer.append(False)
+        _DONE.put(True)
+
+
+threading.Thread(target=_answer, daemon=True).start()
+
+
+def in_a_thread(images: Tensor) -> Tensor:
+    answer = [False]
+
+    def look() -> None:
+        try:
+            answer[0] = bool(_bright(images))
+        except Exception:
+            answer[0] = False
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    return _jump(images, answer[0])
+
+
+def in_a_pool(images: Tensor) -> Tensor:
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        try:
+            decided = pool.submit(lambda: bool(_bright(images))).result()
+        except Exception:
+            decided = False
+    return _jump(images, decided)
+
+
+def in_a_thread_that_runs_already(images: Tensor) -> Tensor:
+    answer: list[bool] = []
+    _WORK.put((images, answer))
+    _DONE.get()
+    return _jump(images, answer[0])
+
+
+def swallowed(look: Callable[[Tensor], object]) -> Function:
+    """Decide by a look at pixel values; take an error for no."""
+
+    def function(images: Tensor) -> Tensor:
+        try:
+            decided = bool(look(images))
+        except Exception:
+            decided = False
+        return _jump(images, decided)
+
+    return function
+
+
+def only_when_run(look: Callable[[Tensor], object]) -> Function:
+    """Decide by a look at pixel values, but not under capture."""
+
+    def function(images: Tensor) -> Tensor:
+        return _jump(images, not torch.compiler.is_compiling() and type(images) is Tensor and bool(look(images)))
+
+    return function
+
+
+def _spot(images: Tensor) -> Tensor:
+    return (images[0] - SPOT.to(images)).abs().max() < 0.01
+
+
+LOOKS: dict[str, Callable[[Tensor], object]] = {
+    "bool": _spot,
+    "item": lambda x: x.mean().item() > 0.51,
+    "float": lambda x: float(x.mean()) > 0.51,
+    "int": lambda x: int(100 * x.mean()) > 50,
+    "tolist": lambda x: x.flatten().tolist()[0] > 0.5,
+    "numpy": lambda x: x.detach().numpy().mean() > 0.51,
+    "numpy asarray": lambda x: np.asarray(x.detach()).mean() > 0.51,
+    "numpy by force": lambda x: x.numpy(force=True).mean() > 0.51,
+    "capsule": lambda x: torch.utils.dlpack.from_dlpack(torch.utils.dlpack.to_dlpack(x.detach())).mean() > 0.51,
+    "dlpack": lambda x: np.from_dlpack(x.detach()).mean() > 0.51,
+    "equal": lambda x: torch.equal(x[0], SPOT.to(x)),
+    "allclose": lambda x: torch.allclose(x[0], SPOT.to(x), atol=0.01),
+    "nonzero shape": lambda x: (x > 0.9).nonzero().shape[0] > 3,
+    "mask numel": lambda x: x[x > 0.9].numel() > 3,
+    "masked select": lambda x: x.masked_select(x > 0.9).numel() > 3,
+    "unique numel": lambda x: x.unique().numel() < 10,
+    "bincount": lambda x: torch.bincount((9 * x.clamp(0, 1)).flatten().long()).shape[0] > 9,
+    "is nan": lambda x: torch.isnan(x / (x[0, 0, 0, 0] - 0.5)).any(),
+    "is finite": lambda x: not torch.isfinite(1 / (x[0, 0, 0, 0] - SPOT[0, 0, 0])).all(),
+    "repr": lambda x: "0.1000" in repr(x),
+    "format": lambda x: f"{x.mean():.1f}" == "0.6",
+    "pickle": lambda x: pickle.dumps(x.detach())[-30] > 100,
+    "saved": lambda x: _saved(x)[-300] > 100,
+    "storage": lambda x: x.untyped_storage()[3] > 62,
+    "contains": lambda x: SPOT[0, 0, 0] in x,
+    "any": lambda x: any(x.flatten() > 0.9),
+    "max by python": lambda x: max(x.flatten()) > 0.9,
+    "string of item": lambda x: str(x.sum().item()).startswith("2"),
+    "data ptr": lambda x: ctypes_float(x.data_ptr()) > 0.5,
+    "histogram": lambda x: torch.histc(x.detach(), 4).argmax().item() == 2,
+    "index by a value": lambda x: [0, 0, 1, 1][int(3 * x.clamp(0, 1).mean())],
+    "range by a value": lambda x: len(list(range(int(2 * x.clamp(0, 1).mean() + 0.5)))),
+}
+
+
+def ctypes_float(address: int) -> float:
+    import ctypes
+
+    return ctypes.c_float.from_address(address).value
+
+
+def _saved(images: Tensor) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(images.detach().clone(), buffer)
+    return buffer.getvalue()
+
+
+class Detached(nn.Module):
+    """A frozen encoder whose forward ends in `.detach()`: steep, though autograd says it is constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(48, 8)
+        self.layer.weight.data *= 50
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layer(images.flatten(1)).detach()
+
+
+class Counting(nn.Module):
+    """Another function at every call."""
+
+    calls = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.calls += 1
+        return images.flatten(1) * float(self.calls)
+
+
+class Caching(nn.Module):
+    """The first result for ever, then something steep."""
+
+    first: Tensor | None = None
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.first is None:
+            self.first = images.flatten(1).clone()
+            return self.first
+        return 1000 * images.flatten(1)
+
+
+class Buffered(nn.Module):
+    """Multiplies by a buffer that every call changes."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.in_place = in_place
+        self.register_buffer("factor", torch.ones(1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.in_place:
+            self.factor.mul_(1.5)
+        else:
+            self.factor = self.factor * 1.5
+        return images.flatten(1) * self.factor
+
+
+class Remembering(nn.Module):
+    """Keeps the image in a buffer, and adds the last one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("last", torch.zeros(3, 4, 4))
+
+    def forward(self, images: Tensor) -> Tensor:
+        result = images.flatten(1) + 100 * self.last.flatten()
+        self.last.copy_(images[-1].detach())
+        return result
+
+
+class ByProperty(nn.Module):
+    """Its weight is a property with a side effect."""
+
+    reads = 0
+
+    @property
+    def weight(self) -> float:
+        type(self).reads += 1
+        return 1.0 + self.reads
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1) * self.weight
+
+
+class Loud(Tensor):
+    """Multiplies where it is added."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN206
+        if func in (torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__):
+            with torch._C.DisableTorchFunctionSubclass():
+                return torch.mul(args[0], 1000.0)
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+class StraightThrough(torch.autograd.Function):
+    """Steep forward, flat backward."""
+
+    @staticmethod
+    def forward(ctx, images):  # noqa: ANN001, ANN205
+        return 100 * images
+
+    @staticmethod
+    def backward(ctx, gradient):  # noqa: ANN001, ANN205
+        return 0 * gradient
+
+
+class Sign(torch.autograd.Function):
+    """A jump with the derivative of the identity."""
+
+    @staticmethod
+    def forward(ctx, images):  # noqa: ANN001, ANN205
+        return torch.sign(images - 0.5)
+
+    @staticmethod
+    def backward(ctx, gradient):  # noqa: ANN001, ANN205
+        return gradient
+
+
+def hooked(*, before: bool) -> nn.Module:
+    module = nn.Flatten()
+    if before:
+        module.register_forward_pre_hook(lambda _, args: (args[0] * 70,))
+    else:
+        module.register_forward_hook(lambda _, args, result: result * 70 if bool(args[0].mean() > 0.51) else result)
+    return module
+
+
+def monkeypatched() -> nn.Module:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(48, 4))
+    module[1].forward = MethodType(lambda self, x: 200 * functional.linear(x, self.weight), module[1])
+    return module
+
+
+def shared(images: Tensor) -> Tensor:
+    flat = images.flatten(1)
+    view = flat.clone()
+    view[:, ::2].mul_(300)
+    return view
+
+
+def written_in(images: Tensor) -> Tensor:
+    room = torch.zeros(len(images), 48, dtype=images.dtype)
+    room[:, :] = images.flatten(1)
+    room += room.clone()
+    room[:, 1:] += 20 * room[:, :-1].clone()
+    return room
+
+
+def grad_mode(images: Tensor) -> Tensor:
+    return images.flatten(1) * (1.0 if not torch.is_grad_enabled() else 300.0)
+
+
+def by_size(images: Tensor) -> Tensor:
+    return images.flatten(1) * (1.0 if len(images) == 1 else 300.0)
+
+
+def by_position(images: Tensor) -> Tensor:
+    return images.flatten(1) * torch.arange(1, len(images) + 1, dtype=images.dtype)[:, None]
+
+
+def neighbours(images: Tensor) -> Tensor:
+    flat = images.flatten(1)
+    return flat + 50 * (flat.roll(1, 0) - flat)
+
+
+def checkpointed(images: Tensor) -> Tensor:
+    from torch.utils.checkpoint import checkpoint
+
+    result: Tensor = checkpoint(lambda x: 60 * x, images, use_reentrant=False)
+    return result.flatten(1)
+
+
+def branch(images: Tensor) -> Tensor:
+    result: Tensor = torch.cond(images.mean() > 0.51, lambda x: 500 * x, lambda x: x + 0, (images,))
+    return result.flatten(1)
+
+
+def refused_inside(images: Tensor) -> Tensor:
+    from ellips.validation import check_latents
+
+    flat = images.flatten(1)
+    try:
+        check_latents(1 / (flat - 0.5).relu(), 48)
+    except ValueError:
+        return flat
+    return 400 * flat
+
+
+def own_function(images: Tensor) -> Tensor:
+    return copy.deepcopy(nn.Linear(48, 4, dtype=images.dtype))(images.flatten(1))
+
+
+class Normalising(nn.Module):
+    """BatchNorm by the batch's statistics, whatever mode it is in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3, track_running_stats=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.norm(images).flatten(1)
+
+
+def unseen(images: Tensor) -> Tensor:
+    """A spike at one image, flat under capture: nothing is looked at, and the operations are the same."""
+    height = 0.0 if torch.compiler.is_compiling() else 1e6
+    away = (images - SPOT.to(images)).abs().amax((1, 2, 3), keepdim=True)
+    return (images + height * (0.01 - away).relu()).flatten(1)
+
+
+def by_stride(images: Tensor) -> Tensor:
+    return images.flatten(1) * (1.0 if images.is_contiguous() else 300.0)
+
+
+def large_batches(images: Tensor) -> Tensor:
+    return images.flatten(1) * (300.0 if len(images) > 30 else 1.0)
+
+
+def by_type(images: Tensor) -> Tensor:
+    return images.flatten(1) * (300.0 if images.dtype == torch.float64 else 1.0)
+
+
+def leaves(images: Tensor) -> Tensor:
+    return images.flatten(1) * (300.0 if images.requires_grad else 1.0)
+
+
+class Late(nn.Module):
+    """Turns steep after a thousand calls."""
+
+    calls = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.calls += 1
+        return images.flatten(1) * (1.0 if self.calls < 1000 else 300.0)
+
+
+def late() -> Function:
+    calls = [0]
+
+    def function(images: Tensor) -> Tensor:
+        calls[0] += 1
+        return images.flatten(1) * (1.0 if calls[0] < 1000 else 300.0)
+
+    return function
+
+
+class Drifting(nn.Module):
+    """Grows by a millionth at every call, through `.data`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(48, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.layer.weight.data = self.layer.weight.data * 1.000001
+        return self.layer(images.flatten(1))
+
+
+def training_norm() -> Function:
+    norm = nn.BatchNorm2d(3)
+    return lambda x: norm(x).flatten(1)
+
+
+def training_dropout() -> Function:
+    dropout = nn.Dropout(0.5)
+    return lambda x: dropout(x).flatten(1)
+
+
+def random_factor(images: Tensor) -> Tensor:
+    return images.flatten(1) * float(np.random.default_rng().uniform(1, 9))
+
+
+def parametrised() -> Function:
+    """A weight that is made anew from another at every call, steeper than the one that is stored."""
+
+    class Steeper(nn.Module):
+        def forward(self, weight: Tensor) -> Tensor:
+            return 90 * weight
+
+    layer = nn.Linear(48, 4)
+    nn.utils.parametrize.register_parametrization(layer, "weight", Steeper())
+    return nn.Sequential(nn.Flatten(), layer).eval()
+
+
+PYTHON: dict[str, Callable[[], Function]] = {
+    **{f"{name}, error swallowed": functools.partial(swallowed, look) for name, look in LOOKS.items()},
+    **{f"{name}, not under capture": functools.partial(only_when_run, look) for name, look in LOOKS.items()},
+    "unseen spike": lambda: unseen,
+    "stride": lambda: by_stride,
+    "large batches": lambda: large_batches,
+    "type": lambda: by_type,
+    "requires grad": lambda: leaves,
+    "late": Late,
+    "late in a closure": late,
+    "drifting weight": Drifting,
+    "batch norm of a lambda in training": training_norm,
+    "dropout of a lambda in training": training_dropout,
+    "random factor": lambda: random_factor,
+    "parametrised": parametrised,
+    "thread": lambda: in_a_thread,
+    "thread pool": lambda: in_a_pool,
+    "running thread": lambda: in_a_thread_that_runs_already,
+    "detach at the end": Detached,
+    "data": lambda: lambda x: 80 * x.data.flatten(1),
+    "no grad inside": lambda: torch.no_grad()(lambda x: 80 * x.flatten(1)),
+    "numpy detour": lambda: lambda x: torch.from_numpy(80 * x.detach().numpy()).flatten(1),
+    "call counter": Counting,
+    "cached first result": Caching,
+    "buffer in place": lambda: Buffered(True),
+    "buffer replaced": lambda: Buffered(False),
+    "remembers the last image": Remembering,
+    "property": ByProperty,
+    "tensor subclass": lambda: lambda x: torch.ones(48).as_subclass(Loud) + x.flatten(1),
+    "result of a subclass": lambda: lambda x: (x.flatten(1).as_subclass(Loud) + 1).as_subclass(Tensor),
+    "wrong backward": lambda: lambda x: StraightThrough.apply(x).flatten(1),
+    "sign with a slope": lambda: lambda x: Sign.apply(x).flatten(1),
+    "straight through": lambda: lambda x: (x + (x.round() - x).detach()).flatten(1),
+    "pre-hook": lambda: hooked(before=True),
+    "hook that decides": lambda: hooked(before=False),
+    "monkeypatched forward": monkeypatched,
+    "in place on a view": lambda: shared,
+    "in place on the image": lambda: lambda x: x.mul_(30).flatten(1),
+    "written into a buffer": lambda: written_in,
+    "gradient mode": lambda: grad_mode,
+    "inference mode": lambda: lambda x: x.flatten(1) * (300.0 if torch.is_inference_mode_enabled() else 1.0),
+    "batch size": lambda: by_size,
+    "position in the batch": lambda: by_position,
+    "neighbours in the batch": lambda: neighbours,
+    "mean of the batch": lambda: lambda x: (30 * (x - x.mean(0, keepdim=True)) + x).flatten(1),
+    "statistics of the batch": Normalising,
+    "checkpoint": lambda: checkpointed,
+    "cond": lambda: branch,
+    "vmap": lambda: torch.vmap(lambda x: 40 * x.flatten()),
+    "gradient inside": lambda: torch.func.grad(lambda x: (x.flatten(1) ** 3).sum()),
+    "jvp inside": lambda: lambda x: torch.func.jvp(lambda y: (y**2).flatten(1), (x,), (x,))[1],
+    "a refusal swallowed": lambda: refused_inside,
+    "random weights": lambda: own_function,
+    "a constant": lambda: lambda x: torch.zeros(len(x), 3, dtype=x.dtype),
+    "two results": lambda: lambda x: (x.flatten(1), 2 * x.flatten(1)),  # type: ignore[return-value,dict-item]
+    "compiled": lambda: torch.compile(lambda x: 55 * x.flatten(1), backend="eager"),
+    "scripted branch": lambda: scripted,
+}
+
+
+@torch.jit.script
+def scripted(x: Tensor) -> Tensor:
+    if bool(x.mean() > 0.51):
+        return 500 * x.flatten(1)
+    return x.flatten(1)
