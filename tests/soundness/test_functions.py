@@ -5,7 +5,8 @@ import torch
 
 from ellips.lipschitz import SpectralProduct, UnprovenOperationError
 from tests.soundness.attack import steepest
-from tests.soundness.functions import PYTHON, SPOT
+from tests.soundness.functions import PYTHON
+from tests.soundness.looks import SPOT
 from tests.soundness.operations import OPERATIONS
 
 FUNCTIONS = {**PYTHON, **OPERATIONS}

@@ -12,6 +12,7 @@ from ellips.lipschitz.capture.export import export
 from ellips.lipschitz.capture.graph import Graph, UnprovenOperationError
 from ellips.lipschitz.capture.state import snapshot
 from ellips.lipschitz.capture.watch import watch
+from ellips.precision import full_precision
 from ellips.types import ImageMap
 
 JITTER = 2.0**-49
@@ -41,7 +42,7 @@ def captured(function: ImageMap, images: Tensor) -> Graph:
         UnprovenOperationError: If the function cannot be captured, looks at pixel values, or does not give the values
             of its graph.
     """
-    with torch.no_grad():
+    with torch.no_grad(), full_precision(), torch.autocast(images.device.type, enabled=False):
         if len(images):
             function(images[:1].clone())  # what fails here fails in its own words
         seen = watch(function, images.new_zeros(1, *images.shape[1:]))

@@ -46,7 +46,7 @@ class Seen:
 # They look at numbers, or hand them out, without an operation that torch would show.
 _EXITS = {
     Tensor.numpy, Tensor.tolist, Tensor.data_ptr, Tensor.untyped_storage, Tensor.storage, Tensor.__array__,
-    Tensor.__dlpack__, Tensor.__reduce_ex__, Tensor.__deepcopy__, Tensor.__repr__, Tensor.__format__, Tensor.__hash__,
+    Tensor.__dlpack__, Tensor.__reduce_ex__, Tensor.__deepcopy__, Tensor.__repr__, Tensor.__format__,
     Tensor.share_memory_, Tensor.apply_, Tensor.map_, Tensor.map2_,
 }  # fmt: skip
 _READS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
@@ -204,7 +204,7 @@ class _Exits(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Note a call and pass it on."""
-        if func in _EXITS and isinstance(args[0], Tensor) and func is not Tensor.__hash__:
+        if func in _EXITS and isinstance(args[0], Tensor):
             with torch._C.DisableTorchFunction():
                 if self.notes.depends(args[0]):
                     self.notes.break_off(f"takes numbers out of a tensor (`{getattr(func, '__name__', func)}`)")
@@ -236,7 +236,7 @@ class _Watched(Tensor):
         kwargs: Any = None,
     ) -> Any:
         """Note a call that takes numbers out, and pass it on."""
-        if func in _EXITS and func is not Tensor.__hash__:
+        if func in _EXITS:
             first = args[0]
             if isinstance(first, _Watched):
                 first.notes.break_off(f"takes numbers out of a tensor (`{getattr(func, '__name__', func)}`)")

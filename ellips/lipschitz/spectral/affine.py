@@ -57,7 +57,12 @@ def _product(node: Node, self: Any, other: Any) -> Effect:
     part, factor = (self, other) if isinstance(self, Node) else (other, self)
     if isinstance(factor, Node):
         raise refusal(node, "a product of two tensors that depend on the image, as in attention or gating")
-    return _multiple(node, part, torch.as_tensor(factor))
+    return _multiple(node, part, _precise(factor))
+
+
+def _precise(constant: Any) -> Tensor:
+    """Return a tensor or a number in float64; torch would make float32 of a number, which may become 0 or infinite."""
+    return constant.double() if isinstance(constant, Tensor) else torch.tensor(constant, dtype=torch.float64)
 
 
 def _multiple(node: Node, part: Node, factor: Tensor) -> Effect:
@@ -72,7 +77,7 @@ def _multiple(node: Node, part: Node, factor: Tensor) -> Effect:
 
 def quotient(node: Node, part: Node, divisor: object) -> Effect:
     """Each number divided by a constant: the smallest one counts; 0 is refused."""
-    reciprocal = 1 / torch.as_tensor(divisor).double()
+    reciprocal = 1 / _precise(divisor)
     if not bool(torch.isfinite(reciprocal).all()):
         raise refusal(node, "with a divisor that is 0")
     return _multiple(node, part, reciprocal)
