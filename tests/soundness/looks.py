@@ -145,8 +145,19 @@ def _saved(images: Tensor) -> bytes:
     return buffer.getvalue()
 
 
+def in_such_a_thread_unless_watched(images: Tensor) -> Tensor:
+    """As above, at one image only, and not on a tensor that may tell."""
+    if type(images) is not Tensor or torch.compiler.is_compiling():
+        return images.flatten(1)
+    answer: list[bool] = []
+    _WORK.put((_spot(images).double(), answer))
+    _DONE.get()
+    return _jump(images, answer[0])
+
+
 THREADS: dict[str, Function] = {
     "thread": in_a_thread,
     "thread pool": in_a_pool,
     "running thread": in_a_thread_that_runs_already,
+    "running thread, unless watched": in_such_a_thread_unless_watched,
 }

@@ -12,7 +12,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
@@ -264,21 +264,27 @@ class _Watched(Tensor):
         return tree_map(wrap, result)
 
 
+# What Python calls to have something done by another thread, or to wait for it.
+_HANDOVERS: list[tuple[Any, str]] = [
+    (threading.Thread, "start"), (threading.Thread, "join"), (ThreadPoolExecutor, "submit"),
+    (threading.Condition, "wait"), (threading.Condition, "notify"),
+]  # fmt: skip
+
+
 @contextmanager
 def _no_threads(notes: _Notes) -> Iterator[None]:
     """Note when work is handed to another thread, where no mode of torch follows."""
-    start, submit = threading.Thread.start, ThreadPoolExecutor.submit
     this = threading.get_ident()
 
-    def started(thread: threading.Thread) -> None:
-        if threading.get_ident() == this:
-            notes.break_off("starts a thread")
-        start(thread)
+    def noted(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if threading.get_ident() == this:
+                notes.break_off(f"has to do with another thread (`{original.__qualname__}`)")
+            return original(*args, **kwargs)
 
-    def submitted(pool: ThreadPoolExecutor, /, *args: Any, **kwargs: Any) -> Any:
-        if threading.get_ident() == this:
-            notes.break_off("hands work to another thread")
-        return submit(pool, *args, **kwargs)
+        return call
 
-    with patch.object(threading.Thread, "start", started), patch.object(ThreadPoolExecutor, "submit", submitted):
+    with ExitStack() as stack:
+        for owner, name in _HANDOVERS:
+            stack.enter_context(patch.object(owner, name, noted(getattr(owner, name))))
         yield
