@@ -143,7 +143,7 @@ OPERATIONS: dict[str, Callable[[], Function]] = {
     "by itself": lambda: flat(lambda x: x / (x.mean((1, 2, 3), keepdim=True) + 1e-3)),
     "on the sphere": lambda: lambda x: functional.normalize(x.flatten(1) - 0.5, dim=1),
     "per channel": lambda: flat(lambda x: functional.normalize(x - 0.5, dim=1, eps=0.1)),
-    "norm of something else": lambda: lambda x: x.flatten(1) / x[:, :1].norm(dim=(1, 2, 3)).clamp(min=1)[:, None],
+    "norm of something else": lambda: lambda x: x.flatten(1) / x[:, 0].flatten(1).norm(dim=1)[:, None].clamp(min=1),
     "clamped from above": lambda: lambda x: x.flatten(1) / x.flatten(1).norm(dim=1, keepdim=True).clamp(1e-3, 2e-3),
     "l1 ball": lambda: lambda x: x.flatten(1) / x.flatten(1).norm(p=1, dim=1, keepdim=True).clamp(min=1e-2),
     "layer norm": lambda: flat(lambda x: functional.layer_norm(x, x.shape[1:])),

@@ -81,7 +81,7 @@ class Graph:
     def run_one(self, image: Tensor, jitter: float = 0.0) -> Tensor:
         """Map one image ``(1, C, H, W)`` to ``(1, d)``; see :meth:`run`."""
         generator = torch.Generator().manual_seed(0)
-        values: dict[Node, Tensor] = {self.source: image}
+        values: dict[Node, Tensor] = {self.source: image.contiguous()}  # as it was captured
         wide = image.dtype == torch.float64
 
         def concrete(item: object) -> object:

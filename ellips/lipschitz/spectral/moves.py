@@ -10,10 +10,15 @@ from ellips.lipschitz.capture.graph import Node
 from ellips.lipschitz.spectral.rules import Effect, allow, copies, only, refusal, rerun
 
 
+@allow("view.default", "_unsafe_view.default", "reshape.default", "flatten.using_ints", "unflatten.int")
+def _reshaped(node: Node, **_: object) -> Effect:
+    """The same numbers in the same order: an isometry, however they lie in memory."""
+    return Effect([only(node)], lambda: [1.0], apply=lambda values, sign: values[0].reshape(node.shape))
+
+
 @allow(
-    "view.default", "_unsafe_view.default", "reshape.default", "flatten.using_ints", "unflatten.int", "permute.default",
-    "transpose.int", "t.default", "squeeze.default", "squeeze.dim", "squeeze.dims", "unsqueeze.default", "movedim.int",
-    "flip.default", "roll.default", "pixel_shuffle.default", "pixel_unshuffle.default", "channel_shuffle.default",
+    "permute.default", "transpose.int", "t.default", "squeeze.default", "squeeze.dim", "squeeze.dims",
+    "unsqueeze.default", "movedim.int", "flip.default", "roll.default", "pixel_shuffle.default", "pixel_unshuffle.default", "channel_shuffle.default",
 )  # fmt: skip
 def _rearranged(node: Node, **_: object) -> Effect:
     """The same numbers elsewhere: an isometry."""

@@ -142,3 +142,17 @@ def test_a_deterministic_claim_for_what_cannot_be_evaluated_in_float64_is_refuse
 
     with pytest.raises(UnprovenOperationError, match="estimated"):
         evaluation_error(halves, torch.rand(2, 1, 3, 3), torch.rand(2, 9))
+
+
+def test_images_may_lie_in_memory_as_they_like() -> None:
+    network = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(12, 2)).eval()
+    images = torch.rand(3, 2, 4, 4)
+    with torch.no_grad():
+        values = network(images)
+    error = evaluation_error(network, images.contiguous(memory_format=torch.channels_last), values)
+    assert ((0 < error) & (error < 1e-5)).all()
+
+
+def test_a_value_that_is_no_number_has_an_infinite_error() -> None:
+    values = torch.tensor([[float("nan")] * 4])
+    assert evaluation_error(nn.Flatten(), torch.rand(1, 1, 2, 2), values).tolist() == [float("inf")]
