@@ -18,7 +18,8 @@ def _reshaped(node: Node, **_: object) -> Effect:
 
 @allow(
     "permute.default", "transpose.int", "t.default", "squeeze.default", "squeeze.dim", "squeeze.dims",
-    "unsqueeze.default", "movedim.int", "flip.default", "roll.default", "pixel_shuffle.default", "pixel_unshuffle.default", "channel_shuffle.default",
+    "unsqueeze.default", "movedim.int", "flip.default", "roll.default", "pixel_shuffle.default",
+    "pixel_unshuffle.default", "channel_shuffle.default",
 )  # fmt: skip
 def _rearranged(node: Node, **_: object) -> Effect:
     """The same numbers elsewhere: an isometry."""
