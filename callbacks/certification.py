@@ -19,6 +19,7 @@ from ellips.lipschitz import ConstantSource
 from ellips.metrics import CertifiedAccuracyCurve, CertifiedCurve, DistinctRows, average_certified_radius
 from ellips.metrics.functional import check_radii, even_grid
 from ellips.pipeline import ImageClassifier
+from ellips.precision import full_precision
 from ellips.reporting import LabelledCurve, accuracy_table, plot_curves, save_figure
 from ellips.reporting.curves import group_by_claim
 from ellips.types import DEFAULT_RADII, SOUNDNESS_ORDER, HeadOutput, Series, Soundness, Space
@@ -123,6 +124,7 @@ class CertificationCallback(EvaluationCallback):
         empty |= {name: torch.empty(0, dtype=torch.int64) for name in ("prediction", "label", "soundness")}
         self._rows = {series: DistinctRows(**empty).to(pl_module.device) for series in self._wanted(stage)}
 
+    @full_precision()
     def count(self, trainer: L.Trainer, pl_module: L.LightningModule, output: HeadOutput, stage: Stage) -> None:
         """Certify a batch; each latent certificate once, whatever starts from it."""
         ellips = head_of(pl_module).ellips

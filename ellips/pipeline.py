@@ -15,6 +15,7 @@ from ellips.errors import EncoderMismatchError
 from ellips.head import EllipsHead
 from ellips.input_certifiers import Chain, InputCertifier, as_certifier
 from ellips.lipschitz import ConstantSource
+from ellips.precision import full_precision
 
 
 class ImageClassifier(nn.Module):
@@ -104,12 +105,13 @@ class ImageClassifier(nn.Module):
         Raises:
             NotFittedError: If the head's Gaussians were not fitted.
         """
-        with torch.no_grad():
-            latents = self.latents(images)
-            certificate = self.head.ellips.certify(latents, method=method)
-        if certifier is None:
-            return certificate
-        return as_certifier(certifier).certify(self.chain, images, latents, certificate)
+        with full_precision():
+            with torch.no_grad():
+                latents = self.latents(images)
+                certificate = self.head.ellips.certify(latents, method=method)
+            if certifier is None:
+                return certificate
+            return as_certifier(certifier).certify(self.chain, images, latents, certificate)
 
     def digests(self) -> dict[str, str]:
         """Return SHA-256 digests of the encoder's and the head's whole state, to name what was certified."""

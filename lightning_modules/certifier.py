@@ -11,11 +11,12 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from ellips.certificates import METHODS, Certificate, Method
+from ellips.certificates import METHODS, Certificate, Method, Prover, confirm
 from ellips.files import ImageRecord, records_from_certificate
-from ellips.input_certifiers import InputCertifier, as_certifier, series_of
+from ellips.input_certifiers import Chain, InputCertifier, as_certifier, series_of
 from ellips.lipschitz import ConstantSource
 from ellips.pipeline import ImageClassifier
+from ellips.precision import full_precision
 from ellips.types import ImageBatch, Series
 from ellips.validation import one_of
 
@@ -37,7 +38,8 @@ class CertifiedImage(NamedTuple):
 class Certifier(L.LightningModule):
     """Certifies batches of images, in latent space by every method asked for and in input space by every certifier.
 
-    Each batch is encoded once, and each latent certificate computed once, whatever starts from it.
+    Each batch is encoded once, and each latent certificate computed once, whatever starts from it; the verified kernel
+    confirms it before it is handed on, or lowers it until it can.
 
     Args:
         classifier: The whole map from image to scores.
@@ -69,6 +71,7 @@ class Certifier(L.LightningModule):
         self.certifiers = [as_certifier(given) for given in certifiers]
         self.input_method: Method = input_method
         self.seed = seed
+        self._prover: Prover | None = None
 
     @property
     def series(self) -> list[Series]:
@@ -81,6 +84,7 @@ class Certifier(L.LightningModule):
         for certifier in self.certifiers:
             certifier.validate_run(count)
 
+    @full_precision()
     def predict_step(self, batch: ImageBatch, batch_idx: int) -> list[CertifiedImage]:
         """Certify a batch.
 
@@ -96,7 +100,7 @@ class Certifier(L.LightningModule):
         chain, size = self.classifier.chain, len(batch.index)
         latents, seconds = _timed(partial(chain.latents, batch.image))
         needed = dict.fromkeys((*self.methods, *([self.input_method] if self.certifiers else [])))
-        found = {method: _timed(partial(chain.ellips.certify, latents, method=method)) for method in needed}
+        found = {method: _timed(partial(self._certify, chain, latents, method)) for method in needed}
         columns = [(certificate, seconds + extra) for certificate, extra in (found[m] for m in self.methods)]
         if self.certifiers:
             start, before = found[self.input_method]
@@ -109,6 +113,15 @@ class Certifier(L.LightningModule):
         ]
         kept = latents.detach().cpu()
         return [CertifiedImage(list(rows), kept[i]) for i, rows in enumerate(zip(*records, strict=True))]
+
+    def on_predict_start(self) -> None:
+        """Take up the mixture that claims are to be proven of."""
+        self._prover = Prover(self.classifier.head.ellips)
+
+    def _certify(self, chain: Chain, latents: Tensor, method: Method) -> Certificate:
+        """Certify latents; what the verified kernel cannot confirm is lowered until it can."""
+        certificate = chain.ellips.certify(latents, method=method)
+        return confirm(chain.ellips, latents, certificate, self._prover)
 
     def _records(
         self, certificate: Certificate, batch: ImageBatch, series: Series, seconds: float

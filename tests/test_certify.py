@@ -99,6 +99,7 @@ def test_methods_and_spaces_are_in_order(run: Path) -> None:
             assert row.latent_radius == exact
             assert row.ball_radius == 0.8
             assert row.diagnostics.keys() == {"residual"}
+        assert (row.lowered, row.confirmed) == (0.0, True)
             assert row.radius <= min(row.latent_radius / row.lipschitz, 0.8)
 
 

@@ -108,7 +108,7 @@ def test_the_journal_reads_with_its_latents(encoder: FrozenEncoder) -> None:
 
 def test_its_certificates_check(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(RESULTS.proofs(LATENT[-1]))]) == 0
-    assert f"{len(INDICES)} of {len(INDICES)} certificates hold (exact, " in capsys.readouterr().out
+    assert f"{len(INDICES)} of {len(INDICES)} certificates are proven (exact, " in capsys.readouterr().out
 
 
 def test_its_results_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

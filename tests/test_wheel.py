@@ -67,7 +67,7 @@ def test_the_commands_run_on_the_digits(environment: Path, tmp_path: Path) -> No
     assert "deterministic" in run(environment, tmp_path, "ellips", "certify", *data, *certify)
     results = "runs/digits_lipschitz/certify/test"
     checked = run(environment, tmp_path, "ellips", "check", f"{results}/latent-exact.safetensors")
-    assert checked.startswith("15 of 15 certificates hold")
+    assert checked.startswith("15 of 15 certificates are proven")
     attack = ["--max=3", "--attack.steps=5", "--attack.restarts=1", "--attack.autoattack_points=0"]
     assert "DOES NOT HOLD" not in run(environment, tmp_path, "ellips", "audit", results, *attack)
     assert (tmp_path / results / "audit.json").is_file()

@@ -1,7 +1,7 @@
 """Certificates in latent space: closed forms, the exact radius, and their proofs by a verified kernel."""
 
 from ellips.certificates.certificate import METHODS, Certificate, Method, round_down
-from ellips.certificates.check import check, checked_scope
+from ellips.certificates.check import Prover, check, checked_scope
 from ellips.certificates.confirm import confirm
 from ellips.certificates.direction import worst_case_perturbation
 from ellips.certificates.solve import certify
@@ -10,6 +10,7 @@ __all__ = [
     "METHODS",
     "Certificate",
     "Method",
+    "Prover",
     "certify",
     "check",
     "checked_scope",

@@ -115,7 +115,7 @@ class Certificate:
             lipschitz=constant,
             ball_radius=ball,
             source=bound.source,
-            diagnostics=bound.diagnostics,
+            diagnostics={**self.diagnostics, **bound.diagnostics},
         )
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Certificate:

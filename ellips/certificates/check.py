@@ -56,16 +56,7 @@ def check(mixture: Mixture, z: Tensor, certificate: Certificate, *, rivals: Lite
     require_method(certificate)
     if rivals not in ("all", "named"):
         raise ValueError(f"Expected `rivals` to be 'all' or 'named' but got {rivals!r}.")
-    held = certificate.detach().cpu()
-    radius = held.radius if held.space == "latent" else held.latent_radius
-    if radius is None:
-        return torch.zeros(len(z), dtype=torch.bool, device=z.device)
-    passed = Prover(mixture).prove(z, held.prediction, held.rival, held.multiplier, radius, rivals == "all")
-    if held.space == "input":
-        passed &= _carried(held, radius)
-        if held.soundness == "probabilistic":
-            passed |= (held.prediction == -1) & (held.radius == 0) & (radius == 0)
-    return passed.to(z.device)
+    return Prover(mixture).check(z, certificate, rivals == "all").to(z.device)
 
 
 def require_method(certificate: Certificate) -> None:
@@ -111,6 +102,19 @@ class Prover:
         stored = (self._kernel.means, self._kernel.factors, self._kernel.log_priors)
         self._finite = all(bool(x.isfinite().all()) for x in stored)
         self._classes: dict[int, StoredClass] = {}
+
+    def check(self, z: Tensor, certificate: Certificate, every: bool = True) -> Tensor:
+        """Return which certificates are proven; see :func:`check`. The result is on the processor."""
+        held = certificate.detach().cpu()
+        radius = held.radius if held.space == "latent" else held.latent_radius
+        if radius is None:
+            return torch.zeros(len(z), dtype=torch.bool)
+        passed = self.prove(z, held.prediction, held.rival, held.multiplier, radius, every)
+        if held.space == "input":
+            passed &= _carried(held, radius)
+            if held.soundness == "probabilistic":
+                passed |= (held.prediction == -1) & (held.radius == 0) & (radius == 0)
+        return passed
 
     @torch.no_grad()
     def prove(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ellips.certificates.certificate import Certificate, round_down
-from ellips.certificates.check import Prover, check, require_method
+from ellips.certificates.check import Prover, require_method
 from ellips.certificates.multipliers import find_multipliers
 from ellips.gaussians import Mixture
 
@@ -18,7 +18,7 @@ _HALVINGS = 6
 _FAR = 2.0**20  # times the distance to the farthest mean: what is tried in the place of an infinite radius
 
 
-def confirm(mixture: Mixture, z: Tensor, certificate: Certificate) -> Certificate:
+def confirm(mixture: Mixture, z: Tensor, certificate: Certificate, prover: Prover | None = None) -> Certificate:
     """Return certificates whose radii the verified kernel has proven, lowered where it could not as they are.
 
     With a lowered radius comes the multiplier that proves it. Two diagnostics are added: ``lowered``, by how much of
@@ -33,38 +33,39 @@ def confirm(mixture: Mixture, z: Tensor, certificate: Certificate) -> Certificat
         mixture: The fitted classifier.
         z: Latents the certificates are for, shape ``(N, d)``.
         certificate: What to confirm, of the same length.
+        prover: Of this mixture as it is now, where many batches share one; None: made here.
 
     Raises:
         ValueError: As :func:`ellips.certificates.check`, or if a certificate in input space lacks its latent radius.
     """
     require_method(certificate)
     z = mixture.validate(z).detach()
-    certificate = certificate.detach()
+    certificate, prover = certificate.detach(), prover or Prover(mixture)
     if certificate.space == "latent":
-        return _noted(mixture, z, certificate, _confirmed(mixture, z, certificate))
+        return _noted(prover, z, certificate, _confirmed(mixture, prover, z, certificate))
     latent, constant, ball = certificate.latent_radius, certificate.lipschitz, certificate.ball_radius
     if latent is None or constant is None or ball is None:
         raise ValueError("Expected a certificate in input space to have a latent radius, a constant and a ball.")
-    inner = _confirmed(mixture, z, replace(certificate, radius=latent))
+    inner = _confirmed(mixture, prover, z, replace(certificate, radius=latent))
     follows = torch.where(constant == 0, torch.inf, round_down(inner.radius / constant)).nan_to_num(
         0.0, posinf=torch.inf
     )
     follows = torch.where(inner.radius > 0, torch.minimum(follows, ball), 0.0)
     outer = torch.where(inner.radius < latent, torch.minimum(certificate.radius, follows), certificate.radius)
-    outer = torch.where(check(mixture, z, replace(inner, radius=outer, latent_radius=inner.radius)), outer, 0.0)
-    return _noted(mixture, z, certificate, replace(inner, radius=outer, latent_radius=inner.radius))
+    follows = prover.check(z, replace(inner, radius=outer, latent_radius=inner.radius)).to(outer.device)
+    outer = torch.where(follows, outer, 0.0)
+    return _noted(prover, z, certificate, replace(inner, radius=outer, latent_radius=inner.radius))
 
 
-def _noted(mixture: Mixture, z: Tensor, before: Certificate, after: Certificate) -> Certificate:
+def _noted(prover: Prover, z: Tensor, before: Certificate, after: Certificate) -> Certificate:
     lowered = torch.where(after.radius < before.radius, 1 - after.radius / before.radius, 0.0)
-    found = {"lowered": lowered, "confirmed": check(mixture, z, after).to(lowered)}
+    found = {"lowered": lowered, "confirmed": prover.check(z, after).to(lowered)}
     return replace(after, diagnostics={**before.diagnostics, **found})
 
 
-def _confirmed(mixture: Mixture, z: Tensor, certificate: Certificate) -> Certificate:
+def _confirmed(mixture: Mixture, prover: Prover, z: Tensor, certificate: Certificate) -> Certificate:
     """Confirm radii as latent ones."""
-    prover, held = Prover(mixture), certificate.cpu()
-    z = z.cpu()
+    held, z = certificate.cpu(), z.cpu()
     radius, multiplier = held.radius.clone(), held.multiplier.clone()
 
     def prove(rows: Tensor, t: Tensor, r: Tensor) -> Tensor:

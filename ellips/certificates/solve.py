@@ -16,6 +16,7 @@ from ellips.certificates.rounding import gamma
 from ellips.certificates.screen import Screen, screen
 from ellips.certificates.secular import solve_secular
 from ellips.gaussians import Mixture
+from ellips.precision import full_precision
 from ellips.validation import at_least, one_of
 
 _CHUNK_BYTES = 2**29
@@ -40,7 +41,7 @@ def certify(mixture: Mixture, z: Tensor, method: Method = "exact", *, chunk_size
     one_of(METHODS, method=method)
     at_least(1, chunk_size=chunk_size)
     z = mixture.validate(z)
-    with torch.autocast(z.device.type, enabled=False):
+    with full_precision(), torch.autocast(z.device.type, enabled=False):
         geometry = Geometry.of(mixture)
         _require_range(geometry, z)
         # Not in inference mode: what is remembered of the mixture must serve training, too.

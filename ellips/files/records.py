@@ -44,6 +44,8 @@ class ImageRecord:
         ball_radius: Radius of the ball on which the constant is claimed, in input space.
         source: How the constant was obtained, in input space.
         seed: Seed of the run.
+        lowered: By how much of itself the verified kernel lowered the latent radius; None: not put to it.
+        confirmed: Whether the kernel proves what is left; None: not put to it.
         diagnostics: Further figures by name, such as the p-value of a fit.
     """
 
@@ -62,6 +64,8 @@ class ImageRecord:
     ball_radius: float | None = None
     source: str | None = None
     seed: int = 0
+    lowered: float | None = None
+    confirmed: bool | None = None
     diagnostics: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -97,6 +101,7 @@ def records_from_certificate(
     certificate = certificate.cpu()
     columns = {name: value.tolist() for name, value in certificate.tensors().items()}
     diagnostics = {name: value.tolist() for name, value in certificate.diagnostics.items()}
+    lowered, confirmed = (diagnostics.pop(name, None) for name in ("lowered", "confirmed"))
     return [
         ImageRecord(
             index=i,
@@ -106,6 +111,8 @@ def records_from_certificate(
             seed=seed,
             soundness=certificate.soundness,
             source=certificate.source,
+            lowered=None if lowered is None else lowered[row],
+            confirmed=None if confirmed is None else bool(confirmed[row]),
             diagnostics={name: values[row] for name, values in diagnostics.items()},
             **{name: values[row] for name, values in columns.items()},
         )

@@ -92,7 +92,8 @@ def _parse_table_row(row: dict[str, str]) -> ImageRecord:
     values: dict[str, Any] = {
         **{name: int(row[name]) for name in ("index", "label", "prediction", "rival", "seed")},
         **{name: float(row[name]) for name in ("radius", "seconds", "margin", "multiplier")},
-        **{name: float(row[name]) if row[name] else None for name in CARRIED},
+        **{name: float(row[name]) if row.get(name) else None for name in (*CARRIED, "lowered")},
+        "confirmed": row["confirmed"] == "True" if row.get("confirmed") else None,
         "series": _parse_series(row),
         "soundness": row["soundness"],
         "source": row["source"] or None,

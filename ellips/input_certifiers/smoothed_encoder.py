@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, cast, get_args
 import torch
 from torch import Tensor
 
-from ellips.certificates import METHODS, Certificate, Method
+from ellips.certificates import METHODS, Certificate, Method, confirm
 from ellips.input_certifiers.base import AuditTarget, Chain, InputCertifier
 from ellips.lipschitz.base import checked
 from ellips.lipschitz.sampling import image_generator
@@ -132,7 +132,8 @@ class SmoothedEncoder(InputCertifier):
         one_of(METHODS, method=certificate.method)
         method = cast(Method, certificate.method)
         smoothed = self.smooth(chain.latents, images)
-        found = chain.ellips.certify(smoothed.mean, method=method).less(smoothed.error)
+        means = confirm(chain.ellips, smoothed.mean, chain.ellips.certify(smoothed.mean, method=method))
+        found = means.less(smoothed.error)
         prediction = torch.where(found.radius > 0, found.prediction, -torch.ones_like(found.prediction))
         bound = LipschitzBound(
             constant=torch.full_like(found.radius, self.constant),

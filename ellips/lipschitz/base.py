@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ellips.lipschitz.capture import JITTER, UnprovenOperationError, captured
+from ellips.precision import full_precision
 from ellips.types import ImageMap, LipschitzBound
 
 
@@ -58,7 +60,7 @@ def _validate_images(images: Tensor) -> None:
 def evaluation_error(function: ImageMap, images: Tensor, values: Tensor) -> Tensor:
     """Return how far a network's values are from those that it gives in float64.
 
-    A function that is neither a module nor the method of one cannot be run in float64; it is taken at its word, 0.
+    What is evaluated in float64 is the captured graph, so that no conversion inside the network can defeat it.
 
     Args:
         function: Maps images to latents.
@@ -66,15 +68,26 @@ def evaluation_error(function: ImageMap, images: Tensor, values: Tensor) -> Tens
         values: Shape ``(N, d)``, what ``function`` gave of the images in its own precision.
 
     Returns:
-        L2 distances, shape ``(N,)``, float64.
+        L2 distances, shape ``(N,)``, float64; infinite where a value is not a number.
+
+    Raises:
+        UnprovenOperationError: If the function cannot be captured: what float32 rounds is then unknown.
     """
-    precise = in_float64(function)
-    if precise is function:
-        return torch.zeros(len(images), dtype=torch.float64, device=images.device)
-    difference = precise(images.double()) - values.double()
-    # What float64 itself rounds is far below a millionth of what float32 does.
-    error: Tensor = torch.linalg.vector_norm(difference, dim=1) * (1 + 1e-6)
-    return error
+    with checked(function, images) as inputs:
+        try:
+            graph = captured(function, inputs)
+            precise = graph.run(inputs.double())
+            moved = graph.run(inputs.double(), JITTER) - precise  # what float64 itself may lose
+        except UnprovenOperationError as refusal:
+            raise UnprovenOperationError(
+                "Expected a function whose rounding can be measured in float64, as a deterministic certificate needs; "
+                f"change the function, or claim soundness='estimated'. {refusal}"
+            ) from refusal
+    difference = precise.to(values.device) - values.double()
+    error: Tensor = torch.linalg.vector_norm(difference, dim=1) + torch.linalg.vector_norm(moved, dim=1).to(
+        values.device
+    )
+    return torch.where(error.isnan(), torch.inf, error)
 
 
 def in_float64(function: ImageMap) -> ImageMap:
@@ -110,7 +123,7 @@ def _validate_eval_mode(function: ImageMap) -> None:
 def checked(function: ImageMap, images: Tensor) -> Iterator[Tensor]:
     """Check the input of a source and yield the images ready for differentiation, whatever mode the caller is in.
 
-    Inside, autocast is off, and so are fused attention kernels, which have no forward-mode derivative.
+    Inside, autocast and TF32 are off, and so are fused attention kernels, which have no forward-mode derivative.
 
     Raises:
         ValueError: See :meth:`ConstantSource.__call__`.
@@ -119,6 +132,7 @@ def checked(function: ImageMap, images: Tensor) -> Iterator[Tensor]:
     _validate_eval_mode(function)
     with (
         torch.inference_mode(False),
+        full_precision(),
         torch.autocast(images.device.type, enabled=False),
         sdpa_kernel(SDPBackend.MATH),
     ):

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from ellips.certificates import METHODS
 from ellips.classifier import Ellips
 from ellips.files import (
     ImageRecord,
@@ -72,7 +73,7 @@ class RunReport:
         """
         for series, rows in records_by_series(self.records).items():
             write_tsv(self.folder.tsv(series), rows)
-            if self.proofs is not None and series.space == "latent":
+            if self.proofs is not None and _about_latents(rows[0]):
                 ellips, latents = self.proofs
                 z, index = torch.stack([latents[r.index] for r in rows]), torch.tensor([r.index for r in rows])
                 certificate = certificate_from_records(rows)
@@ -111,6 +112,12 @@ class RunReport:
             times = [f"{1000 * value:.3g}" for value in seconds]
             console.print(accuracy_table(group, self.title, self.confidence, [("ms", times)]))
         for name, entry in summary["series"].items():
+            if entry["lowered"] or entry["unconfirmed"]:
+                console.print(
+                    f"{name}: the verified kernel lowered {entry['lowered']} radii and could not confirm "
+                    f"{entry['unconfirmed']} predictions, which have radius 0.",
+                    highlight=False,
+                )
             if not entry["complete"]:
                 console.print(
                     f"[red]Not complete:[/red] {name} has {entry['present']} of {entry['expected']} images; missing "
@@ -119,3 +126,8 @@ class RunReport:
         console.print(
             f"Everything is in {self.folder.path}/, to look at in {self.folder.report.name}.", highlight=False
         )
+
+
+def _about_latents(record: ImageRecord) -> bool:
+    """Whether the latents that were kept are those that the certificates are about: not where noise moved them."""
+    return record.series.method in METHODS and record.soundness != "probabilistic"

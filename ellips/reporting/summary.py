@@ -100,6 +100,8 @@ def summarize(
             **completeness(rows, expected),
             **_accuracy(rows, radii[rows[0].space], confidence, num_points),
             "abstentions": sum(row.prediction < 0 for row in rows),
+            "lowered": sum(bool(row.lowered) for row in rows),
+            "unconfirmed": sum(row.confirmed is False for row in rows),
             "seconds_per_image": _times(rows),
         }
         for key, rows in records_by_series(records).items()

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ellips.lipschitz.capture.graph import UnprovenOperationError
+
 SLACK = 1e-7
 """Relative amount by which every norm is raised: orders above what float64 loses in any of the computations here
 (about n * 2e-16 for sums of n <= 1e6 terms), and of the size of one float32 rounding."""
@@ -23,7 +25,25 @@ def matrix_norm(matrix: Tensor) -> float:
     """
     if matrix.numel() == 0:
         return 0.0
-    return float(torch.linalg.svdvals(matrix.double())[0]) * (1 + SLACK)
+    return finite(float(torch.linalg.svdvals(finite_tensor(matrix.double()))[0]) * (1 + SLACK))
+
+
+def finite(norm: float) -> float:
+    """Return a norm, or refuse one that is infinite or not a number: compared with others it would be lost.
+
+    Raises:
+        UnprovenOperationError: If it is.
+    """
+    if not 0 <= norm < math.inf:
+        raise UnprovenOperationError(f"Expected norms to be finite numbers but got {norm}; check the weights.")
+    return norm
+
+
+def finite_tensor(values: Tensor) -> Tensor:
+    """Return a tensor, or refuse one with numbers that are not finite."""
+    if not bool(torch.isfinite(values).all()):
+        raise UnprovenOperationError("Expected weights to be finite but got NaN or infinity.")
+    return values
 
 
 def gram_norm(matrices: Tensor, iterations: int) -> float:
@@ -36,7 +56,9 @@ def gram_norm(matrices: Tensor, iterations: int) -> float:
         matrices: Shape ``(B, m, n)``, real or complex.
         iterations: Number t of squarings.
     """
-    unit = float(matrices.abs().amax())  # squares of very small or large entries would leave the range
+    if matrices.numel() == 0:
+        return 0.0
+    unit = finite(float(matrices.abs().amax()))  # squares of very small or large entries would leave the range
     if unit == 0:
         return 0.0
     matrices = matrices / unit
@@ -49,7 +71,7 @@ def gram_norm(matrices: Tensor, iterations: int) -> float:
         gram = gram / length[:, None, None]
         if step < iterations:
             gram = gram @ gram
-    return unit * float((logarithm.max() / 2).exp()) * (1 + SLACK)
+    return finite(unit * float((logarithm.max() / 2).exp()) * (1 + SLACK))
 
 
 def convolution_norm(
@@ -75,7 +97,7 @@ def convolution_norm(
         groups: Number of groups.
         iterations: Gram iterations.
     """
-    weight = weight.double()
+    weight = finite_tensor(weight.double())
     out, inner, *kernel = weight.shape
     grouped = weight.view(groups, out // groups, inner, *kernel).to(torch.complex128)
     rows, columns = (
@@ -103,18 +125,30 @@ def _folded_waves(size: int, kernel: int, stride: int, dilation: int, device: to
     return torch.polar(torch.ones_like(angle, dtype=torch.float64), angle.double())
 
 
-def separable_resize_norm(
+def resize_matrices(
     resize: Callable[[Tensor, list[int]], Tensor], size: Sequence[int], out: Sequence[int]
-) -> float:
-    """Bound the norm of a resize that treats height and width one after the other: the product of two matrices' norms.
+) -> tuple[Tensor, Tensor]:
+    """Return the two matrices, float64, of a resize that treats height and width one after the other.
 
     Args:
         resize: Maps images ``(N, 1, h, w)`` and an output size to resized images.
         size: Height and width of the input.
         out: Height and width of the output.
+
+    Returns:
+        Shapes ``(out height, height)`` and ``(out width, width)``.
     """
     # Two equal lines instead of one: torch 2.14's antialiased resize goes wrong on images of width 1.
     height, width = (torch.eye(n, dtype=torch.float64)[:, None] for n in size)
     tall = resize(height[..., None].repeat(1, 1, 1, 2), [out[0], 2])[..., 0]
     wide = resize(width[:, :, None].repeat(1, 1, 2, 1), [2, out[1]])[:, :, 0]
-    return matrix_norm(tall.flatten(1)) * matrix_norm(wide.flatten(1))
+    return tall.flatten(1).T, wide.flatten(1).T
+
+
+def pooling_matrix(size: int, out: int) -> Tensor:
+    """Return the matrix, float64, ``(out, size)``, of adaptive average pooling along one axis."""
+    matrix = torch.zeros(out, size, dtype=torch.float64)
+    for i in range(out):
+        start, end = i * size // out, -(-(i + 1) * size // out)
+        matrix[i, start:end] = 1 / (end - start)
+    return matrix

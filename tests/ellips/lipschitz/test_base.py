@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ellips.lipschitz import JacobianNorm, KnownConstant
+from ellips.lipschitz import JacobianNorm, KnownConstant, UnprovenOperationError
 from ellips.lipschitz.base import evaluation_error
 
 
@@ -73,4 +73,39 @@ def test_the_evaluation_error_of_a_method_is_that_of_its_module() -> None:
     assert error.dtype == torch.float64
     assert ((0 < error) & (error < 1e-5)).all()
     assert encoder.layer.weight.dtype == torch.float32
-    assert evaluation_error(lambda x: encoder.latents(x), images, values).tolist() == [0.0] * 3
+    assert torch.equal(evaluation_error(lambda x: encoder.latents(x), images, values), error)
+
+
+def test_a_conversion_inside_the_network_does_not_hide_its_rounding() -> None:
+    layer = nn.Linear(9, 5).eval()
+    images = torch.rand(3, 1, 3, 3)
+
+    def latents(x: Tensor) -> Tensor:
+        return layer(x.flatten(1).float())
+
+    with torch.no_grad():
+        values = latents(images)
+    error = evaluation_error(latents, images, values)
+    assert ((0 < error) & (error < 1e-5)).all()
+
+
+def test_a_deterministic_claim_for_what_cannot_be_evaluated_in_float64_is_refused() -> None:
+    def halves(x: Tensor) -> Tensor:
+        return x.flatten(1).half().float()
+
+    with pytest.raises(UnprovenOperationError, match="estimated"):
+        evaluation_error(halves, torch.rand(2, 1, 3, 3), torch.rand(2, 9))
+
+
+def test_images_may_lie_in_memory_as_they_like() -> None:
+    network = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(12, 2)).eval()
+    images = torch.rand(3, 2, 4, 4)
+    with torch.no_grad():
+        values = network(images)
+    error = evaluation_error(network, images.contiguous(memory_format=torch.channels_last), values)
+    assert ((0 < error) & (error < 1e-5)).all()
+
+
+def test_a_value_that_is_no_number_has_an_infinite_error() -> None:
+    values = torch.tensor([[float("nan")] * 4])
+    assert evaluation_error(nn.Flatten(), torch.rand(1, 1, 2, 2), values).tolist() == [float("inf")]
