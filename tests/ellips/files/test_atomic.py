@@ -30,21 +30,25 @@ def test_until_the_end_of_the_block_the_old_file_is_there(tmp_path: Path) -> Non
     assert path.read_text() == "new"
 
 
+def write_half(path: Path, error: BaseException) -> None:
+    with replacing(path) as partial:
+        partial.write_text("half of the n")
+        raise error
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_an_error_keeps_the_old_file_and_removes_what_was_begun(tmp_path: Path, error: type[BaseException]) -> None:
     path = tmp_path / "file.txt"
     replace_file(path, "old")
-    with pytest.raises(error), replacing(path) as partial:
-        partial.write_text("half of the n")
-        raise error
+    with pytest.raises(error):
+        write_half(path, error())
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_an_error_before_there_was_a_file_leaves_none(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="stop"), replacing(tmp_path / "file.txt") as partial:
-        partial.write_text("half")
-        raise ValueError("stop")
+    with pytest.raises(ValueError, match="stop"):
+        write_half(tmp_path / "file.txt", ValueError("stop"))
     assert list(tmp_path.iterdir()) == []
 
 
