@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+LOWEST := .venv-lowest
 DEMO := runs/demo
 DIGITS := --config configs/data/digits.yaml
 PROJECTOR := --config configs/model/digits.yaml
@@ -38,6 +39,10 @@ test-faults: $(VENV)/.installed-test
 test-slurm: $(VENV)/.installed-test
 	$(RUN) -m pytest -m slurm
 
+# The lowest versions that are supported, exactly, in a virtual environment of their own.
+test-lowest: $(LOWEST)/.installed
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 -m "not ($(SLOW))"
+
 # Builds the wheel and runs its commands where there is no clone; a part of `make test`, too.
 test-wheel: $(VENV)/.installed-test
 	$(RUN) -m pytest tests/test_wheel.py
@@ -60,5 +65,10 @@ $(VENV)/.installed-dev: pyproject.toml | $(VENV)/.installed
 	$(RUN) -m pip install --quiet --editable ".[dev]"
 	touch $@
 
+$(LOWEST)/.installed: pyproject.toml tests/lowest.txt
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --editable ".[test]" --constraint tests/lowest.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(DEMO) $(DEMO)_lipschitz
+	rm -rf $(VENV) $(LOWEST) $(DEMO) $(DEMO)_lipschitz
