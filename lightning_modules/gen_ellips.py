@@ -45,8 +45,9 @@ class GenEllips(L.LightningModule):
         hidden_dim: Width of the projector's hidden layers; 0 makes it one linear map.
         latent_norm: ``"none"``, ``"ball"`` or ``"sphere"``; see :func:`ellips.projector.normalize_latents`.
         covariance_type: ``"full"`` or ``"diagonal"``.
-        pooling: See :class:`ellips.Ellips`.
-        shrinkage: See :class:`ellips.Ellips`.
+        pooling: See :class:`ellips.gaussians.Regularization`.
+        shrinkage: See :class:`ellips.gaussians.Regularization`; the default gives a covariance to a class that has fewer
+            images than the latents have dimensions.
         sync_batchnorm: Whether BatchNorm uses the global batch's statistics when several processes train.
         objective: The losses; None: MCR² (50 warm-up steps) with isotropy after it, as [E26] for CIFAR-10.
         optimization: Optimiser and schedule; None: those published for CPP.
@@ -71,7 +72,7 @@ class GenEllips(L.LightningModule):
         latent_norm: LatentNorm = "none",
         covariance_type: CovarianceType = "full",
         pooling: float = 0.0,
-        shrinkage: float = 0.0,
+        shrinkage: float = 0.1,
         sync_batchnorm: bool = True,
         objective: list[LatentLoss] | None = None,
         optimization: Optimization | None = None,

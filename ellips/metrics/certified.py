@@ -142,7 +142,7 @@ class CertifiedAccuracyCurve(_CertifiedCounts):
             Figure and axes.
         """
         axes = ax if ax is not None else new_axes()
-        figure = axes.get_figure(root=True)
+        figure = axes.figure.figure
         if figure is None:
             raise ValueError("Expected `ax` to belong to a figure but it belongs to none.")
         draw_curve(axes, val if val is not None else self.compute(), label)

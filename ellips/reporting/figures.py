@@ -26,10 +26,7 @@ def plot_curves(curves: Sequence[LabelledCurve], title: str | None = None, confi
     """
     axes = new_axes()
     draw_group(axes, curves, title, confidence)
-    figure = axes.get_figure(root=True)
-    if figure is None:
-        raise RuntimeError("Expected new axes to have a figure but they have none.")
-    return figure
+    return axes.figure.figure
 
 
 def plot_panels(groups: Sequence[Sequence[LabelledCurve]], confidence: float = 0.95) -> Figure:

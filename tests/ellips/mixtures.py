@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sklearn
 import torch
+from sklearn.discriminant_analysis import QuadraticDiscriminantAnalysis
 from torch import Tensor
 
 from ellips import Ellips
@@ -38,3 +40,12 @@ def random_points(ellips: Ellips, n: int, seed: int = 0, scale: float = 1.5) -> 
     generator = torch.Generator().manual_seed(seed + 1)
     z, _ = ellips.sample(n, generator)
     return scale * z
+
+
+def quadratic_discriminant(z: Tensor, labels: Tensor) -> QuadraticDiscriminantAnalysis:
+    """scikit-learn's classifier with maximum likelihood covariances, which divide by n."""
+    oracle = QuadraticDiscriminantAnalysis().fit(z.numpy(), labels.numpy())
+    if tuple(map(int, sklearn.__version__.split(".")[:2])) < (1, 9):  # before, scikit-learn divided by n - 1
+        for k, n in enumerate(labels.bincount().tolist()):
+            oracle.scalings_[k] = oracle.scalings_[k] * (n - 1) / n
+    return oracle

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from sklearn.discriminant_analysis import QuadraticDiscriminantAnalysis
 from torch import Tensor
 
 from ellips import Ellips
 from ellips.losses import CertifiedRadius, Objective, ScoreCrossEntropy, signed_radius
 from ellips.losses.mixture import batch_mixture
+from tests.ellips.mixtures import quadratic_discriminant
 
 
 def make_batch(n: int = 24, dim: int = 3, spread: float = 2.0) -> tuple[Tensor, Tensor]:
@@ -29,7 +29,7 @@ def make_ellips(covariance_type: str = "full") -> Ellips:
 def test_cross_entropy_is_that_of_the_posterior() -> None:
     latents, labels = make_batch(60)
     ellips = Ellips(3, 3).fit(latents, labels)
-    oracle = QuadraticDiscriminantAnalysis(store_covariance=True).fit(latents.numpy(), labels.numpy())
+    oracle = quadratic_discriminant(latents, labels)
     expected = -oracle.predict_log_proba(latents.numpy())[np.arange(60), labels.numpy()].mean()
     assert float(ScoreCrossEntropy("fitted")(latents, labels, ellips)) == pytest.approx(expected, rel=1e-6)
     # The batch is the data the oracle was fitted to, so the batch's own Gaussians are the oracle's, too.
