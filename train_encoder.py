@@ -1,7 +1,6 @@
 """Train a 1-Lipschitz encoder: ``python train_encoder.py fit --config ...``; the same as ``ellips train-encoder``."""
 
 from ellips.commands.train_encoder import train_encoder
-
 from ellips.distributed import close_process_group
 
 if __name__ == "__main__":

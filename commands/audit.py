@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import yaml
-from ellips.datamodules import SelectionDataModule
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
@@ -24,6 +23,7 @@ from ellips.audit import (
     verdict,
     write_audit,
 )
+from ellips.datamodules import SelectionDataModule
 from ellips.files import Journal, ResultsFolder, read_table
 from ellips.input_certifiers import as_certifier, series_of
 from ellips.pipeline import ImageClassifier

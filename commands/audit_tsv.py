@@ -10,7 +10,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from ellips.datamodules import SelectionDataModule
 from jsonargparse import ActionConfigFile, ArgumentParser
 from rich.console import Console
 from torch import nn
@@ -26,6 +25,7 @@ from ellips.audit.foreign import (
     table_findings,
 )
 from ellips.audit.votes import voted_target
+from ellips.datamodules import SelectionDataModule
 from ellips.files import replace_file
 from ellips.input_certifiers import AuditTarget
 from ellips.input_certifiers.base import predict

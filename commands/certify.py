@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from ellips.callbacks import CertificateWriter
-from ellips.datamodules import SelectionDataModule
-from ellips.lightning_modules import Certifier
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from rich.console import Console
 
+from ellips.callbacks import CertificateWriter
 from ellips.certificates import Method
+from ellips.datamodules import SelectionDataModule
 from ellips.files import Journal, ResultsFolder, RunFolder, replace_file
 from ellips.input_certifiers import InputCertifier
+from ellips.lightning_modules import Certifier
 from ellips.lipschitz import ConstantSource
 from ellips.pipeline import ImageClassifier
 from ellips.reporting.html import ReportImage

@@ -15,8 +15,9 @@ from typing import Any
 
 import lightning as L
 import yaml
-from ellips.datamodules import SPLITS, EncodedDataModule, Split, encoding_precision
 from jsonargparse import ArgumentParser
+
+from ellips.datamodules import SPLITS, EncodedDataModule, Split, encoding_precision
 
 
 def build(arguments: Sequence[str] | None = None) -> tuple[Any, EncodedDataModule]:

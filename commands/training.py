@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from ellips.callbacks import CertificationCallback
-from ellips.lightning_modules import GenEllips
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from ellips.callbacks import CertificationCallback
 from ellips.files import RUNS, RunFolder
+from ellips.lightning_modules import GenEllips
 from ellips.types import Series
 
 

@@ -46,7 +46,7 @@ class GenEllips(L.LightningModule):
         latent_norm: ``"none"``, ``"ball"`` or ``"sphere"``; see :func:`ellips.projector.normalize_latents`.
         covariance_type: ``"full"`` or ``"diagonal"``.
         pooling: See :class:`ellips.gaussians.Regularization`.
-        shrinkage: See :class:`ellips.gaussians.Regularization`; the default gives a covariance to a class that has fewer
+        shrinkage: See :class:`ellips.gaussians.Regularization`; the default gives a covariance to a class with fewer
             images than the latents have dimensions.
         sync_batchnorm: Whether BatchNorm uses the global batch's statistics when several processes train.
         objective: The losses; None: MCR² (50 warm-up steps) with isotropy after it, as [E26] for CIFAR-10.

@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from ellips.commands.certify import certify_parser, instantiate
-from ellips.commands.training import train
 from torch import nn
 
 from ellips import Ellips, FrozenEncoder, ImageClassifier
 from ellips.audit import AttackSettings, audit_series, verdict
+from ellips.commands.certify import certify_parser, instantiate
+from ellips.commands.training import train
 from ellips.files import ImageRecord, records_from_certificate
 from ellips.head import EllipsHead
 from ellips.input_certifiers import ByConstant, Chain, as_certifier

@@ -13,9 +13,9 @@ import lightning as L
 import pytest
 import torch
 import yaml
-from ellips.commands.training import EllipsCLI, train
 
 from datamodules import DigitsDataModule
+from ellips.commands.training import EllipsCLI, train
 from ellips.encoders import FrozenEncoder
 from ellips.head import EllipsHead
 from tests.shipped import merged

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from ellips.commands import training
 
+from ellips.commands import training
 from ellips.errors import EncoderMismatchError
 from ellips.head import EllipsHead
 from tests.shipped import DIGITS

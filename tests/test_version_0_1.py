@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from ellips.commands import main
 
 from datamodules import DigitsDataModule
 from ellips import EllipsHead, FrozenEncoder, ImageClassifier
+from ellips.commands import main
 from ellips.encoders import LipschitzEncoder
 from ellips.files import Journal, ResultsFolder, RunFolder, load_certificates, read_table, read_tsv
 from ellips.lipschitz import SpectralProduct

@@ -14,9 +14,6 @@ from torch import Tensor, nn
 
 pytest.importorskip("art", reason="the audit's attacks come with the extra `bench`")
 
-from ellips.commands.audit_tsv import audit_tsv
-from ellips.datamodules import DigitsDataModule
-
 from ellips.audit import AttackSettings
 from ellips.audit.foreign import (
     NORMALISATIONS,
@@ -27,6 +24,8 @@ from ellips.audit.foreign import (
     rounding_finding,
     table_findings,
 )
+from ellips.commands.audit_tsv import audit_tsv
+from ellips.datamodules import DigitsDataModule
 from ellips.encoders import FrozenEncoder, LipschitzEncoder
 from ellips.files import ImageRecord, records_from_certificate, write_tsv
 from ellips.head import EllipsHead

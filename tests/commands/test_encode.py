@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from ellips.commands import encode
 
 from datamodules import DigitsDataModule
+from ellips.commands import encode
 from ellips.encoders import FrozenEncoder
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
-from ellips.commands import main
-from ellips.commands.training import EllipsCLI, train, with_defaults
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
 
 from callbacks import CertificationCallback
+from ellips.commands import main
+from ellips.commands.training import EllipsCLI, train, with_defaults
 from ellips.files import RunFolder
 from ellips.head import EllipsHead
 

@@ -10,11 +10,11 @@ import lightning as L
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
+
 from ellips.commands.certify import certify_parser
 from ellips.commands.training import EllipsCLI, train
 from ellips.lightning_modules import GenEllips
-from PIL import Image
-
 from tests.shipped import CONFIGS, arguments
 
 

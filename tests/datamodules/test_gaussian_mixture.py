@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from ellips.commands import certify, training
 
 from datamodules import EncodedDataModule, GaussianMixtureDataModule
 from ellips.classifier import Ellips
+from ellips.commands import certify, training
 from ellips.types import FeatureBatch
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from ellips.commands.train_encoder import train_encoder
 from ellips.commands.training import train
-
 from ellips.encoders import FrozenEncoder, LipschitzEncoder
 from ellips.lipschitz import SpectralProduct
 from ellips.pipeline import ImageClassifier
