@@ -7,20 +7,21 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from ellips.certificates import check
+from ellips.certificates import check, checked_scope
 from ellips.files import load_certificates
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Check a file of certificates; the exit code is 1 if one of them does not hold."""
+    """Check a file of certificates; the exit code is 1 if one of them is not proven."""
     parser = ArgumentParser(prog="ellips check", description="Check saved certificates: the proof, not the solver.")
     parser.add_argument("file", type=Path, help="A file <series>.safetensors that `ellips certify` wrote.")
     config = parser.parse_args(None if args is None else list(args))
     saved = load_certificates(config.file)
     passed = check(saved.ellips, saved.z, saved.certificate)
-    print(f"{int(passed.sum())} of {len(passed)} certificates hold ({saved.certificate.method}, {saved.digest}).")
+    print(f"{int(passed.sum())} of {len(passed)} certificates are proven ({saved.certificate.method}, {saved.digest}).")
+    print(f"Proven with every rounding bounded. {checked_scope(saved.certificate)}")
     failed = (~passed).nonzero().flatten()
     if len(failed):
         where = failed if saved.index is None else saved.index[failed]
-        print(f"These do not: {where[:20].tolist()}{' and more' if len(where) > 20 else ''}")
+        print(f"These are not: {where[:20].tolist()}{' and more' if len(where) > 20 else ''}")
     return int(len(failed) > 0)
