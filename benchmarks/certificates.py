@@ -1,8 +1,9 @@
 """What certificates cost beside scoring the same latents.
 
 ``python -m benchmarks.certificates [--quick] [--json FILE]``. For (K, d) = (10, 128), (100, 128) and (1000, 128), in
-float64 and one run: points per second of scoring, of each certificate and of ``check``; peak memory beyond what the
-mixture itself takes; the share of rivals that ``exact`` had to solve; scikit-learn's QDA beside ours.
+float64 and one run: points per second of scoring, of each certificate and of ``check``; what the verified kernel takes
+for a rival beside one Cholesky factorisation of order d + 1, and for a point, all rivals included, beside scoring; peak
+memory beyond what the mixture itself takes; the share of rivals that ``exact`` had to solve; scikit-learn's QDA.
 
 The latents are drawn from a mixture of classes that overlap as trained features do: half of each covariance is shared
 by all classes and half its own, eigenvalues spread tenfold, and the means are scaled until 92 % of draws are
@@ -26,13 +27,14 @@ from torch import Tensor
 
 from benchmarks._common import interleaved_seconds, make_parser, median_ratio, report, seconds
 from ellips import ClassMoments, Ellips
-from ellips.certificates import METHODS, Method, check
+from ellips.certificates import METHODS, Certificate, Method, check
+from ellips.certificates.check import Prover
 from ellips.certificates.solve import DecomposedSolver, IterativeSolver
 
 DIM = 128
 POINTS = {10: 8192, 100: 4096, 1000: 2048}
 QUICK_POINTS = {10: 1024, 100: 256}
-CHECKED = {10: 512, 100: 64, 1000: 16}  # `check` takes no shortcuts, so fewer points tell its speed
+CHECKED = {10: 512, 100: 64, 1000: 16}  # fewer points tell the speed of `check`
 FITTED = 50_000
 ACCURACY = 0.92
 CONDITION = 10.0
@@ -76,20 +78,32 @@ def measure(classes: int, points: int, rounds: int) -> dict[str, Any]:
     functions["scoring_few"] = lambda: ellips(few)
     functions["check_named"] = lambda: check(ellips, few, certificate, rivals="named")
     functions["check_all"] = lambda: check(ellips, few, certificate)
+    functions |= proofs(ellips, few, certificate)
     first_call = seconds(lambda: fresh.certify(few))
     times = interleaved_seconds(functions, rounds=rounds)
-    base = {name: times["scoring_few" if name.startswith("check") else "scoring"] for name in functions}
-    counts = {name: len(few) if name.startswith(("check", "scoring_few")) else points for name in functions}
+    small = ("check", "scoring_few", "verify", "cholesky")
+    base = {name: times["scoring_few" if name.startswith(small) else "scoring"] for name in functions}
+    counts = {name: len(few) if name.startswith(small) else points for name in functions}
     return {
         "accuracy": accuracy(ellips, z, labels),
         "points": points,
         "over_scoring": {name: median_ratio(times[name], base[name]) for name in functions},
+        "verify_over_cholesky": median_ratio(times["verify"], times["cholesky"]),
         "points_per_second": {name: counts[name] / sorted(times[name])[rounds // 2] for name in functions},
         "seconds_first_call": first_call,
         "rivals_solved": solved_share(ellips, z),
         "peak_megabytes": {method: peak_megabytes(ellips, z, method) for method in METHODS},
         "checked": bool(check(ellips, few, certificate).all()),
     }
+
+
+def proofs(ellips: Ellips, z: Tensor, certificate: Certificate) -> dict[str, Callable[[], object]]:
+    """The kernel's proof of the named rivals, and as many Cholesky factorisations of order d + 1 in one batch."""
+    prover = Prover(ellips)
+    margin = prover.named_margins(z, certificate.prediction, certificate.rival)
+    claims = (z, certificate.prediction, certificate.rival, margin, certificate.multiplier, certificate.radius)
+    matrices = torch.eye(DIM + 1, dtype=torch.float64).repeat(len(z), 1, 1) + 1 / DIM
+    return {"verify": lambda: prover.unreached(*claims), "cholesky": lambda: torch.linalg.cholesky_ex(matrices)}
 
 
 def _certifier(ellips: Ellips, z: Tensor, method: Method) -> Callable[[], object]:
@@ -185,6 +199,9 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
         for classes, result in results.items()
         for method in METHODS
     }
+    for classes, result in results.items():
+        ratios[f"verify_over_cholesky_{classes}_{DIM}"] = result["verify_over_cholesky"]
+        ratios[f"verify_over_scoring_{classes}_{DIM}"] = result["over_scoring"]["check_all"]
     ratios |= {name: value for name, value in learn.items() if name.endswith("sklearn")}
     return report(
         "certificates",

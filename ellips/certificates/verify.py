@@ -114,12 +114,12 @@ class Kernel:
         return valid & found
 
     def _dense(self, z: Tensor, p: Tensor, r: Tensor, g: Tensor, corner: Tensor) -> Tensor:
-        d, matrix, other, v, w = self.dim, self.bordered[r], self.bordered[p], z - self.means[p], z - self.means[r]
-        b = (matrix[:, :d, :d] @ w.unsqueeze(-1) - other[:, :d, :d] @ v.unsqueeze(-1)).squeeze(-1)
+        d, v, w = self.dim, z - self.means[p], z - self.means[r]
+        matrix, other = (self.bordered.index_select(0, k) for k in (r, p))
+        b = (w.unsqueeze(1) @ matrix[:, :d, :d] - v.unsqueeze(1) @ other[:, :d, :d]).squeeze(1)
         matrix -= other
         matrix[:, d, :d], matrix[:, d, d] = b, corner
-        diagonal = matrix.diagonal(dim1=1, dim2=2)[:, :d]
-        diagonal += g
+        diagonal = matrix.diagonal(dim1=1, dim2=2)[:, :d].add_(g)
         n, o = self.columns[r], self.columns[p]
         border = sum(x * ((x * y.abs()).sum(1, True) + _TINY) for x, y in ((n, w), (o, v)))
         f = rounding(2 * d + 6) * border / (diagonal * corner.unsqueeze(1)).sqrt()
