@@ -164,7 +164,7 @@ def test_matrices_a_little_above_singular_are_proven(size: int) -> None:
     assert usable.any()
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1.0, 0.0, 1e-200, 1e200])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1.0, 0.0, 1e-200, 1e305])
 @pytest.mark.parametrize("place", [(0, 0), (2, 2), (2, 0), (1, 0)])
 def test_numbers_out_of_range_prove_nothing(value: float, place: tuple[int, int]) -> None:
     matrix = torch.eye(3, dtype=ALL).unsqueeze(0)
