@@ -19,8 +19,9 @@ def main(args: Sequence[str] | None = None) -> int:
     saved = load_certificates(config.file)
     passed = check(saved.ellips, saved.z, saved.certificate)
     what = f"{saved.certificate.method}, {saved.certificate.space} space, {saved.certificate.soundness}"
-    print(f"{int(passed.sum())} of {len(passed)} certificates are proven ({what}; classifier {saved.digest}).")
-    print(f"Proven with every rounding bounded. {checked_scope(saved.certificate)}")
+    proven = "proven" if saved.certificate.space == "latent" else "proven as far as they can be here"
+    print(f"{int(passed.sum())} of {len(passed)} certificates are {proven} ({what}; classifier {saved.digest}).")
+    print(f"What was proven, with every rounding bounded: {checked_scope(saved.certificate)}")
     failed = (~passed).nonzero().flatten()
     if len(failed):
         where = failed if saved.index is None else saved.index[failed]
