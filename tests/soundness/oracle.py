@@ -100,12 +100,17 @@ class Balls:
             score += 2 * abs(a[j, j]).log()
         return a.transpose() * a, a.transpose() * y, score
 
-    def proves(self, z: Tensor, prediction: int, rival: int, slope: float, radius: float) -> bool:
-        """Prove that M is positive definite at g = ``slope``, by a Cholesky factorisation in balls."""
+    def proves(
+        self, z: Tensor, prediction: int, rival: int, slope: float, radius: float, margin: float | None = None
+    ) -> bool:
+        """Prove that M is positive definite at g = ``slope``, by a Cholesky factorisation in balls.
+
+        A margin may be given in the place of the true one.
+        """
         (p0, b0, s0), (p1, b1, s1) = self.matrix(z, prediction), self.matrix(z, rival)
         d, w, b = self._ellips.dim, p1 - p0, b1 - b0
         m = [[w[i, j] for j in range(d)] + [b[i, 0]] for i in range(d)]
-        m.append([b[j, 0] for j in range(d)] + [s0 - s1])
+        m.append([b[j, 0] for j in range(d)] + [s0 - s1 if margin is None else flint.arb(margin)])
         for i in range(d):
             m[i][i] += flint.arb(slope)
         if slope:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from ellips.certificates import verify
 from ellips.certificates.multipliers import find_multipliers
 from ellips.certificates.ties import StoredClass, margin_sign
 from ellips.certificates.verify import Kernel, positive_definite, rounding
+from tests.ellips.mixtures import random_mixture
 from tests.soundness.generators import GENERATORS, Draw, make_case
 from tests.soundness.oracle import Balls, flint, nearest_distance, true_distance
 
@@ -100,6 +102,64 @@ def test_the_last_radius_that_is_proven_is_true(name: str) -> None:
             assert balls.proves(z[i], int(pair[0][i]), int(pair[1][i]), 1 / float(t[i]), float(low[i]))
 
 
+def _cancelling(draw: Draw, kind: str) -> tuple[Ellips, Tensor, Tensor]:
+    """Two classes almost alike, so that W and b are small differences, and g near the end of what is admissible."""
+    dim = draw.integer(1, 5)
+    ellips = Ellips(2, dim, covariance_type="full" if kind == "full" else "diagonal")
+    ellips.load_state_dict(random_mixture(kind, 2, dim, draw.integer(0, 10**6)).state_dict())
+    factors, means = ellips.precision_factors, ellips.means
+    factors[1] = factors[0] * (1 + 2.0 ** -draw.integer(1, 45) * draw.normal(*factors.shape[1:]))
+    means[1] = means[0] + 2.0 ** -draw.integer(1, 45) * draw.normal(dim)
+    if draw.integer(0, 2) == 0:  # of one shape, and apart along its flattest direction, where Pw nearly cancels
+        factors[:, -1] *= 2.0 ** draw.integer(0, 20)
+        factors[1] = factors[0]
+        if kind == "full":
+            means[1] = means[0] + torch.linalg.eigh(ellips.precisions[0])[1][:, 0] * draw.normal(1)
+    z = means[0] + 2.0 ** draw.integer(-20, 20) * draw.normal(6, dim)
+    lowest = float(torch.linalg.eigvalsh(ellips.precisions[1] - ellips.precisions[0])[0])
+    g = max(0.0, -lowest) + 2.0 ** -draw.integer(0, 50) * float(factors.square().max())
+    if lowest > 0 and draw.integer(0, 1):
+        g = 0.0
+    return ellips, z, torch.full((6,), g, dtype=ALL)
+
+
+@pytest.mark.parametrize("kind", ["full", "diagonal"])
+def test_the_least_margin_that_is_proven_suffices(kind: str) -> None:
+    """Bisection for the margin at which the kernel just proves: W and b with all their rounding must allow it."""
+    compared = 0
+    for seed in range(150):
+        ellips, z, g = _cancelling(Draw(seed), kind)
+        kernel, balls, t = Kernel(ellips), Balls(ellips, 400), 1 / g
+        pair = torch.zeros(6, dtype=torch.int64), torch.ones(6, dtype=torch.int64)
+        low, high = torch.full((6,), -120.0, dtype=ALL), torch.full((6,), 120.0, dtype=ALL)
+        kernel.balance = 2.0 ** -(5 * (seed % 4))
+        for _ in range(70):
+            middle = (low + high) / 2
+            answer = kernel.unreached(z, pair, 2**middle, t, torch.zeros(6, dtype=ALL))
+            low, high = torch.where(answer, low, middle), torch.where(answer, middle, high)
+        for i in (high < 119).nonzero().flatten().tolist():
+            compared += 1
+            assert balls.proves(z[i], 0, 1, 1 / float(t[i]), 0.0, float(2 ** high[i]))
+    assert compared > 300
+
+
+@pytest.mark.parametrize("dim", [1, 3, 40])
+def test_squares_are_completed_with_every_rounding_upwards(dim: int) -> None:
+    draw = Draw(dim)
+    for _ in range(100):
+        stiff, b = draw.normal(dim).abs(), draw.normal(dim).abs()
+        exact = sum(
+            (Fraction(x) ** 2 / Fraction(s) for x, s in zip(b.tolist(), stiff.tolist(), strict=True)), Fraction(0)
+        )
+        below = float(exact)
+        below = below if Fraction(below) <= exact else math.nextafter(below, 0)
+        for corner in (below, math.nextafter(below, 0), below * (1 - 1e-15)):
+            assert not verify._arrow(stiff.unsqueeze(0), b.unsqueeze(0), torch.tensor([corner], dtype=ALL))
+        above = torch.tensor([below * (1 + 1e-13)], dtype=ALL)
+        assert verify._arrow(stiff.unsqueeze(0), b.unsqueeze(0), above)
+        assert not verify._arrow(-stiff.unsqueeze(0), b.unsqueeze(0), above)
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_nothing_beyond_the_true_distance_is_proven(name: str) -> None:
     """The next float above the distance to 120 digits, at the best multiplier, and 1e-6 above."""
@@ -122,6 +182,30 @@ def test_nothing_beyond_the_true_distance_is_proven(name: str) -> None:
                     r = torch.tensor([radius], dtype=ALL)
                     assert not proves(ellips, z[row], prediction[row], rival[row], t.view(1).double(), r)
             assert mpf(float(certificate.radius[i])) <= nearest_distance(ellips, z[i], int(prediction[i]))
+
+
+@pytest.mark.parametrize("kind", ["full", "diagonal"])
+def test_scores_whose_sums_cancel_are_within_their_errors(kind: str) -> None:
+    """A(z−μ) is a small difference of large terms, and so is the log-determinant."""
+    for seed in range(100):
+        draw = Draw(seed)
+        dim = draw.integer(2, 6)
+        ellips = Ellips(2, dim, covariance_type=kind)  # type: ignore[arg-type]
+        factor = torch.eye(dim, dtype=ALL) + draw.normal(dim, dim).tril()
+        factor[-1] *= 2.0 ** draw.integer(0, 24)
+        diagonal = torch.exp(draw.normal(dim) * 20)
+        diagonal[-1] = 1 / diagonal[:-1].prod()
+        ellips.precision_factors[:] = factor if kind == "full" else diagonal
+        ellips.log_priors.copy_(-draw.normal(2).abs())
+        ellips.fitted.fill_(True)
+        ellips.means.copy_(draw.normal(2, dim))
+        flattest = torch.linalg.eigh(factor.T @ factor)[1][:, 0] if kind == "full" else 0 * draw.normal(dim)
+        z = ellips.means + flattest
+        kernel, balls = Kernel(ellips), Balls(ellips, 300)
+        _, scores, errors = kernel.whiten(z)
+        for i in range(2):
+            for k in range(2):
+                assert abs(balls.matrix(z[i], k)[2] - float(scores[i, k])) < float(errors[i, k])
 
 
 @pytest.mark.parametrize("name", GENERATORS)
