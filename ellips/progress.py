@@ -60,7 +60,8 @@ class ImageProgress:
 
     def close(self) -> None:
         """End the bar."""
-        self.bar.stop()
+        if not self.bar.disable:  # one that was never shown would end its line all the same
+            self.bar.stop()
 
     def __enter__(self) -> Self:
         return self

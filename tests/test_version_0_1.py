@@ -17,6 +17,7 @@ import yaml
 from datamodules import DigitsDataModule
 from ellips import EllipsHead, FrozenEncoder, ImageClassifier
 from ellips.commands import main
+from ellips.commands.certify import HARDWARE
 from ellips.encoders import LipschitzEncoder
 from ellips.files import Journal, ResultsFolder, RunFolder, load_certificates, read_table, read_tsv
 from ellips.lipschitz import SpectralProduct
@@ -146,8 +147,11 @@ def today(demo: ResultsFolder) -> Path:
     for old, new in (("sources:", "certifiers:"), ("ellips.lipschitz.Lipschitz", "ellips.encoders.Lipschitz")):
         assert old in text
         text = text.replace(old, new)
+    config = yaml.safe_load(text)
+    # Trainer options come and go with Lightning's versions; only the hardware is used.
+    config["trainer"] = {name: config["trainer"][name] for name in HARDWARE}
     path = Path("today.yaml")
-    path.write_text(text)
+    path.write_text(yaml.safe_dump(config))
     return path
 
 
