@@ -88,11 +88,10 @@ def last_checkpoint(folder: Path, name: str) -> Path:
     return folder / "runs" / name / "checkpoints" / "last.ckpt"
 
 
-@pytest.mark.parametrize("script", ["one_node", "several_nodes"])
-def test_two_tasks_train_as_one(cluster: dict[str, str], tmp_path: Path, script: str) -> None:
+def test_two_tasks_train_as_one(cluster: dict[str, str], tmp_path: Path) -> None:
     config = str(write_config(tmp_path, epochs=5))
     job = submit(
-        cluster, tmp_path, "--nodes=1", "--ntasks-per-node=2", str(SCRIPTS / f"{script}.sbatch"), "--config", config
+        cluster, tmp_path, "--nodes=1", "--ntasks-per-node=2", str(SCRIPTS / "train.sbatch"), "--config", config
     )
     wait(cluster, job, tmp_path, completed)
     log = next(tmp_path.glob("*.out")).read_text()
@@ -106,7 +105,7 @@ def test_a_job_that_is_preempted_is_requeued_and_ends_as_if_it_had_not_been(
     cluster: dict[str, str], tmp_path: Path
 ) -> None:
     config = str(write_config(tmp_path, epochs=60))
-    command = ("--ntasks-per-node=2", str(SCRIPTS / "one_node.sbatch"), "--config", config)
+    command = ("--ntasks-per-node=2", str(SCRIPTS / "train.sbatch"), "--config", config)
     job = submit(cluster, tmp_path, *command, "--name", "preempted")
     wait(cluster, job, tmp_path, lambda said: last_checkpoint(tmp_path, "preempted").exists())
     subprocess.run(["scancel", "--signal=USR1", job], env=cluster, check=True)

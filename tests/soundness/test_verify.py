@@ -143,6 +143,24 @@ def test_the_least_margin_that_is_proven_suffices(kind: str) -> None:
     assert compared > 300
 
 
+def test_the_radius_is_squared_and_taken_off_with_every_rounding_upwards() -> None:
+    """Where b = 0 and gI + W ≥ 0, M ≻ 0 if m > gR²: in rational numbers, at the last R that is proven."""
+    ellips = Ellips(2, 1, covariance_type="diagonal")
+    ellips.precision_factors[:] = torch.tensor([[1.0], [2.0]])
+    kernel, zero = Kernel(ellips), torch.zeros(1, 1, dtype=ALL)
+    pair = torch.tensor([0]), torch.tensor([1])
+    draw = Draw(0)
+    for _ in range(300):
+        margin, t = draw.normal(1).exp(), draw.normal(1).exp()
+        low, high = torch.zeros(1, dtype=ALL), torch.full((1,), 1e3, dtype=ALL)
+        while bool(torch.nextafter(low, high) < high):
+            middle = (low + high) / 2
+            answer = kernel.unreached(zero, pair, margin, t, middle)
+            low, high = torch.where(answer, middle, low), torch.where(answer, high, middle)
+        assert Fraction(1 / float(t)) * Fraction(float(low)) ** 2 < Fraction(float(margin))
+        assert float(low) > 0.999 * math.sqrt(float(margin * t))
+
+
 @pytest.mark.parametrize("dim", [1, 3, 40])
 def test_squares_are_completed_with_every_rounding_upwards(dim: int) -> None:
     draw = Draw(dim)
