@@ -8,6 +8,7 @@ gradients over processes, which leaves exactly the gradient that one process wou
 from __future__ import annotations
 
 import gc
+import time
 from typing import Any
 
 import torch
@@ -30,6 +31,9 @@ def close_process_group() -> None:
     """
     if dist.is_available() and dist.is_initialized():
         gc.collect()  # models wrapped for data-parallel training hold the group, and often themselves
+        # Before torch 2.8 the next call keeps the interpreter while it waits for gloo's threads. One that has yet to
+        # let go of a collective's tensors would need it, and neither would go on; a moment is enough for that.
+        time.sleep(0.2)
         dist.destroy_process_group()
 
 

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, multiprocessing
 
+from ellips.distributed import close_process_group
 from ellips.metrics import DistinctRows
 
 
@@ -120,7 +121,7 @@ def gather(rank: int, port: int, folder: str) -> None:
         results[name] = rows.rows()
         rows.reset()
     torch.save(results, Path(folder, f"{rank}.pt"))
-    dist.destroy_process_group()
+    close_process_group()
 
 
 def test_two_processes_both_have_every_image_once(tmp_path: Path) -> None:
