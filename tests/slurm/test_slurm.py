@@ -133,4 +133,7 @@ def test_a_sweep_runs_one_job_per_value(cluster: dict[str, str], tmp_path: Path)
     job = submit(sweep, tmp_path, "--array=0-1", str(SCRIPTS / "sweep.sbatch"), "--config", config)
     wait(cluster, job, tmp_path, completed)
     for value in (0.1, 0.4):
-        assert EllipsHead.from_checkpoint(last_checkpoint(tmp_path, f"shrinkage-{value}")).ellips.regularization.shrinkage == value
+        assert (
+            EllipsHead.from_checkpoint(last_checkpoint(tmp_path, f"shrinkage-{value}")).ellips.regularization.shrinkage
+            == value
+        )
