@@ -14,9 +14,9 @@ SHELLS = ("lightning_modules", "datamodules", "callbacks", "commands")
 # From the bottom up; what stands in one line does not import each other, nor anything above it.
 ROOMS = (
     ("errors", "validation", "versions", "_clone"),
-    ("types", "precision", "distributed", "settings", "splits", "progress"),
+    ("types", "precision", "distributed", "settings", "splits", "progress", "randomness"),
     ("metrics",),
-    ("gaussians",),
+    ("gaussians", "smoothing"),
     ("certificates",),
     ("classifier",),
     ("regularization_search", "losses", "projector"),

@@ -1,19 +1,14 @@
-"""A smoothed classifier (Cohen et al. 2019) as an audit's target: votes under Gaussian noise."""
+"""A smoothed classifier (Cohen et al. 2019) of another project as an audit's target."""
 
 from __future__ import annotations
 
-import torch
-from scipy.stats import binomtest
 from torch import Tensor
-from torch.nn import functional
 
 from ellips.audit.foreign import Voting
 from ellips.input_certifiers import AuditTarget
-from ellips.lipschitz.sampling import image_generator
+from ellips.smoothing import majority, soft_votes
+from ellips.smoothing.voting import COPIES, LEVEL
 from ellips.types import ImageMap
-
-_COPIES = 16  # noisy copies behind each gradient of an attack
-_LEVEL = 0.001  # of the test that tells the two classes with most votes apart
 
 
 def voted_target(model: ImageMap, voting: Voting) -> AuditTarget:
@@ -33,28 +28,18 @@ def voted_target(model: ImageMap, voting: Voting) -> AuditTarget:
         raise ValueError("Expected `sigma` of a smoothed classifier but got None.")
     sigma = voting.sigma
 
-    def scores(images: Tensor) -> Tensor:
-        generator = torch.Generator().manual_seed(voting.seed)
-        noise = torch.randn((_COPIES, *images.shape[1:]), generator=generator).to(images)
-        noisy = (images[:, None] + sigma * noise).flatten(0, 1)
-        return functional.softmax(model(noisy), dim=1).view(len(images), _COPIES, -1).mean(1)
-
-    @torch.no_grad()
     def predict(points: Tensor) -> Tensor:
-        return torch.tensor([_majority(model, point.float(), voting, sigma) for point in points], device=points.device)
+        return majority(
+            lambda noisy: model(noisy).argmax(1),
+            points.float(),
+            sigma,
+            copies=voting.copies,
+            seed=voting.seed,
+            level=LEVEL,
+        )
 
-    return AuditTarget(scores=scores, predict=predict, alpha=voting.alpha)
-
-
-def _majority(model: ImageMap, image: Tensor, voting: Voting, sigma: float) -> int:
-    generator = image_generator(image, voting.seed)
-    votes = torch.zeros(0, dtype=torch.int64)
-    for start in range(0, voting.copies, 256):
-        count = min(256, voting.copies - start)
-        noise = torch.randn((count, *image.shape), generator=generator).to(image)
-        scores = model(image + sigma * noise)
-        found = torch.bincount(scores.argmax(1).cpu(), minlength=scores.shape[1])
-        votes = found if len(votes) == 0 else votes + found
-    top, second = votes.topk(2).values.tolist()
-    told_apart = binomtest(top, top + second, 0.5).pvalue <= _LEVEL
-    return int(votes.argmax()) if told_apart else -1
+    return AuditTarget(
+        scores=lambda images: soft_votes(model, images, sigma, COPIES, voting.seed),
+        predict=predict,
+        alpha=voting.alpha,
+    )

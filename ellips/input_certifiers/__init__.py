@@ -3,6 +3,7 @@
 from ellips.input_certifiers.base import AuditTarget, Chain, InputCertifier, chain_target, series_of
 from ellips.input_certifiers.by_constant import ByConstant, as_certifier
 from ellips.input_certifiers.margin_clever import MarginClever
+from ellips.input_certifiers.smoothed_decision import SmoothedDecision
 from ellips.input_certifiers.smoothed_encoder import SmoothedEncoder
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "Chain",
     "InputCertifier",
     "MarginClever",
+    "SmoothedDecision",
     "SmoothedEncoder",
     "as_certifier",
     "chain_target",

@@ -36,6 +36,10 @@ class Chain(NamedTuple):
         scores: Tensor = self.ellips(self.latents(images))
         return scores
 
+    def decide(self, images: Tensor) -> Tensor:
+        """Return the classes of the highest scores, ``(N,)``."""
+        return self.scores(images).argmax(1)
+
 
 @dataclass(frozen=True)
 class AuditTarget:
@@ -116,6 +120,24 @@ def series_of(certifiers: Sequence[InputCertifier], method: str) -> list[Series]
         numbered = (Series(series.space, series.method, f"{series.source}-{i}") for i in range(2, len(certifiers) + 2))
         found.append(series if series not in found else next(s for s in numbered if s not in found))
     return found
+
+
+def validate_shared_alpha(num_images: int, alpha: float, count: int) -> None:
+    """Refuse a run over more images than share ``alpha``: all of them together would claim too much.
+
+    Args:
+        num_images: Number that shares it; 1: each image by itself.
+        alpha: What is shared.
+        count: Distinct images of the run.
+
+    Raises:
+        ValueError: If there are more, and ``num_images`` is not 1.
+    """
+    if 1 < num_images < count:
+        raise ValueError(
+            f"Expected at most num_images={num_images} images to share alpha={alpha:g} but got {count}; "
+            "raise `num_images`, or set it to 1 for a claim about each image by itself."
+        )
 
 
 def chain_target(chain: Chain, *, constant: bool) -> AuditTarget:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ellips.certificates import METHODS, Certificate, Method, confirm
 from ellips.input_certifiers.base import AuditTarget, Chain, InputCertifier
 from ellips.lipschitz.base import checked
-from ellips.lipschitz.sampling import image_generator
+from ellips.randomness import image_generator
 from ellips.types import ImageMap, LipschitzBound
 from ellips.validation import at_least, fraction, one_of, positive
 

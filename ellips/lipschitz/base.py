@@ -46,7 +46,12 @@ class ConstantSource(ABC):
         """Do the work of :meth:`__call__`; input is checked, gradients are possible, autocast is off."""
 
 
-def _validate_images(images: Tensor) -> None:
+def validate_images(images: Tensor) -> None:
+    """Refuse what is no batch of images.
+
+    Raises:
+        ValueError: If the shape is not ``(N, C, H, W)``, the type not floating point, or a value not finite.
+    """
     if images.ndim != 4 or not images.is_floating_point():
         raise ValueError(
             "Expected `images` to be floating point of shape (N, C, H, W) "
@@ -105,8 +110,12 @@ def owning_module(function: ImageMap) -> nn.Module | None:
     return owner if isinstance(owner, nn.Module) else None
 
 
-def _validate_eval_mode(function: ImageMap) -> None:
-    """Refuse layers in training mode: batch statistics and dropout make it another function at every call."""
+def validate_eval_mode(function: ImageMap) -> None:
+    """Refuse layers in training mode: batch statistics and dropout make it another function at every call.
+
+    Raises:
+        ValueError: If the function, or the module it is a method of, has one.
+    """
     module = owning_module(function)
     if module is None:
         return
@@ -128,8 +137,8 @@ def checked(function: ImageMap, images: Tensor) -> Iterator[Tensor]:
     Raises:
         ValueError: See :meth:`ConstantSource.__call__`.
     """
-    _validate_images(images)
-    _validate_eval_mode(function)
+    validate_images(images)
+    validate_eval_mode(function)
     with (
         torch.inference_mode(False),
         full_precision(),

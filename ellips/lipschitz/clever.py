@@ -12,7 +12,8 @@ from torch import Tensor
 from ellips.lipschitz.base import ConstantSource
 from ellips.lipschitz.extreme_value import Extreme, fit_maxima
 from ellips.lipschitz.jacobian import latent_dim, spectral_norms
-from ellips.lipschitz.sampling import Sampling, image_generator, sample_ball
+from ellips.lipschitz.sampling import Sampling, sample_ball
+from ellips.randomness import image_generator
 from ellips.types import ImageMap, LipschitzBound
 from ellips.validation import at_least, one_of, positive
 

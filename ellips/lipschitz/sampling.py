@@ -1,26 +1,13 @@
-"""Randomness that belongs to an image: the same whatever batch, order, process or device it is handled in."""
+"""Directions and points drawn at random, for estimates."""
 
 from __future__ import annotations
 
-import hashlib
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-
-def image_generator(image: Tensor, seed: int) -> torch.Generator:
-    """Return a CPU generator seeded by the image's pixels and ``seed``.
-
-    A run that is resumed, or split over processes, so draws the same numbers for each image as an undisturbed one.
-
-    Args:
-        image: One image, any shape.
-        seed: The user's seed.
-    """
-    content = image.detach().to("cpu", torch.float64).contiguous().numpy().tobytes()
-    digest = hashlib.sha256(f"{seed}:{tuple(image.shape)}:".encode() + content).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+from ellips.randomness import image_generator
 
 
 def random_directions(images: Tensor, dim: int, seed: int) -> Tensor:

@@ -17,7 +17,7 @@ from ellips.certificates.ties import StoredClass, margin_sign
 from ellips.certificates.verify import Kernel, positive_definite, rounding
 from tests.ellips.mixtures import random_mixture
 from tests.soundness.generators import GENERATORS, Draw, make_case
-from tests.soundness.oracle import Balls, flint, nearest_distance, true_distance
+from tests.soundness.oracle import Balls, nearest_distance, true_distance
 
 SMALL = [name for name in GENERATORS if name not in ("wide", "many_classes")]
 ALL = torch.float64

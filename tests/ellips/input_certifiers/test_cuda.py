@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ellips import Ellips
-from ellips.input_certifiers import ByConstant, Chain, InputCertifier, MarginClever, SmoothedEncoder
+from ellips.input_certifiers import ByConstant, Chain, InputCertifier, MarginClever, SmoothedDecision, SmoothedEncoder
 from ellips.lipschitz import Clever, JacobianNorm, SpectralProduct
 from tests.ellips.input_certifiers.chains import case
 
@@ -35,3 +35,19 @@ def test_a_cuda_device_gives_what_the_processor_gives(certifier: InputCertifier)
     assert there.radius.is_cuda
     assert torch.equal(here.prediction, there.prediction.cpu())
     torch.testing.assert_close(here.radius, there.radius.cpu(), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_votes_on_a_cuda_device_agree_with_those_on_the_processor() -> None:
+    """The noise is drawn where the images are, so that it is other noise."""
+    means = torch.tensor([[-0.5], [0.5]]).double()
+    ellips = Ellips.from_parameters(means, 0.1 * torch.ones(2, 1, 1).double(), torch.tensor([0.5, 0.5]))
+    images = torch.rand(4, 1, 2, 2)
+    images[:, 0, 0, 0] = torch.tensor([0.9, 0.3, -0.3, -0.9])
+    certifier = SmoothedDecision(num_samples=2000, stopping="fixed")
+    here = certifier.certify(*case(Chain(lambda x: x[:, 0, 0, :1], ellips), images))
+    there = certifier.certify(*case(Chain(lambda x: x[:, 0, 0, :1], ellips.cuda()), images.cuda()))
+    assert there.radius.is_cuda
+    assert there.prediction.tolist() == here.prediction.tolist() == [1, 1, 0, 0]
+    torch.testing.assert_close(here.radius, there.radius.cpu(), rtol=0.1, atol=0)

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from ellips.lipschitz import JacobianNorm
 from ellips.lipschitz.jacobian import spectral_norms
-from ellips.lipschitz.sampling import image_generator, sample_ball
+from ellips.lipschitz.sampling import sample_ball
+from ellips.randomness import image_generator
 
 
 def network(seed: int = 0, width: int = 24) -> nn.Sequential:

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from jsonargparse import ArgumentParser
+from scipy.stats import beta, norm
+from torch import Tensor, nn
+
+from ellips import Ellips
+from ellips.input_certifiers import Chain, InputCertifier, SmoothedDecision
+from ellips.types import Series
+from tests.ellips.input_certifiers.chains import Case, case
+
+
+def line(distances: list[float]) -> Case:
+    """Two equal Gaussians whose boundary is where the first pixel is 0: the vote's is the same."""
+    means = torch.tensor([[-0.5], [0.5]]).double()
+    ellips = Ellips.from_parameters(means, 0.1 * torch.ones(2, 1, 1).double(), torch.tensor([0.5, 0.5]))
+    images = torch.rand(len(distances), 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    images[:, 0, 0, 0] = torch.tensor(distances)
+    return case(Chain(lambda x: x[:, 0, 0, :1], ellips), images)
+
+
+def test_the_certificate_says_what_it_is() -> None:
+    given = line([0.9, -0.3, 0.0])
+    certifier = SmoothedDecision(0.25, 1000, radii=(0.25, 0.5))
+    found = certifier.certify(*given)
+    assert (found.method, found.space, found.soundness) == ("votes", "input", "probabilistic")
+    assert found.prediction.tolist() == [1, 0, -1]
+    assert found.radius[0] == 0.5  # the largest that is asked for
+    assert 0.2 < found.radius[1] < 0.3
+    assert found.radius[2] == 0
+    assert found.lipschitz is None
+    assert (found.diagnostics["votes"] <= found.diagnostics["draws"]).all()
+    assert found.diagnostics["draws"].max() <= 1000
+    assert found.diagnostics["selection_draws"].tolist() == [51, 51, 100]
+    assert certifier.series("exact") == Series("input", "votes", "smoothed-decision")
+    assert found.source == repr(certifier)
+
+
+def test_fixed_draws_give_the_radius_of_cohen_et_al() -> None:
+    certifier = SmoothedDecision(0.25, 500, 0.01, stopping="fixed")
+    found = certifier.certify(*line([0.1, 0.2, 0.3, 0.4]))
+    votes = found.diagnostics["votes"].numpy()
+    assert found.diagnostics["draws"].tolist() == [500.0] * 4
+    assert found.radius.tolist() == (0.25 * norm.ppf(beta.ppf(0.01, votes, 500 - votes + 1))).tolist()
+
+
+def test_alpha_is_shared_by_the_images_of_a_run() -> None:
+    alone = SmoothedDecision(0.25, 500, 0.01, stopping="fixed")
+    shared = SmoothedDecision(0.25, 500, 0.01, num_images=100, stopping="fixed")
+    one, other = (certifier.certify(*line([0.1, 0.2, 0.4])) for certifier in (alone, shared))
+    assert (other.radius < one.radius).all()
+    shared.validate_run(100)
+    alone.validate_run(10_000)
+    with pytest.raises(ValueError, match="at most num_images=100 .* but got 101"):
+        shared.validate_run(101)
+
+
+def test_the_seed_makes_the_noise_and_nothing_else_does() -> None:
+    given, settings = line([0.1, 0.2, 0.3]), {"sigma": 0.25, "num_samples": 300, "stopping": "fixed"}
+    first = SmoothedDecision(**settings, batch_size=7).certify(*given)
+    torch.manual_seed(99)
+    again = SmoothedDecision(**settings, batch_size=100).certify(*given)
+    other = SmoothedDecision(**settings, seed=1).certify(*given)
+    assert torch.equal(first.diagnostics["votes"], again.diagnostics["votes"])
+    assert not torch.equal(first.diagnostics["votes"], other.diagnostics["votes"])
+
+
+def test_early_stopping_takes_fewer_draws_and_decides_the_same() -> None:
+    given = line([0.05 * i for i in range(1, 15)])
+    radii = (0.125, 0.25, 0.375, 0.5)
+    early = SmoothedDecision(0.25, 10_000, radii=radii).certify(*given)
+    fixed = SmoothedDecision(0.25, 10_000, stopping="fixed").certify(*given)
+    assert early.diagnostics["draws"].mean() < 0.5 * fixed.diagnostics["draws"].mean()
+    for radius in radii:
+        assert (early.radius >= radius).sum() >= (fixed.radius >= radius).sum() - 1
+
+
+def test_votes_are_those_of_the_composed_classifier_not_of_the_mean() -> None:
+    """The latent oscillates: the mean under noise is 0 everywhere, while two thirds of the votes are for one class."""
+
+    class Stripes(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            stripe = torch.floor(images[:, 0, 0, :1] * 1000) % 3
+            return torch.where(stripe < 2, -0.5, 1.0)
+
+    given = line([0.3, 0.7])._replace(chain=Chain(Stripes().eval(), line([]).chain.ellips))
+    found = SmoothedDecision(0.25, 2000, stopping="fixed").certify(*given)
+    assert found.prediction.tolist() == [0, 0]
+    torch.testing.assert_close(found.diagnostics["votes"] / 2000, torch.full((2,), 2 / 3).double(), atol=0.04, rtol=0)
+
+
+def test_settings_come_from_yaml_and_bad_ones_are_named() -> None:
+    parser = ArgumentParser()
+    parser.add_argument("--certifier", type=InputCertifier)
+    arguments = {"sigma": 0.5, "radii": [0.25, 1], "stopping": "early"}
+    item = {"class_path": "ellips.input_certifiers.SmoothedDecision", "init_args": arguments}
+    built = parser.instantiate(parser.parse_object({"certifier": item})).certifier
+    assert built == SmoothedDecision(0.5, radii=(0.25, 1.0))
+    for bad, name in [
+        ({"sigma": 0.0}, "sigma"),
+        ({"num_samples": 0}, "num_samples"),
+        ({"alpha": 1.0}, "alpha"),
+        ({"num_selection": 0}, "num_selection"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"stopping": "never"}, "stopping"),
+        ({"radii": (-1.0,)}, "radii"),
+        ({"radii": (float("nan"),)}, "radii"),
+    ]:
+        with pytest.raises(ValueError, match=f"`{name}`"):
+            SmoothedDecision(**bad)  # type: ignore[arg-type]
