@@ -53,7 +53,7 @@ def test_alpha_is_shared_by_the_images_of_a_run() -> None:
     assert (other.radius < one.radius).all()
     shared.validate_run(100)
     alone.validate_run(10_000)
-    with pytest.raises(ValueError, match="at most num_images=100 .* but got 101"):
+    with pytest.raises(ValueError, match=r"at most num_images=100 .* but got 101"):
         shared.validate_run(101)
 
 
