@@ -44,7 +44,7 @@ class SmoothedDecision(InputCertifier):
         stopping: ``early``: stop when every radius of ``radii`` is decided, soundly whatever the votes
             (:class:`ellips.smoothing.VotePlan`); a radius that is unlikely to be reached is given up. ``fixed``: count
             all draws and take Clopper and Pearson's bound, as Cohen et al. define ``certify``.
-        radii: Radii that early stopping decides; None: every quarter of sigma.
+        radii: Radii that early stopping decides; None: every quarter of sigma, up to the largest that can be proven.
         batch_size: Noisy copies that go through the network at once, of whichever image of a batch.
         seed: Seed; noise depends on the image, the seed and the kind of device only.
 

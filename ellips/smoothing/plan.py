@@ -12,15 +12,18 @@ from scipy.special import betaincinv
 from scipy.stats import binom, norm
 
 from ellips.smoothing.confidence import Counts, Floats, MixtureTest, clopper_pearson_lower, radius_of, votes_needed
+from ellips.smoothing.crossing import votes_needed_at_last
 from ellips.smoothing.noise import BLOCK
 from ellips.validation import at_least, fraction, positive
 
 Flags = NDArray[np.bool_]
 
-_STEP = 0.02  # of the ladder's rungs, in units of sigma
+_STEP = 0.04  # of the ladder's rungs, in units of sigma
 _TARGETS = 0.25  # of the targets where none are given, in units of sigma
-_EARLY = 0.4  # share of alpha for stopping early; the rest is for the last look
-_GIVE_UP = 0.03  # chance of reaching the next target below which drawing ends; costs coverage, never soundness
+_NEARLY = 0.99  # of the largest margin: where none are given, the last target
+_SHARES = (0.9, 0.6, 0.3, 0.15)  # of alpha, for stopping early: the largest with which the last look needs ...
+_DEARER = 0.15  # ... at most so many more votes, in standard deviations, than if it were the only one
+_GIVE_UP = 0.04  # chance of reaching the next target below which drawing ends; costs coverage, never soundness
 _QUANTILES = 32
 
 
@@ -29,10 +32,11 @@ class VotePlan:
     """How many draws to look at, which radius each count of votes proves there, and when the rest is not worth it.
 
     A ladder of radii is tested, H0 of rung r being ``P(vote) <= Phi(r / sigma)``. A rung is proven at a look where the
-    count reaches its entry in :attr:`needed`: by :class:`MixtureTest` at level ``0.4 alpha`` at every look, or by
-    Clopper and Pearson's test at level ``0.6 alpha`` at the last one. The entries grow along the ladder, so no rung is
-    proven without those below it, and a false claim implies a rejection of the lowest rung that is false: its two
-    tests fail together with probability at most alpha, whatever rule ends the drawing.
+    count reaches its entry in :attr:`needed`. For the looks before the last these come from :class:`MixtureTest`, at a
+    share of alpha; at the last one as few votes are needed as keep the probability that H0 is ever rejected although
+    it is true within alpha (:func:`votes_needed_at_last`). The entries grow along the ladder, so no rung is proven
+    without those below it, and a false claim implies that the lowest rung which is false was rejected: with
+    probability at most alpha, whatever rule ends the drawing.
 
     Attributes:
         sigma: Standard deviation of the noise.
@@ -40,7 +44,7 @@ class VotePlan:
         looks: Shape ``(L,)``, rising: the numbers of draws after which votes are counted.
         needed: Shape ``(R, L)``: votes that prove a rung; more than the draws where none do.
         hope: Shape ``(R, L)``: votes below which the target at or above a rung is given up.
-        last_alpha: Level of the last look's test.
+        alpha: Allowed probability that a radius does not hold.
     """
 
     sigma: float
@@ -48,7 +52,7 @@ class VotePlan:
     looks: Counts
     needed: Counts
     hope: Counts
-    last_alpha: float
+    alpha: float
 
     @staticmethod
     def fixed(sigma: float, draws: int, alpha: float) -> VotePlan:
@@ -77,7 +81,7 @@ class VotePlan:
             sigma: Standard deviation of the noise.
             draws: Most draws of one image.
             alpha: Allowed probability that a radius does not hold.
-            targets: Radii that are asked for; None: every quarter of sigma, up to the largest that ``draws`` can prove.
+            targets: Radii that are asked for; None: every quarter of sigma, and nearly the largest that can be proven.
 
         Raises:
             ValueError: If an argument is out of range.
@@ -98,18 +102,16 @@ class VotePlan:
         found: Counts = np.searchsorted(self.needed[:, look], votes, side="right")
         return found
 
-    def radius(self, rungs: int, votes: int, look: int) -> float:
-        """Return the radius that is proven when drawing ends.
+    def radius(self, rungs: int, votes: int) -> float:
+        """Return the radius that is proven when drawing ends: the highest rung's, or with a single look the votes'.
 
         Args:
             rungs: Rungs proven at any look, at least 1.
             votes: Votes after the last look that was taken.
-            look: Which one it was.
         """
-        radius = float(self.radii[rungs - 1])
-        if look < len(self.looks) - 1:
-            return radius
-        return max(radius, radius_of(clopper_pearson_lower(votes, self.draws, self.last_alpha), self.sigma))
+        if len(self.looks) > 1:
+            return float(self.radii[rungs - 1])
+        return radius_of(clopper_pearson_lower(votes, self.draws, self.alpha), self.sigma)
 
     def is_over(self, rungs: Counts, votes: Counts, look: int) -> Flags:
         """Return whether nothing that is asked for is left to hope for.
@@ -129,21 +131,27 @@ class VotePlan:
 @lru_cache(maxsize=8)
 def _stopping(sigma: float, draws: int, alpha: float, asked: tuple[float, ...] | None) -> VotePlan:
     looks = _looks(draws)
-    last_alpha = alpha * (1 - _EARLY)
-    largest = float(norm.isf(-np.expm1(np.log(last_alpha) / draws)))  # margin that unanimous votes prove at the end
-    targets = np.array([0.0, *(np.arange(_TARGETS, largest, _TARGETS) * sigma if asked is None else asked)])
+    largest = float(norm.isf(-np.expm1(np.log(alpha) / draws)))  # margin that unanimous votes prove in one look
+    every = [*np.arange(_TARGETS, _NEARLY * largest, _TARGETS), _NEARLY * largest]
+    targets = np.array([0.0, *(np.multiply(every, sigma) if asked is None else asked)])
     rungs = np.arange(_STEP, min(largest, targets[-1] / sigma), _STEP) * sigma
     radii = np.unique(np.concatenate([targets, rungs]))
-    needed = _needed(radii / sigma, looks, alpha * _EARLY, last_alpha)
+    needed = _needed(np.nextafter(radii / sigma, np.inf), looks, alpha)  # the division may have rounded down
     hope = np.stack([_votes_for_hope(int(votes), looks) for votes in needed[np.searchsorted(radii, targets), -1]])
-    return VotePlan(sigma, radii, looks, needed, hope[np.searchsorted(targets, radii)], last_alpha)
+    return VotePlan(sigma, radii, looks, needed, hope[np.searchsorted(targets, radii)], alpha)
 
 
-def _needed(margin: Floats, looks: Counts, alpha: float, last_alpha: float) -> Counts:
-    margin = np.nextafter(margin, np.inf)  # the division may have rounded it down
-    needed = MixtureTest(alpha, int(looks[-1])).votes_needed(margin, looks)
-    needed[:, -1] = np.minimum(needed[:, -1], votes_needed(margin, int(looks[-1]), last_alpha))
-    return np.maximum.accumulate(needed, axis=0)
+def _needed(margin: Floats, looks: Counts, alpha: float) -> Counts:
+    """Return what :attr:`VotePlan.needed` holds."""
+    draws, result = int(looks[-1]), np.zeros((len(margin), len(looks)), dtype=np.int64)
+    bearable = votes_needed(margin, draws, alpha) + _DEARER * np.sqrt(draws * norm.sf(margin) * norm.cdf(margin))
+    left = np.arange(len(margin))
+    for share in _SHARES:
+        result[left] = MixtureTest(share * alpha, draws).votes_needed(margin[left], looks)
+        for rung in left:
+            result[rung, -1] = votes_needed_at_last(result[rung], looks, float(margin[rung]), alpha)
+        left = left[result[left, -1] > bearable[left]]
+    return np.maximum.accumulate(result, axis=0)
 
 
 def _looks(draws: int) -> Counts:

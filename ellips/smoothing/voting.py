@@ -105,8 +105,8 @@ def count_votes(
         last[active] = look
         rungs[active] = np.maximum(rungs[active], plan.proven(votes[active], look))
         active = active[~plan.is_over(rungs[active], votes[active], look)]
-    ended = zip(rungs.tolist(), votes.tolist(), last.tolist(), strict=True)
-    radius = [plan.radius(rung, count, look) if rung else 0.0 for rung, count, look in ended]
+    ended = zip(rungs.tolist(), votes.tolist(), strict=True)
+    radius = [plan.radius(rung, count) if rung else 0.0 for rung, count in ended]
     rival = [_runner_up(tally, int(own)) for tally, own in zip(tallies, selected, strict=True)]
     return Votes(
         prediction=torch.from_numpy(np.where(rungs > 0, selected, -1)).to(images.device),

@@ -22,18 +22,18 @@ def line(distances: list[float]) -> Case:
 
 
 def test_the_certificate_says_what_it_is() -> None:
-    given = line([0.9, -0.3, 0.0])
+    given = line([0.9, -0.35, 0.0])
     certifier = SmoothedDecision(0.25, 1000, radii=(0.25, 0.5))
     found = certifier.certify(*given)
     assert (found.method, found.space, found.soundness) == ("votes", "input", "probabilistic")
     assert found.prediction.tolist() == [1, 0, -1]
     assert found.radius[0] == 0.5  # the largest that is asked for
-    assert 0.2 < found.radius[1] < 0.3
+    assert 0.25 <= found.radius[1] < 0.35
     assert found.radius[2] == 0
     assert found.lipschitz is None
     assert (found.diagnostics["votes"] <= found.diagnostics["draws"]).all()
     assert found.diagnostics["draws"].max() <= 1000
-    assert found.diagnostics["selection_draws"].tolist() == [51, 51, 100]
+    assert found.diagnostics["selection_draws"].tolist() == [51, 100, 100]
     assert certifier.series("exact") == Series("input", "votes", "smoothed-decision")
     assert found.source == repr(certifier)
 

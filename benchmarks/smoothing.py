@@ -1,0 +1,329 @@
+"""What smoothing the decision brings over smoothing the encoder, and what early stopping saves.
+
+    python -m benchmarks.smoothing [--quick] [--json FILE] [--cifar FOLDER --encoder FILE.safetensors]
+
+On the shipped digits encoder, which never saw noise, and, where a folder of CIFAR-10 as image files (``train/<class>``,
+``test/<class>``) and an encoder that ``ellips train-encoder`` trained with noise are given, on these. Four classifiers
+on the same noise of the same images: the smoothed encoder with Bernstein's bound; votes of the linear head and of
+Gaussians at a fixed number of draws; votes of the Gaussians with early stopping. The Gaussians are fitted to noisy
+features; their regularisation, and what the smoothed encoder needs, are chosen on the validation split. Ratios, each
+with the suffix ``_digits`` or ``_cifar``:
+
+- ``passes_saved_by_stopping``: images through the encoder at 10,000 draws over those with early stopping, for radii up
+  to 2 sigma; ``passes_saved_by_stopping_3_sigma`` with 3 sigma among them. ``points_lost_by_stopping`` (and
+  ``..._3_sigma``): the most that certified accuracy loses by it at any of these radii, in points.
+- ``decision_over_encoder_mean_radius``: mean radius (0 where wrong) of the votes over that of the smoothed encoder.
+- ``ellips_over_linear_mean_radius``: of votes by Gaussians over votes by the linear head.
+- ``votes_over_bare_encoder``: images a second of sampling, noise and scores included, over those of the encoder alone
+  on noise that is ready.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+from benchmarks._common import interleaved_seconds, make_parser, median_ratio, report, seconds
+from ellips import Ellips
+from ellips.datamodules import ImageFolderDataModule
+from ellips.encoders import CifarResNet, FrozenEncoder, LinearHead
+from ellips.gaussians.moments import ClassMoments
+from ellips.input_certifiers import Chain, SmoothedDecision, SmoothedEncoder
+from ellips.input_certifiers.smoothed_encoder import mean_error
+from ellips.smoothing import ImageNoise, VotePlan
+from ellips.smoothing.voting import cast_votes
+from ellips.splits import digits_part
+from ellips.vote_search import VoteSearch, select_by_votes
+
+SIGMA = 0.25
+ALPHA = 0.001
+RADII = tuple(SIGMA * f for f in (0.5, 1.0, 1.5, 2.0))
+RADII_3_SIGMA = (*RADII, 3 * SIGMA)
+SHOWN = (0.0, 0.05, 0.1, *RADII, 3 * SIGMA)
+BATCH = 500
+BALLS = (0.5, 0.75, 0.9, 1.0)  # quantiles of the features' lengths: radii tried for the smoothed encoder's ball
+
+
+class Sizes(NamedTuple):
+    """How much is done.
+
+    Attributes:
+        draws: Noisy copies of each test image that are counted.
+        images: Test images; None: all.
+        copies: Noisy copies of each training image.
+        held_out: Validation images for choices.
+        votes: Noisy copies of each of them.
+        rounds: Timed rounds of the throughput.
+    """
+
+    draws: int
+    images: int | None
+    copies: int
+    held_out: int
+    votes: int
+    rounds: int
+
+
+SIZES = {"full": Sizes(10_000, 120, 8, 120, 100, 7), "quick": Sizes(10_000, 24, 4, 60, 50, 5)}
+
+
+class Task(NamedTuple):
+    """A data set with an encoder.
+
+    Attributes:
+        encoder: Images to features.
+        head: Features to scores; None: one is fitted to noisy features.
+        parts: Images and labels of train, val and test.
+    """
+
+    encoder: FrozenEncoder
+    head: Callable[[Tensor], Tensor] | None
+    parts: dict[str, tuple[Tensor, Tensor]]
+
+
+class Outcome(NamedTuple):
+    """One classifier on the test images.
+
+    Attributes:
+        radius: Shape ``(N,)``, 0 where wrong or abstaining.
+        right: Shape ``(N,)``: whether the prediction is.
+        passes: Images through the encoder, for each image.
+    """
+
+    radius: Tensor
+    right: Tensor
+    passes: Tensor
+
+    def certified(self, limit: float) -> float:
+        """Return the share in per cent that is right with a radius of at least ``limit``."""
+        return 100 * float((self.right & (self.radius >= limit)).double().mean())
+
+    def summary(self) -> dict[str, Any]:
+        """Return the figures that are reported."""
+        accuracy = {f"{limit:g}": round(self.certified(limit), 2) for limit in SHOWN}
+        passes, radius = float(self.passes.double().mean()), float(self.radius.mean())
+        return {"certified_accuracy": accuracy, "mean_radius": radius, "passes_per_image": passes}
+
+
+def outcome(prediction: Tensor, radius: Tensor, labels: Tensor, passes: Tensor) -> Outcome:
+    """Set radii to 0 where predictions are wrong."""
+    right = prediction == labels
+    return Outcome(torch.where(right, radius, 0.0), right, passes)
+
+
+def digits_task() -> Task:
+    """The shipped encoder, on scikit-learn's digits."""
+    encoder = FrozenEncoder("test_resnet", weights="digits")
+    return Task(encoder, None, {part: digits_part(part) for part in ("train", "val", "test")})
+
+
+def cifar_task(folder: Path, weights: Path, sizes: Sizes) -> Task:
+    """An encoder that ``ellips train-encoder`` trained with noise, on images of a folder."""
+    recipe = json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))["recipe"]
+    encoder = FrozenEncoder(CifarResNet(recipe["depth"], recipe["width"]), weights=weights)
+    data = ImageFolderDataModule(encoder, folder)
+    rows = {"train": 20_000, "val": sizes.held_out, "test": sizes.images or 10_000}
+    parts = {}
+    for part, wanted in rows.items():
+        source = data.source(part)  # type: ignore[arg-type]
+        # Evenly over the classes, which lie in folders one after the other.
+        chosen = np.linspace(0, len(source) - 1, min(wanted, len(source))).astype(int).tolist()
+        parts[part] = source.read(chosen)[0].float() / 255, torch.from_numpy(source.labels[chosen])
+    return Task(encoder, LinearHead(weights.with_stem(f"{weights.stem}-head")), parts)
+
+
+@torch.no_grad()
+def noisy_features(encoder: FrozenEncoder, images: Tensor, copies: int, seed: int) -> Tensor:
+    """Features ``(N, copies, D)`` of images under noise."""
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for part in images.repeat_interleave(copies, 0).split(BATCH):
+        found.append(encoder.encode(part + SIGMA * torch.randn(part.shape, generator=generator)))
+    return torch.cat(found).view(len(images), copies, -1)
+
+
+def fit_gaussians(task: Task, sizes: Sizes, train: Tensor, held_out: Tensor) -> Ellips:
+    """Fit to noisy features; pooling and shrinkage by votes on the validation split."""
+    labels, classes = task.parts["train"][1], int(task.parts["train"][1].max()) + 1
+    moments = ClassMoments(classes, train.shape[-1])
+    moments.update(train.flatten(0, 1), labels.repeat_interleave(train.shape[1]))
+    reachable = 0.5 * SIGMA if sizes.votes < 60 else SIGMA
+    search = VoteSearch(sigma=SIGMA, radius=reachable)
+    best, _ = select_by_votes(moments.compute(), held_out, task.parts["val"][1][: len(held_out)], search)
+    ellips = Ellips(classes, train.shape[-1])
+    ellips.regularization = best.regularization
+    ellips.fit_moments(*moments.compute())
+    return ellips
+
+
+def linear_head(task: Task, train: Tensor) -> Callable[[Tensor], Tensor]:
+    """The encoder's own head, or logistic regression on noisy features."""
+    if task.head is not None:
+        return task.head
+    labels = task.parts["train"][1].repeat_interleave(train.shape[1])
+    found = LogisticRegression(max_iter=300).fit(train.flatten(0, 1).numpy(), labels.numpy())
+    weight, bias = (torch.from_numpy(x).float() for x in (found.coef_, found.intercept_))
+    return lambda features: features @ weight.T + bias
+
+
+def best_ball(train: Tensor, held_out: Tensor, labels: Tensor, ellips: Ellips, sizes: Sizes) -> float:
+    """Radius of the ball on which the smoothed encoder projects: most mean radius on the validation split."""
+    lengths = torch.linalg.vector_norm(train.flatten(0, 1), dim=1).double()
+    radii = {float(lengths.quantile(q)) for q in BALLS}
+    return max(
+        radii, key=lambda ball: float(encoder_outcome(held_out, labels, ellips, ball, sizes.draws).radius.mean())
+    )
+
+
+def encoder_outcome(features: Tensor, labels: Tensor, ellips: Ellips, ball: float, draws: int) -> Outcome:
+    """The smoothed encoder from noisy features ``(N, n, D)``; with fewer than ``draws``, errors as if of that many."""
+    certifier = SmoothedEncoder(SIGMA, draws, ALPHA, norm_bound=ball)
+    values = [certifier.project(x.double()) for x in features]
+    means = torch.stack([x.mean(0) for x in values])
+    shrink = (features.shape[1] / draws) ** 0.5
+    error = torch.tensor([mean_error(x, ball, ALPHA) for x in values]).double() * shrink
+    found = ellips.certify(means).less(error)
+    prediction = torch.where(found.radius > 0, found.prediction, -1)
+    return outcome(prediction, found.radius / certifier.constant, labels, torch.full_like(labels, draws))
+
+
+def votes_outcome(counted: Tensor, selected: Tensor, labels: Tensor, classes: int) -> Outcome:
+    """Votes at a fixed number of draws (Cohen et al. 2019), from the classes of all copies, shapes ``(N, n)``."""
+    plan = VotePlan.fixed(SIGMA, counted.shape[1], ALPHA)
+    choice = torch.stack([torch.bincount(x, minlength=classes).argmax() for x in selected])
+    votes = (counted == choice[:, None]).sum(1)
+    rungs = plan.proven(votes.numpy(), 0)
+    radius = [plan.radius(int(r), int(v)) if r else 0.0 for r, v in zip(rungs, votes, strict=True)]
+    prediction = torch.where(torch.from_numpy(rungs > 0), choice, -1)
+    passes = torch.full_like(labels, counted.shape[1] + selected.shape[1])
+    return outcome(prediction, torch.tensor(radius).double(), labels, passes)
+
+
+def measure(task: Task, sizes: Sizes, name: str) -> tuple[dict[str, float], dict[str, Any]]:
+    """Run all four classifiers on one task."""
+    train = noisy_features(task.encoder, task.parts["train"][0], sizes.copies if name == "digits" else 2, 1)
+    val_images, val_labels = (x[: sizes.held_out] for x in task.parts["val"])
+    held_out = noisy_features(task.encoder, val_images, sizes.votes, 2)
+    ellips, head = fit_gaussians(task, sizes, train, held_out), linear_head(task, train)
+    ball = best_ball(train, held_out, val_labels, ellips, sizes)
+    count = len(task.parts["test"][1]) if sizes.images is None else min(sizes.images, len(task.parts["test"][1]))
+    rows = torch.linspace(0, len(task.parts["test"][1]) - 1, count).long()
+    images, labels = (x[rows] for x in task.parts["test"])
+    found: dict[str, Outcome] = {}
+    spent = {"fixed": seconds(lambda: found.update(fixed_outcomes(task, images, labels, ellips, head, ball, sizes)))}
+    chain = Chain(task.encoder.encode, ellips)
+    for kind, radii in (("early", RADII), ("early_3_sigma", RADII_3_SIGMA)):
+        certifier = SmoothedDecision(SIGMA, sizes.draws, ALPHA, radii=radii, batch_size=BATCH)
+        spent[kind] = seconds(lambda c=certifier, k=kind: found.update({k: early_outcome(c, chain, images, labels)}))
+    times = throughput(task, chain, images, sizes.rounds)
+    fixed = found["ellips"]
+    lost = {
+        kind: max(fixed.certified(r) - found[kind].certified(r) for r in radii)
+        for kind, radii in (("early", RADII), ("early_3_sigma", RADII_3_SIGMA))
+    }
+    ratios = {
+        "passes_saved_by_stopping": float(fixed.passes.double().mean() / found["early"].passes.double().mean()),
+        "passes_saved_by_stopping_3_sigma": float(
+            fixed.passes.double().mean() / found["early_3_sigma"].passes.double().mean()
+        ),
+        "points_lost_by_stopping": lost["early"],
+        "points_lost_by_stopping_3_sigma": lost["early_3_sigma"],
+        "decision_over_encoder_mean_radius": float(fixed.radius.mean() / found["encoder"].radius.mean()),
+        "ellips_over_linear_mean_radius": float(fixed.radius.mean() / found["linear"].radius.mean()),
+        "votes_over_bare_encoder": median_ratio(times["bare"], times["votes"]),
+    }
+    measurements = {
+        "classifiers": {kind: each.summary() for kind, each in found.items()},
+        "seconds": spent,
+        "throughput_seconds": times,
+        "regularization": str(ellips.regularization),
+        "ball": ball,
+        "images": len(images),
+    }
+    return {f"{key}_{name}": value for key, value in ratios.items()}, measurements
+
+
+@torch.no_grad()
+def fixed_outcomes(
+    task: Task,
+    images: Tensor,
+    labels: Tensor,
+    ellips: Ellips,
+    head: Callable[[Tensor], Tensor],
+    ball: float,
+    sizes: Sizes,
+) -> dict[str, Outcome]:
+    """The three classifiers with a fixed number of draws; each noisy copy is encoded once for all of them."""
+    votes: dict[str, list[Tensor]] = {"linear": [], "ellips": [], "linear selection": [], "ellips selection": []}
+    smoothed = []
+    for image, label in zip(images, labels, strict=True):
+        for purpose, draws, suffix in (("selection", 100, " selection"), ("estimation", sizes.draws, "")):
+            copies = torch.empty(draws, *image.shape)
+            ImageNoise(image, SIGMA, 0, purpose).fill(copies)
+            features = torch.cat([task.encoder.encode(part) for part in copies.split(BATCH)])
+            votes[f"linear{suffix}"].append(head(features).argmax(1))
+            votes[f"ellips{suffix}"].append(ellips(features).argmax(1))
+        smoothed.append(encoder_outcome(features[None], label[None], ellips, ball, sizes.draws))
+    stacked = {key: torch.stack(value) for key, value in votes.items()}
+    found = {
+        kind: votes_outcome(stacked[kind], stacked[f"{kind} selection"], labels, ellips.num_classes)
+        for kind in ("linear", "ellips")
+    }
+    return {"encoder": Outcome(*(torch.cat(column) for column in zip(*smoothed, strict=True))), **found}
+
+
+def early_outcome(certifier: SmoothedDecision, chain: Chain, images: Tensor, labels: Tensor) -> Outcome:
+    """Votes of the Gaussians with early stopping, as ``ellips certify`` takes them."""
+    votes = certifier.vote(chain, images)
+    return outcome(votes.prediction, votes.radius, labels, votes.draws + votes.selection)
+
+
+def throughput(task: Task, chain: Chain, images: Tensor, rounds: int) -> dict[str, list[float]]:
+    """Seconds of a number of votes, and of the encoder alone on as many images that are noisy already."""
+    streams = [ImageNoise(image, SIGMA, 0, "throughput") for image in images[:16]]
+    per_image = 2 * BATCH // len(streams)
+    ready = torch.empty(per_image * len(streams), *images.shape[1:])
+    for i, stream in enumerate(streams):
+        stream.fill(ready[i * per_image : (i + 1) * per_image])
+    return interleaved_seconds(
+        {
+            "bare": lambda: [task.encoder.encode(part) for part in ready.split(BATCH)],
+            "votes": lambda: cast_votes(chain.decide, streams, [per_image] * len(streams), BATCH),
+        },
+        rounds,
+    )
+
+
+def main(args: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run the benchmark."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--cifar", type=Path, default=None, metavar="FOLDER", help="CIFAR-10 as image files")
+    parser.add_argument("--encoder", type=Path, default=None, metavar="FILE", help="an encoder trained with noise")
+    parser.add_argument("--images", type=int, default=None, help="test images of each data set")
+    given: argparse.Namespace = parser.parse_args(args)
+    sizes = SIZES["quick" if given.quick else "full"]
+    sizes = sizes._replace(images=given.images or sizes.images)
+    if (given.cifar is None) != (given.encoder is None):
+        parser.error("--cifar needs the --encoder that was trained on it, and the other way round")
+    tasks = {"digits": digits_task()}
+    if given.cifar is not None:
+        tasks["cifar"] = cifar_task(given.cifar, given.encoder, sizes)
+    ratios: dict[str, float] = {}
+    measurements: dict[str, Any] = {}
+    for name, task in tasks.items():
+        found, measurements[name] = measure(task, sizes, name)
+        ratios |= found
+    settings = {"quick": given.quick, "sigma": SIGMA, "alpha": ALPHA, "radii": list(RADII), **sizes._asdict()}
+    return report("smoothing", ratios, settings, measurements=measurements, json_file=given.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from ellips.smoothing import votes_needed
+from ellips.smoothing.crossing import votes_needed_at_last
+
+
+def rejected(path: tuple[int, ...], needed: list[int], looks: list[int]) -> bool:
+    return any(sum(path[:draws]) >= votes for draws, votes in zip(looks, needed, strict=True))
+
+
+@pytest.mark.parametrize("needed", [[4, 6], [5, 7], [3, 8], [3, 4]])
+@pytest.mark.parametrize("margin", [0.0, 0.7, 1.5])
+@pytest.mark.parametrize("alpha", [0.3, 0.05, 1e-4])
+def test_the_number_is_the_smallest_that_every_path_together_allows(
+    needed: list[int], margin: float, alpha: float
+) -> None:
+    looks, p0 = [4, 7, 10], float(norm.cdf(margin))
+    found = votes_needed_at_last(np.array([*needed, 0]), np.array(looks), margin, alpha)
+    weights = {path: p0 ** sum(path) * (1 - p0) ** (10 - sum(path)) for path in itertools.product((0, 1), repeat=10)}
+
+    def probability(last: int) -> float:
+        return sum(w for path, w in weights.items() if rejected(path, [*needed, last], looks))
+
+    smallest = next((last for last in range(12) if probability(last) <= alpha), 11)
+    assert found == max(smallest, 0) or (smallest == 11 and found >= 11)
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.5, 2.0, 3.0])
+def test_a_single_look_is_clopper_and_pearsons(margin: float) -> None:
+    alone = votes_needed_at_last(np.array([0]), np.array([1000]), margin, 0.001)
+    assert alone == votes_needed(np.array([margin]), 1000, 0.001)[0]
+
+
+def test_earlier_rejections_are_paid_for() -> None:
+    looks = np.array([100, 500, 1000])
+    free = votes_needed_at_last(np.array([101, 501, 0]), looks, 1.0, 0.001)
+    paid = votes_needed_at_last(np.array([94, 440, 0]), looks, 1.0, 0.001)
+    assert free < paid
+    assert votes_needed_at_last(np.array([50, 501, 0]), looks, 1.0, 0.001) > 1000  # alpha is spent at the first look
