@@ -86,7 +86,7 @@ class ImageClassifier(nn.Module):
     @property
     def chain(self) -> Chain:
         """The map that input certifiers take."""
-        return Chain(self.latents, self.head.ellips)
+        return Chain(self.latents, self.head.ellips, self.encoder)
 
     def certify(
         self, images: Tensor, certifier: InputCertifier | ConstantSource | None = None, method: Method = "exact"

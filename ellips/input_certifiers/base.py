@@ -26,10 +26,12 @@ class Chain(NamedTuple):
     Attributes:
         latents: Images ``(N, C, H, W)`` with values in [0, 1] to latents ``(N, d)``, image by image; differentiable.
         ellips: The fitted Gaussians on these latents.
+        features: Images to the encoder's features, which the latents are made of; None: not known.
     """
 
     latents: ImageMap
     ellips: Ellips
+    features: ImageMap | None = None
 
     def scores(self, images: Tensor) -> Tensor:
         """Return scores ``(N, K)``, float64."""

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
+from functools import lru_cache
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from ellips.certificates import Certificate
+from ellips.encoders.linear import LinearHead
 from ellips.input_certifiers.base import AuditTarget, Chain, InputCertifier, validate_shared_alpha
 from ellips.lipschitz.base import validate_eval_mode, validate_images
-from ellips.smoothing import VotePlan, count_votes, majority, soft_votes
+from ellips.smoothing import Decision, VotePlan, count_votes, majority, soft_votes
 from ellips.smoothing.voting import COPIES, LEVEL, Votes
-from ellips.types import Series
+from ellips.types import ImageMap, Series
 from ellips.validation import all_at_least, at_least, fraction, one_of, positive
 
 Stopping = Literal["early", "fixed"]
@@ -45,6 +47,9 @@ class SmoothedDecision(InputCertifier):
             (:class:`ellips.smoothing.VotePlan`); a radius that is unlikely to be reached is given up. ``fixed``: count
             all draws and take Clopper and Pearson's bound, as Cohen et al. define ``certify``.
         radii: Radii that early stopping decides; None: every quarter of sigma, up to the largest that can be proven.
+        linear_head: A file of :class:`ellips.encoders.LinearHead`, as ``ellips train-encoder`` writes it: votes are
+            then those of the encoder with its own linear classifier, the peer of Gaussians on the same noise; None:
+            of the Gaussians.
         batch_size: Noisy copies that go through the network at once, of whichever image of a batch.
         seed: Seed; noise depends on the image, the seed and the kind of device only.
 
@@ -60,6 +65,7 @@ class SmoothedDecision(InputCertifier):
     num_selection: int = 100
     stopping: Stopping = "early"
     radii: tuple[float, ...] | None = None
+    linear_head: str | None = None
     batch_size: int = 512
     seed: int = 0
 
@@ -99,13 +105,27 @@ class SmoothedDecision(InputCertifier):
         validate_images(images)
         validate_eval_mode(chain.latents)
         return count_votes(
-            chain.decide,
+            self.decision(chain),
             images.detach(),
             self.plan,
             num_selection=self.num_selection,
             seed=self.seed,
             batch_size=self.batch_size,
         )
+
+    def scores(self, chain: Chain) -> ImageMap:
+        """Return the scores whose largest is a copy's vote.
+
+        Raises:
+            ValueError: If they are a linear head's, and the encoder is not known or has other features.
+            WeightsNotFoundError: If the head's file is not there.
+        """
+        return chain.scores if self.linear_head is None else linear_scores(chain, self.linear_head)
+
+    def decision(self, chain: Chain) -> Decision:
+        """Return the classifier that is smoothed."""
+        scores = self.scores(chain)
+        return lambda images: scores(images).argmax(1)
 
     def certify(self, chain: Chain, images: Tensor, latents: Tensor, certificate: Certificate) -> Certificate:
         """Certify the vote; latents of clean images and their certificate have no part in it.
@@ -142,14 +162,48 @@ class SmoothedDecision(InputCertifier):
 
         def predictions(points: Tensor) -> Tensor:
             settings = {"copies": copies, "seed": self.seed, "batch_size": self.batch_size}
-            return majority(chain.decide, points.float(), self.sigma, level=LEVEL, **settings)
+            return majority(self.decision(chain), points.float(), self.sigma, level=LEVEL, **settings)
 
         return AuditTarget(
-            scores=lambda images: soft_votes(chain.scores, images, self.sigma, COPIES, self.seed),
+            scores=lambda images: soft_votes(self.scores(chain), images, self.sigma, COPIES, self.seed),
             predict=predictions,
             alpha=self.alpha,
         )
 
     def series(self, method: str) -> Series:
         """Return the series of votes, whatever the latent method."""
-        return Series("input", "votes", "smoothed-decision")
+        return Series("input", "votes", self.source_name)
+
+    @property
+    def source_name(self) -> str:
+        """The class, and whether a linear head votes."""
+        return super().source_name + ("" if self.linear_head is None else "-linear-head")
+
+
+def linear_scores(chain: Chain, file: str) -> ImageMap:
+    """Return the scores of the encoder's own linear classifier.
+
+    Args:
+        chain: The classifier whose encoder is meant.
+        file: See :class:`ellips.encoders.LinearHead`.
+
+    Raises:
+        ValueError: If the chain does not know its encoder, or it has other features.
+        WeightsNotFoundError: If there is no such file.
+    """
+    encoder, head = chain.features, _head(file)
+    width = getattr(encoder, "feature_dim", head.in_features)
+    if encoder is None or width != head.in_features:
+        got = "a classifier without one" if encoder is None else f"one with {width}"
+        raise ValueError(f"Expected an encoder with {head.in_features} features for {file} but got {got}.")
+
+    def scores(images: Tensor) -> Tensor:
+        found: Tensor = head.to(images.device)(encoder(images))
+        return found
+
+    return scores
+
+
+@lru_cache(maxsize=4)
+def _head(file: str) -> LinearHead:
+    return LinearHead(file)

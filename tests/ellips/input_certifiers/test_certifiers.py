@@ -11,6 +11,7 @@ from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
 from ellips.input_certifiers import (
+    ArtSmoothedDecision,
     ByConstant,
     Chain,
     InputCertifier,
@@ -32,6 +33,7 @@ CERTIFIERS: dict[str, InputCertifier] = {
     "the spectral product": ByConstant(SpectralProduct()),
     "margins": MarginClever(**FEW),
     "smoothing": SmoothedEncoder(num_samples=3000, sigma=0.05),
+    "votes by ART": ArtSmoothedDecision(num_samples=200, sigma=0.05, alpha=0.01),
     "votes": SmoothedDecision(num_samples=200, sigma=0.05, alpha=0.01, radii=(0.02, 0.1)),
 }
 every = pytest.mark.parametrize("certifier", CERTIFIERS.values(), ids=CERTIFIERS)
@@ -58,7 +60,7 @@ def test_no_certifier_and_no_source_is_left_out_here() -> None:
 
 @pytest.mark.parametrize(
     "kind",
-    [MarginClever, SmoothedDecision, SmoothedEncoder, Clever, JacobianNorm, SpectralProduct],
+    [ArtSmoothedDecision, MarginClever, SmoothedDecision, SmoothedEncoder, Clever, JacobianNorm, SpectralProduct],
     ids=lambda kind: kind.__name__,
 )
 def test_it_is_built_from_its_class_path(kind: type) -> None:

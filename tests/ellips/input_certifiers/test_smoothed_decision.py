@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+
 import pytest
 import torch
 from jsonargparse import ArgumentParser
+from safetensors.torch import load_file, save_file
 from scipy.stats import beta, norm
 from torch import Tensor, nn
 
 from ellips import Ellips
-from ellips.input_certifiers import Chain, InputCertifier, SmoothedDecision
+from ellips.input_certifiers import ArtSmoothedDecision, Chain, InputCertifier, SmoothedDecision
+from ellips.smoothing import ImageNoise
 from ellips.types import Series
 from tests.ellips.input_certifiers.chains import Case, case
 
@@ -44,6 +49,60 @@ def test_fixed_draws_give_the_radius_of_cohen_et_al() -> None:
     votes = found.diagnostics["votes"].numpy()
     assert found.diagnostics["draws"].tolist() == [500.0] * 4
     assert found.radius.tolist() == (0.25 * norm.ppf(beta.ppf(0.01, votes, 500 - votes + 1))).tolist()
+
+
+def encoder_and_head(folder: Path) -> tuple[Chain, str]:
+    """An encoder with three features, and a linear head's file on them that votes otherwise than the Gaussians."""
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU()).eval().requires_grad_(False)
+    head = {"weight": torch.randn(5, 3), "bias": torch.randn(5)}
+    save_file(head, folder / "head.safetensors")
+    ellips = Ellips.from_parameters(
+        torch.randn(5, 3).double(), torch.eye(3).double().expand(5, 3, 3), torch.ones(5) / 5
+    )
+    return Chain(encoder, ellips, encoder), str(folder / "head.safetensors")
+
+
+def test_the_encoders_own_linear_head_may_vote_on_the_same_noise(tmp_path: Path) -> None:
+    chain, file = encoder_and_head(tmp_path)
+    given = case(chain, torch.rand(6, 1, 2, 2))
+    certifier = SmoothedDecision(0.5, 400, linear_head=file, stopping="fixed")
+    found = certifier.certify(*given)
+    state = load_file(file)
+    copies = torch.empty(400, 1, 2, 2)
+    for i, image in enumerate(given.images):
+        ImageNoise(image, 0.5, 0, "estimation").fill(copies)
+        votes = (chain.latents(copies) @ state["weight"].T + state["bias"]).argmax(1).bincount(minlength=5)
+        assert found.diagnostics["votes"][i] == votes[found.prediction[i]] or found.prediction[i] == -1
+    assert certifier.series("exact").name == "input-votes-smoothed-decision-linear-head"
+    gaussians = SmoothedDecision(0.5, 400, stopping="fixed").certify(*given)
+    assert not torch.equal(gaussians.prediction, found.prediction)
+    target = certifier.target(chain).predict(given.images.double())
+    assert ((target == found.prediction) | (target < 0) | (found.prediction < 0)).all()
+
+
+def test_a_head_without_its_encoder_is_refused(tmp_path: Path) -> None:
+    chain, file = encoder_and_head(tmp_path)
+    given = case(chain._replace(features=None), torch.rand(2, 1, 2, 2))
+    with pytest.raises(ValueError, match=r"Expected an encoder with 3 features .* a classifier without one"):
+        SmoothedDecision(linear_head=file).certify(*given)
+    chain.features.feature_dim = 7  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="but got one with 7"):
+        SmoothedDecision(linear_head=file).certify(*case(chain, torch.rand(2, 1, 2, 2)))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("art") is None, reason="ART is not installed (extra `bench`)")
+def test_the_toolbox_finds_the_same_on_the_same_noise(tmp_path: Path) -> None:
+    chain, file = encoder_and_head(tmp_path)
+    given = case(chain, torch.rand(10, 1, 2, 2))
+    for head in (None, file):
+        ours = SmoothedDecision(0.5, 300, 0.01, stopping="fixed", linear_head=head).certify(*given)
+        theirs = ArtSmoothedDecision(0.5, 300, 0.01, batch_size=77, linear_head=head).certify(*given)
+        assert torch.equal(ours.prediction, theirs.prediction)
+        torch.testing.assert_close(ours.radius, theirs.radius, rtol=1e-12, atol=0)
+        assert (ours.radius > 0).any()
+    with pytest.raises(ValueError, match="`stopping` to be 'fixed'"):
+        ArtSmoothedDecision(stopping="early")
 
 
 def test_alpha_is_shared_by_the_images_of_a_run() -> None:
