@@ -6,6 +6,7 @@ LOWEST := .venv-lowest
 DEMO := runs/demo
 DIGITS := --config configs/data/digits.yaml
 PROJECTOR := --config configs/model/digits.yaml
+NOISY := --config configs/data/noisy.yaml --data.init_args.val_copies 50
 LIPSCHITZ := --config configs/data/digits_lipschitz.yaml
 CERTIFY = $(RUN) certify.py $(DIGITS) --name demo
 SLOW := faults or slurm
@@ -13,11 +14,13 @@ SLOW := faults or slurm
 .PHONY: demo test test-faults test-slurm test-wheel test-lowest lint clean
 
 # A fit that was interrupted is started anew: only the stamp says that it ended. Results lie in runs/demo*/.
-demo: $(DEMO)/.fitted $(DEMO)_lipschitz/.fitted
+demo: $(DEMO)/.fitted $(DEMO)_lipschitz/.fitted $(DEMO)_smoothed/.fitted
 	$(RUN) train.py test $(DIGITS) $(PROJECTOR) --name demo
 	$(CERTIFY) --config configs/certify/digits.yaml
 	$(CERTIFY) --config configs/certify/digits_clever.yaml --skip 18 --out $(DEMO)/certify/clever
 	$(RUN) certify.py $(LIPSCHITZ) --config configs/certify/digits_lipschitz.yaml --name demo_lipschitz
+	$(RUN) certify.py $(DIGITS) --config configs/certify/digits_votes.yaml --skip 6 --name demo_smoothed
+	$(RUN) certify.py compare $(DEMO)/certify/test $(DEMO)_lipschitz/certify/test $(DEMO)_smoothed/certify/test
 
 $(DEMO)/.fitted: | $(VENV)/.installed
 	rm -rf $(DEMO)
@@ -27,6 +30,11 @@ $(DEMO)/.fitted: | $(VENV)/.installed
 $(DEMO)_lipschitz/.fitted: | $(VENV)/.installed
 	rm -rf $(DEMO)_lipschitz
 	$(RUN) train.py fit $(LIPSCHITZ) --config configs/model/gaussians.yaml --name demo_lipschitz
+	touch $@
+
+$(DEMO)_smoothed/.fitted: | $(VENV)/.installed
+	rm -rf $(DEMO)_smoothed
+	$(RUN) train.py fit $(DIGITS) $(NOISY) --config configs/model/smoothed.yaml --name demo_smoothed
 	touch $@
 
 # Two processes with one thread each use two cores better than one process with two.
@@ -71,4 +79,4 @@ $(LOWEST)/.installed: pyproject.toml tests/lowest.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(LOWEST) $(DEMO) $(DEMO)_lipschitz
+	rm -rf $(VENV) $(LOWEST) $(DEMO) $(DEMO)_lipschitz $(DEMO)_smoothed
