@@ -168,6 +168,23 @@ def test_abstentions_are_written_as_the_field_writes_them(config: Path, tmp_path
     assert summary["clean_accuracy"]["accuracy"] == 0
 
 
+def test_votes_are_a_series_like_any_other(config: Path, tmp_path: Path) -> None:
+    settings = {"sigma": 0.1, "num_samples": 300, "radii": [0.05, 0.1]}
+    votes = {"class_path": "ellips.input_certifiers.SmoothedDecision", "init_args": settings}
+    args = ["--config", str(config), "--out", str(tmp_path), "--max", "4", "--certifiers", yaml.safe_dump([votes])]
+    assert main(args) == 0
+    rows = [row for row in read_table(tmp_path / "certificates.csv") if row.series.space == "input"]
+    assert {row.series.name for row in rows} == {"input-votes-smoothed-decision"}
+    assert all(row.soundness == "probabilistic" for row in rows)
+    assert all(0 < row.diagnostics["votes"] <= row.diagnostics["draws"] <= 300 for row in rows)
+    assert (tmp_path / "input-votes-smoothed-decision.tsv").exists()
+    summary = json.loads((tmp_path / "summary.json").read_text())["series"]["input-votes-smoothed-decision"]
+    assert summary["soundness"] == "probabilistic"
+    shared = {**votes, "init_args": {**settings, "num_images": 3}}
+    with pytest.raises(ValueError, match="at most num_images=3 images to share"):
+        main([*args[:2], "--out", str(tmp_path / "b"), "--max", "4", "--certifiers", yaml.safe_dump([shared])])
+
+
 def cells(path: Path) -> list[list[str]]:
     """The full table without its time column."""
     rows = list(csv.reader(path.open()))

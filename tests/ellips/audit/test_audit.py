@@ -20,7 +20,7 @@ from ellips.audit import (
 from ellips.encoders import FrozenEncoder
 from ellips.files import ImageRecord, records_from_certificate
 from ellips.head import EllipsHead
-from ellips.input_certifiers import AuditTarget, ByConstant, Chain, InputCertifier, SmoothedEncoder
+from ellips.input_certifiers import AuditTarget, ByConstant, Chain, InputCertifier, SmoothedDecision, SmoothedEncoder
 from ellips.lipschitz import JacobianNorm, KnownConstant
 from ellips.pipeline import ImageClassifier
 from ellips.types import Series
@@ -121,6 +121,22 @@ def test_a_smoothed_encoder_is_judged_by_its_own_predictions() -> None:
     found = audit_series(rows, image[[row.index for row in rows]], target, QUICK)
     outcome = verdict(found, target.alpha)
     assert (outcome["soundness"], outcome["passed"]) == ("probabilistic", True)
+
+
+@pytest.mark.parametrize("stopping", ["early", "fixed"])
+def test_a_smoothed_decision_withstands_and_radii_that_are_too_large_do_not(stopping: str) -> None:
+    model, image, label = classifier(0.5)
+    certifier = SmoothedDecision(sigma=0.05, num_samples=500, stopping=stopping)  # type: ignore[arg-type]
+    rows, target = claims(certifier, model, image[:6], label[:6])
+    rows = [row for row in rows if row.radius > 0]
+    assert len(rows) > 3
+    points = image[[row.index for row in rows]]
+    outcome = verdict(audit_series(rows, points, target, QUICK), target.alpha)
+    assert (outcome["soundness"], outcome["passed"]) == ("probabilistic", True)
+    too_large = [replace(row, radius=4 * row.radius) for row in rows]
+    broken = verdict(audit_series(too_large, points, target, QUICK), target.alpha)
+    assert broken["violations"] > 0
+    assert not broken["passed"]
 
 
 def test_what_is_attacked_is_what_the_certifier_names_and_nothing_else() -> None:
