@@ -155,6 +155,30 @@ class Prover:
                 passed[some[~held]] = False
         return passed
 
+    @torch.no_grad()
+    def winners(self, z: Tensor) -> Tensor:
+        """Return the classes of the highest exact scores, of equal ones the lowest, shape ``(N,)``.
+
+        −1 where that cannot be decided. The result is on the processor.
+        """
+        if not self._finite or not len(z):
+            return torch.full((len(z),), -1)
+        rows = max(1, _SCORED_ELEMENTS // (self._kernel.classes * self._kernel.dim))
+        return torch.cat([self._winners(part) for part in z.detach().to("cpu", torch.float64).split(rows)])
+
+    def _winners(self, z: Tensor) -> Tensor:
+        _, scores, errors = self._kernel.whiten(z)
+        winner = scores.nan_to_num(-torch.inf).argmax(1)
+        low, _ = self._kernel.margins(scores, errors, winner)
+        others = ~(low > 0)
+        others[torch.arange(len(z)), winner] = False
+        for row, k in others.nonzero().tolist():
+            first = int(winner[row])
+            if first >= 0:
+                sign = margin_sign(z[row].tolist(), self._stored(first), self._stored(k))
+                winner[row] = -1 if sign is None else k if (sign, k) < (0, first) else first
+        return winner
+
     def named_margins(self, z: Tensor, prediction: Tensor, rival: Tensor) -> Tensor:
         """Return lower bounds on the margins of predictions over rivals, shape ``(N,)``."""
         _, scores, errors = self._kernel.whiten(z)

@@ -21,11 +21,15 @@ _FAR = 2.0**20  # times the distance to the farthest mean: what is tried in the 
 def confirm(mixture: Mixture, z: Tensor, certificate: Certificate, prover: Prover | None = None) -> Certificate:
     """Return certificates whose radii the verified kernel has proven, lowered where it could not as they are.
 
-    With a lowered radius comes the multiplier that proves it. Two diagnostics are added: ``lowered``, by how much of
-    itself the radius was lowered (0: not at all; 1: to nothing, or from infinity), and ``confirmed``, 1 where
-    :func:`ellips.certificates.check` proves what is left. It is 0 only where not even the prediction is proven: in
-    exact arithmetic another class wins there, which happens at ties up to rounding, or the numbers leave float64's
-    range. Such a certificate has radius 0 and claims nothing; its prediction is still what the classifier computes.
+    With a lowered radius comes the multiplier that proves it. Where nothing is left of a radius, two classes are level
+    up to rounding, and the class that float64 found highest need not be the one that is. There the prediction becomes
+    that of the stored numbers in exact arithmetic: the class of the highest score, and of exactly equal ones the lowest
+    index, as :meth:`Mixture.predict` has it. Its rival is then the class that stood there before, its margin 0.
+
+    Diagnostics are added: ``lowered``, by how much of itself the radius was lowered (0: not at all; 1: to nothing, or
+    from infinity); ``corrected``, 1 where the prediction is another than before; ``confirmed``, 1 where
+    :func:`ellips.certificates.check` proves what is left. That is 0 only where the winner cannot be decided, as where a
+    number of the classifier is not finite. Such a certificate has radius 0 and claims nothing.
 
     In input space the latent radius is confirmed, and the radius lowered to what follows from it.
 
@@ -59,12 +63,29 @@ def confirm(mixture: Mixture, z: Tensor, certificate: Certificate, prover: Prove
 
 def _noted(prover: Prover, z: Tensor, before: Certificate, after: Certificate) -> Certificate:
     lowered = torch.where(after.radius < before.radius, 1 - after.radius / before.radius, 0.0)
-    found = {"lowered": lowered, "confirmed": prover.check(z, after).to(lowered)}
+    corrected = (after.prediction != before.prediction).to(lowered)
+    found = {"lowered": lowered, "corrected": corrected, "confirmed": prover.check(z, after).to(lowered)}
     return replace(after, diagnostics={**before.diagnostics, **found})
 
 
 def _confirmed(mixture: Mixture, prover: Prover, z: Tensor, certificate: Certificate) -> Certificate:
-    """Confirm radii as latent ones."""
+    """Confirm radii as latent ones, and predictions where nothing is left of them."""
+    lowered = _lowered(mixture, prover, z, certificate)
+    known = (lowered.prediction >= 0) & (lowered.prediction < mixture.num_classes)
+    rows = ((lowered.radius == 0) & known).nonzero().squeeze(1)
+    found = prover.winners(z[rows.to(z.device)]).to(rows)
+    other = (found >= 0) & (found != lowered.prediction[rows])
+    rows, found = rows[other], found[other]
+    return replace(
+        lowered,
+        prediction=lowered.prediction.index_copy(0, rows, found),
+        rival=lowered.rival.index_copy(0, rows, lowered.prediction[rows]),
+        margin=lowered.margin.index_fill(0, rows, 0.0),
+    )
+
+
+def _lowered(mixture: Mixture, prover: Prover, z: Tensor, certificate: Certificate) -> Certificate:
+    """Lower radii until they are proven as latent ones."""
     held, z = certificate.cpu(), z.cpu()
     radius, multiplier = held.radius.clone(), held.multiplier.clone()
 

@@ -45,6 +45,8 @@ class ImageRecord:
         source: How the constant was obtained, in input space.
         seed: Seed of the run.
         lowered: By how much of itself the verified kernel lowered the latent radius; None: not put to it.
+        corrected: Whether the prediction is that of the exact numbers at a tie which float64 decides otherwise; None:
+            not put to the kernel.
         confirmed: Whether the kernel proves what is left; None: not put to it.
         diagnostics: Further figures by name, such as the p-value of a fit.
     """
@@ -65,6 +67,7 @@ class ImageRecord:
     source: str | None = None
     seed: int = 0
     lowered: float | None = None
+    corrected: bool | None = None
     confirmed: bool | None = None
     diagnostics: dict[str, float] = field(default_factory=dict)
 
@@ -101,7 +104,7 @@ def records_from_certificate(
     certificate = certificate.cpu()
     columns = {name: value.tolist() for name, value in certificate.tensors().items()}
     diagnostics = {name: value.tolist() for name, value in certificate.diagnostics.items()}
-    lowered, confirmed = (diagnostics.pop(name, None) for name in ("lowered", "confirmed"))
+    lowered, corrected, confirmed = (diagnostics.pop(name, None) for name in ("lowered", "corrected", "confirmed"))
     return [
         ImageRecord(
             index=i,
@@ -112,6 +115,7 @@ def records_from_certificate(
             soundness=certificate.soundness,
             source=certificate.source,
             lowered=None if lowered is None else lowered[row],
+            corrected=None if corrected is None else bool(corrected[row]),
             confirmed=None if confirmed is None else bool(confirmed[row]),
             diagnostics={name: values[row] for name, values in diagnostics.items()},
             **{name: values[row] for name, values in columns.items()},

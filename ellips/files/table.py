@@ -93,7 +93,7 @@ def _parse_table_row(row: dict[str, str]) -> ImageRecord:
         **{name: int(row[name]) for name in ("index", "label", "prediction", "rival", "seed")},
         **{name: float(row[name]) for name in ("radius", "seconds", "margin", "multiplier")},
         **{name: float(row[name]) if row.get(name) else None for name in (*CARRIED, "lowered")},
-        "confirmed": row["confirmed"] == "True" if row.get("confirmed") else None,
+        **{name: row[name] == "True" if row.get(name) else None for name in ("corrected", "confirmed")},
         "series": _parse_series(row),
         "soundness": row["soundness"],
         "source": row["source"] or None,

@@ -112,10 +112,10 @@ class RunReport:
             times = [f"{1000 * value:.3g}" for value in seconds]
             console.print(accuracy_table(group, self.title, self.confidence, [("ms", times)]))
         for name, entry in summary["series"].items():
-            if entry["lowered"] or entry["unconfirmed"]:
+            if entry["lowered"] or entry["corrected"] or entry["unconfirmed"]:
                 console.print(
-                    f"{name}: the verified kernel lowered {entry['lowered']} radii and could not confirm "
-                    f"{entry['unconfirmed']} predictions, which have radius 0.",
+                    f"{name}: the verified kernel lowered {entry['lowered']} radii, corrected {entry['corrected']} "
+                    f"predictions at ties and could not confirm {entry['unconfirmed']}; both have radius 0.",
                     highlight=False,
                 )
             if not entry["complete"]:

@@ -101,6 +101,7 @@ def summarize(
             **_accuracy(rows, radii[rows[0].space], confidence, num_points),
             "abstentions": sum(row.prediction < 0 for row in rows),
             "lowered": sum(bool(row.lowered) for row in rows),
+            "corrected": sum(bool(row.corrected) for row in rows),
             "unconfirmed": sum(row.confirmed is False for row in rows),
             "seconds_per_image": _times(rows),
         }

@@ -183,11 +183,25 @@ def many_classes(draw: Draw, points: int) -> Case:
     return Case(ellips, random_points(ellips, points, draw.integer(0, 10**6)))
 
 
+def broad(draw: Draw, points: int) -> Case:
+    """Many classes in many dimensions: K from 50 to 200, d from 64 to 256."""
+    dim, kind = (64, 96, 128, 256)[draw.integer(0, 3)], ("full", "full", "shared", "diagonal")[draw.integer(0, 3)]
+    ellips = random_mixture(kind, draw.integer(50, 200), dim, draw.integer(0, 10**6), draw.uniform(0.2, 1))
+    return Case(ellips, random_points(ellips, points, draw.integer(0, 10**6)))
+
+
+def vast(draw: Draw, points: int) -> Case:
+    """A thousand classes in 128 or 256 dimensions."""
+    kind, dim = (("full", 128), ("diagonal", 256), ("full", 256))[draw.integer(0, 2)]
+    ellips = random_mixture(kind, 1000, dim, draw.integer(0, 10**6), draw.uniform(0.2, 1))
+    return Case(ellips, random_points(ellips, points, draw.integer(0, 10**6)))
+
+
 GENERATORS: dict[str, Generator] = {
     function.__name__: function
     for function in (
         usual, conditioned, low_dimension, near_ties, exact_ties, tangencies, flat, unreached, far_points, wide,
-        many_classes,
+        many_classes, broad, vast,
     )
 }  # fmt: skip
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mpmath
 import pytest
 import torch
@@ -79,6 +81,14 @@ def nearest_distance(ellips: Ellips, z: Tensor, prediction: int) -> mpf:
     return min(true_distance(ellips, z, prediction, k) for k in range(ellips.num_classes) if k != prediction)
 
 
+def exact_winner(ellips: Ellips, z: Tensor, bits: int = 4000) -> int:
+    """The class of the highest score at z, shape ``(d,)``; of those that so many bits cannot tell apart the lowest."""
+    with flint.ctx.workprec(bits):
+        balls = Balls(ellips, bits)
+        scores = [balls.matrix(z, k)[2] for k in range(ellips.num_classes)]
+        return next(k for k, score in enumerate(scores) if not any(other > score for other in scores))
+
+
 class Balls:
     """A classifier in ball arithmetic.
 
@@ -115,14 +125,19 @@ class Balls:
             m[i][i] += flint.arb(slope)
         if slope:
             m[d][d] -= flint.arb(slope) * flint.arb(radius) ** 2
-        for j in range(d + 1):
-            if not m[j][j] > 0:
-                return False
-            for i in range(j + 1, d + 1):
-                ratio = m[i][j] / m[j][j]
-                for k in range(j + 1, i + 1):
-                    m[i][k] -= ratio * m[k][j]
-        return True
+        return definite(m)
+
+
+def definite(m: list[list[Any]]) -> bool:
+    """Prove a symmetric matrix of balls, of which the lower triangle is read and overwritten, positive definite."""
+    for j in range(len(m)):
+        if not m[j][j] > 0:
+            return False
+        for i in range(j + 1, len(m)):
+            ratio = m[i][j] / m[j][j]
+            for k in range(j + 1, i + 1):
+                m[i][k] -= ratio * m[k][j]
+    return True
 
 
 def _column(x: Tensor) -> object:

@@ -28,9 +28,9 @@ def test_forged_certificates_are_refused(name: str) -> None:
     assert not check(ellips, z, certificate).any()
 
 
-@pytest.mark.parametrize("name", GENERATORS)
+@pytest.mark.parametrize("name", [name for name in GENERATORS if name != "vast"])
 def test_honest_latent_certificates_pass(name: str) -> None:
-    seeds = 2 if name in ("wide", "many_classes") else 25
+    seeds = {"wide": 2, "many_classes": 2, "broad": 1}.get(name, 25)
     for seed in range(seeds):
         ellips, z = make_case(name, seed, 12)
         for method in METHODS:
@@ -43,7 +43,7 @@ def test_honest_latent_certificates_pass(name: str) -> None:
                 assert passed.all()
 
 
-@pytest.mark.parametrize("name", [name for name in GENERATORS if name not in ("near_ties", "many_classes")])
+@pytest.mark.parametrize("name", [name for name in GENERATORS if name not in ("near_ties", "many_classes", "broad", "vast")])
 def test_honest_certificates_in_input_space_pass(name: str) -> None:
     for seed in range(10):
         ellips, z = make_case(name, seed, 12)
