@@ -193,7 +193,8 @@ class Prover:
         batch = max(8, _PROVEN_ELEMENTS // (self._kernel.dim + 1) ** (1 if self._kernel.diagonal else 2))
         found = torch.zeros(len(columns[0]), dtype=torch.bool)
         for self._kernel.balance in _BALANCES:
-            for rows in (~found).nonzero().squeeze(1).split(batch):
+            left = (~found).nonzero().squeeze(1)
+            for rows in left.split(batch) if len(left) else ():
                 z, p, r, *rest = (column[rows] for column in columns)
                 found[rows] = self._kernel.unreached(z, (p, r), *rest)
         return found

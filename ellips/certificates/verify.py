@@ -48,8 +48,8 @@ def positive_definite(matrix: Tensor, error: Tensor) -> Tensor:
     usable = ((diagonal >= _LOW) & (diagonal <= _HIGH) & (shift < 1)).all(-1)
     diagonal *= 1 - shift
     lower, info = torch.linalg.cholesky_ex(matrix)
-    pivots = lower.diagonal(dim1=-2, dim2=-1)  # not positive or not finite where any entry before is not finite
-    proven: Tensor = usable & (info == 0) & ((pivots > 0) & pivots.isfinite()).all(-1)
+    least, most = lower.diagonal(dim1=-2, dim2=-1).aminmax(dim=-1)  # not positive or not finite where an entry is not
+    proven: Tensor = usable & (info == 0) & (least > 0) & (most < math.inf)
     return proven
 
 
@@ -99,32 +99,31 @@ class Kernel:
 
         Of ``pair``, prediction and rival, ``margin`` bounds m from below; t = 1/g > 0, ``inf`` where never reached.
         """
-        p, r = (k.clamp(0, self.classes - 1) for k in pair)
-        g = t.reciprocal()
+        p, r, g = *(k.clamp(0, self.classes - 1) for k in pair), t.reciprocal()
         drop = torch.where(g == 0, 0.0, (1 + rounding(8)) * g * radius.square() + (g + 1) * _TINY**2)
         corner = margin - drop - rounding(3) * (margin.abs() + drop)
         valid = (p == pair[0]) & (r == pair[1]) & (p != r) & (t > 0) & g.isfinite() & (radius >= 0)
-        same, moved = self.shapes[p] == self.shapes[r], self.means[p] != self.means[r]
-        found = same & ~moved.any(1) & (self.log_priors[p] > self.log_priors[r])  # m is their difference, doubled
-        if self.diagonal:
-            return valid & (found | self._diagonal(z, p, r, g.unsqueeze(1), corner, moved))
-        for rows, prove in ((same, self._flat), (~same, self._dense)):
-            rows = (rows & valid & ~found & (corner > 0)).nonzero().squeeze(1)
-            found[rows] = prove(z[rows], p[rows], r[rows], g[rows, None], corner[rows])
-        return valid & found
+        same, found = self.shapes[p] == self.shapes[r], torch.zeros_like(valid)
+        full = (same, self._flat), (~same & (corner > 0), self._dense)
+        for kind, prove in ((valid, self._diagonal),) if self.diagonal else full:
+            rows = (kind & valid).nonzero().squeeze(1)
+            if len(rows):
+                found[rows] = prove(z[rows], p[rows], r[rows], g[rows, None], corner[rows])
+        return found
 
     def _dense(self, z: Tensor, p: Tensor, r: Tensor, g: Tensor, corner: Tensor) -> Tensor:
-        d, v, w = self.dim, z - self.means[p], z - self.means[r]
-        matrix, other = (self.bordered.index_select(0, k) for k in (r, p))
-        b = (w.unsqueeze(1) @ matrix[:, :d, :d] - v.unsqueeze(1) @ other[:, :d, :d]).squeeze(1)
-        matrix -= other
-        matrix[:, d, :d], matrix[:, d, d] = b, corner
+        d, pair = self.dim, torch.stack([r, p])
+        power = self.bordered.index_select(0, pair.flatten()).unflatten(0, pair.shape)
+        v, n = z - self.means[pair], self.columns[pair]
+        away = v.unsqueeze(2)  # torch's own product of small matrices is slow
+        pull = torch.linalg.vecdot(power[..., :d, :d], away) if d < 20 else (away @ power[..., :d, :d]).squeeze(2)
+        matrix = power[0].sub_(power[1])
+        matrix[:, d, :d], matrix[:, d, d] = pull[0] - pull[1], corner
         diagonal = matrix.diagonal(dim1=1, dim2=2)[:, :d].add_(g)
-        n, o = self.columns[r], self.columns[p]
-        border = sum(x * ((x * y.abs()).sum(1, True) + _TINY) for x, y in ((n, w), (o, v)))
+        border = (n * ((n * v.abs()).sum(2, True) + _TINY)).sum(0)
         f = rounding(2 * d + 6) * border / (diagonal * corner.unsqueeze(1)).sqrt()
-        x = torch.stack([n * n, o * o]) / diagonal
-        error = rounding(d + 1) * (5 * d * x / (1 + 4 * d * x / x.sum(2, True))).sum(0)
+        x = n * n / diagonal
+        error = rounding(d + 1) * 5 * d * (x / (1 + 4 * d * x / x.sum(2, True))).sum(0)
         q = torch.maximum((error + rounding(d * d)) / 4, self.balance * d**0.5 * f)  # p = 1 + 4d r²/Σr²
         return positive_definite(matrix, torch.cat([error + q, (f * f / q).sum(1, True)], dim=1))
 
@@ -132,16 +131,17 @@ class Kernel:
         n, factors, w = self.columns[r], self.factors[r], self.means[p] - self.means[r]  # W = 0, b = P w exactly
         b = (factors.mT @ (factors @ w.unsqueeze(-1))).squeeze(-1).abs()
         b += rounding(2 * self.dim + 4) * n * ((n * w.abs()).sum(1, True) + _TINY)
-        return _arrow(g.expand_as(b), b, corner)
+        return ((w == 0).all(1) & (self.log_priors[p] > self.log_priors[r])) | _arrow(g.expand_as(b), b, corner)
 
-    def _diagonal(self, z: Tensor, p: Tensor, r: Tensor, g: Tensor, corner: Tensor, moved: Tensor) -> Tensor:
+    def _diagonal(self, z: Tensor, p: Tensor, r: Tensor, g: Tensor, corner: Tensor) -> Tensor:
         """W is diagonal; errors go by component, and are 0 where factors agree: there b = P_r (μ_p−μ_r)."""
         near, far, bent = self.factors[r].square(), self.factors[p].square(), self.factors[r] != self.factors[p]
+        apart = bent | (self.means[p] != self.means[r])  # if nowhere, m is twice what the priors say
         w, v = torch.where(bent, z, self.means[p]) - self.means[r], bent * (z - self.means[p])
         stiff, b, tiny = g + (near - far), near * w - far * v, _TINY**2
         stiff -= bent * (rounding(1) * (near + far + (near - far).abs() + tiny) + rounding(2) * stiff.abs() + tiny)
-        error = (bent | moved) * (rounding(5) * ((near + tiny) * w.abs() + (far + tiny) * v.abs()) + tiny)
-        return _arrow(stiff, b.abs() + error, corner)
+        error = apart * (rounding(5) * ((near + tiny) * w.abs() + (far + tiny) * v.abs()) + tiny)
+        return (~apart.any(1) & (self.log_priors[p] > self.log_priors[r])) | _arrow(stiff, b.abs() + error, corner)
 
 
 def _arrow(stiff: Tensor, b: Tensor, corner: Tensor) -> Tensor:

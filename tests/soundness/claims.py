@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -40,7 +41,10 @@ def run(count: int, every: int = 50, first_seed: int = 0) -> dict[str, Any]:
     """
     weight = sum(SHARES.get(name, 1.0) for name in GENERATORS)
     counts = {name: round(count * SHARES.get(name, 1.0) / weight) for name in GENERATORS}
-    groups = {name: _group(name, n, every, first_seed) for name, n in counts.items() if n >= _FEWEST}
+    groups = {}
+    for name in (name for name, n in counts.items() if n >= _FEWEST):
+        groups[name] = _group(name, counts[name], every, first_seed)
+        print(name, json.dumps(groups[name]), file=sys.stderr, flush=True)  # for those who wait
     total: Counter[str] = Counter()
     for group in groups.values():
         total.update({key: value for key, value in group.items() if isinstance(value, int)})

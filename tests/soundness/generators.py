@@ -206,6 +206,9 @@ GENERATORS: dict[str, Generator] = {
 }  # fmt: skip
 
 
+DEAR = ("wide", "many_classes", "broad")  # a few mixtures of these, and of `vast` none, is what tests can pay
+
+
 def make_case(name: str, seed: int, points: int) -> Case:
     """Return the mixture and the latents that a generator makes of a seed."""
     return GENERATORS[name](Draw(seed * 1009 + int(math.fsum(map(ord, name)))), points)
