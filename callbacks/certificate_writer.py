@@ -51,7 +51,7 @@ class CertificateWriter(L.Callback):
         for image in outputs:
             if image.records[0].index in self.done:
                 continue
-            self.journal.append(image.records, image.latent)
+            self.journal.append(image.records, image.latent, image.kept)
             if self._progress is not None:
                 self._progress.advance()
 

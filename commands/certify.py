@@ -153,7 +153,7 @@ def _report(
     what = journal.settings
     title = f"Certified accuracy, {what['data']}, {what['split']} split ({len(images.indices)} images)"
     proofs = (classifier.head.ellips.cpu(), journal.latents())
-    report = RunReport(folder, records, images.indices, grids, confidence, title, info, proofs)
+    report = RunReport(folder, records, images.indices, grids, confidence, title, info, proofs, journal.kept())
     summary = report.write(_pictures(report, images, data))
     if records:
         report.show(Console(), summary)

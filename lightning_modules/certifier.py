@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
 import lightning as L
@@ -29,10 +30,12 @@ class CertifiedImage(NamedTuple):
     Attributes:
         records: One record per series.
         latent: Shape ``(d,)``, the latent that was certified.
+        kept: By series, another latent ``(d,)`` that the series' latent radius was proven of, such as a sampled mean.
     """
 
     records: list[ImageRecord]
     latent: Tensor
+    kept: Mapping[Series, Tensor] = MappingProxyType({})
 
 
 class Certifier(L.LightningModule):
@@ -97,22 +100,29 @@ class Certifier(L.LightningModule):
         """
         if len(batch.index) == 0:  # images that cannot be read are left out by the datamodule, and reported as missing
             return []
-        chain, size = self.classifier.chain, len(batch.index)
+        chain, size = self.classifier.chain._replace(prover=self._prover), len(batch.index)
         latents, seconds = _timed(partial(chain.latents, batch.image))
         needed = dict.fromkeys((*self.methods, *([self.input_method] if self.certifiers else [])))
         found = {method: _timed(partial(self._certify, chain, latents, method)) for method in needed}
         columns = [(certificate, seconds + extra) for certificate, extra in (found[m] for m in self.methods)]
+        kept: dict[Series, Tensor] = {}
         if self.certifiers:
             start, before = found[self.input_method]
-            for certifier in self.certifiers:
-                certificate, extra = _timed(partial(certifier.certify, chain, batch.image, latents, start))
+            for series, certifier in zip(self.series[len(self.methods) :], self.certifiers, strict=True):
+                work = partial(certifier.certify_with_latents, chain, batch.image, latents, start)
+                (certificate, about), extra = _timed(work)
                 columns.append((certificate, seconds + before + extra))
+                if about is not None:
+                    kept[series] = about.cpu()
         records = [
             self._records(certificate, batch, series, spent / size)
             for series, (certificate, spent) in zip(self.series, columns, strict=True)
         ]
-        kept = latents.detach().cpu()
-        return [CertifiedImage(list(rows), kept[i]) for i, rows in enumerate(zip(*records, strict=True))]
+        latents = latents.detach().cpu()
+        return [
+            CertifiedImage(list(rows), latents[i], {series: about[i] for series, about in kept.items()})
+            for i, rows in enumerate(zip(*records, strict=True))
+        ]
 
     def on_predict_start(self) -> None:
         """Take up the mixture that claims are to be proven of."""

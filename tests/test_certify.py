@@ -1,5 +1,6 @@
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from certify import main
 from datamodules import DigitsDataModule
 from ellips.encoders import FrozenEncoder
 from ellips.errors import EncoderMismatchError
+from ellips.files.proofs import load_certificates, save_certificates
 from ellips.files.table import read_table
 from ellips.files.tsv import read_tsv
 from ellips.pipeline import ImageClassifier
@@ -136,10 +138,6 @@ def test_the_report_needs_nothing_else(run: Path) -> None:
 
 
 def test_saved_certificates_hold_and_tampered_ones_do_not(run: Path, tmp_path: Path) -> None:
-    from dataclasses import replace
-
-    from ellips.files.proofs import load_certificates, save_certificates
-
     path = run / "latent-exact.safetensors"
     assert main(["check", str(path)]) == 0
     saved = load_certificates(path)
@@ -183,6 +181,28 @@ def test_votes_are_a_series_like_any_other(config: Path, tmp_path: Path) -> None
     shared = {**votes, "init_args": {**settings, "num_images": 3}}
     with pytest.raises(ValueError, match="at most num_images=3 images to share"):
         main([*args[:2], "--out", str(tmp_path / "b"), "--max", "4", "--certifiers", yaml.safe_dump([shared])])
+
+
+def test_means_under_noise_are_kept_and_their_certificates_hold(config: Path, tmp_path: Path) -> None:
+    settings = {"sigma": 0.05, "num_samples": 2000, "norm_bound": 20.0}
+    source = {"class_path": "ellips.input_certifiers.SmoothedEncoder", "init_args": settings}
+    twice = [source, {**source, "init_args": {**settings, "seed": 1}}]
+    args = ["--config", str(config), "--out", str(tmp_path), "--max", "4", "--batch_size", "2"]
+    assert main([*args, "--certifiers", yaml.safe_dump(twice)]) == 0
+    found = {}
+    for name in ("input-exact-smoothed-encoder", "input-exact-smoothed-encoder-2"):
+        path = tmp_path / f"{name}.safetensors"
+        assert main(["check", str(path)]) == 0
+        saved = found[name] = load_certificates(path)
+        assert (saved.certificate.radius > 0).any()
+        assert saved.certificate.latent_error is not None
+        assert (saved.certificate.latent_error > 0.01).all()
+        larger = replace(saved.certificate, diagnostics={"latent_error": saved.certificate.latent_error * 3})
+        save_certificates(tmp_path / "forged.safetensors", larger, saved.z, saved.ellips)
+        assert main(["check", str(tmp_path / "forged.safetensors")]) == 1
+    first, second = found.values()
+    assert not torch.equal(first.z, second.z)
+    assert not torch.equal(first.z, load_certificates(tmp_path / "latent-exact.safetensors").z)
 
 
 def cells(path: Path) -> list[list[str]]:

@@ -36,7 +36,7 @@ class Certificate:
         lipschitz: In input space, the Lipschitz constant.
         ball_radius: In input space, the radius of the ball on which that constant holds (``inf``: everywhere).
         source: How the Lipschitz constant was obtained.
-        diagnostics: Per-point figures of that, by name, such as a fit's p-value; not saved with certificates.
+        diagnostics: Per-point figures of that, by name, such as a fit's p-value; see :attr:`latent_error`.
 
     Raises:
         ValueError: If the tensors' shapes disagree or a radius is negative or NaN.
@@ -74,13 +74,23 @@ class Certificate:
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
+    @property
+    def latent_error(self) -> Tensor | None:
+        """How far the latents may be from the true ones, ``(N,)``: what was taken off to get the latent radius.
+
+        The diagnostic of that name; None where nothing was taken off.
+        """
+        return self.diagnostics.get("latent_error")
+
     def less(self, uncertainty: Tensor) -> Certificate:
         """Return what is left of the radii where points are known only up to a distance of ``uncertainty``, ``(N,)``.
 
-        Where nothing is left the radius is 0.
+        Where nothing is left the radius is 0. What is left and the uncertainty, added up and rounded up, are not more
+        than there was.
         """
-        left = round_down((self.radius - uncertainty.to(self.radius)).clamp_min(0))
-        return replace(self, radius=left)
+        off = uncertainty.to(self.radius)
+        left = round_down((round_down(self.radius, 4) - off).clamp_min(0))
+        return replace(self, radius=torch.where(off.isinf(), 0.0, left))
 
     def to_input(self, bound: LipschitzBound) -> Certificate:
         """Carry a latent certificate to the images: radius ``min(R / L, r)`` ([E26] Theorem 5.1, part 1).

@@ -32,7 +32,8 @@ def check(mixture: Mixture, z: Tensor, certificate: Certificate, *, rivals: Lite
     proven. There is no tolerance, and no opinion on radii that could be larger, on margins, or on which rival is named,
     but the named one must be proven by the certificate's own multiplier.
 
-    In input space the latent radius is what is proven, and that radius and ball follow from it and L; an abstention
+    In input space the latent radius is what is proven, together with the error that was taken off it, if one is
+    recorded (:attr:`Certificate.latent_error`), and that radius and ball follow from it and L; an abstention
     (prediction −1, radius 0) of a ``probabilistic`` certificate claims nothing and passes. See :func:`checked_scope`
     for what is not looked at.
 
@@ -78,16 +79,37 @@ def checked_scope(certificate: Certificate) -> str:
         return f"Nothing: a certificate by {certificate.method!r} has no latent part."
     if certificate.space == "latent":
         return "The whole claim: the prediction, and the radius against every rival."
+    error = "" if certificate.latent_error is None else ", with the error that was taken off it"
     rest = {
         "exact": "",
-        "deterministic": " and that it contains the rounding of these latents",
-        "probabilistic": " and that these latents are the sampled means, within the error that was subtracted",
+        "deterministic": " and that the error contains the rounding of these latents",
+        "probabilistic": (
+            " and that these latents are the sampled means, within the error of the true ones: drawing cannot be "
+            "proven afterwards, only repeated, from the seed that the source names"
+        ),
         "estimated": ", which is an estimate",
     }[certificate.soundness]
     return (
-        "The latent radius, against every rival, and that the input radius follows from it, the Lipschitz constant and "
-        f"the ball; not that the constant bounds the encoder{rest}."
+        f"The latent radius{error}, against every rival, and that the input radius follows from it, the Lipschitz "
+        f"constant and the ball; not that the constant bounds the encoder{rest}."
     )
+
+
+def claimed_radius(certificate: Certificate) -> Tensor:
+    """Return the radius that has to be proven of the latents, ``(N,)``; NaN where there is none that could be.
+
+    In input space the latent radius and the error, rounded up; of nothing nothing is left, whatever the error.
+    """
+    if certificate.space == "latent":
+        return certificate.radius
+    radius, error = certificate.latent_radius, certificate.latent_error
+    if radius is None:
+        return torch.full_like(certificate.radius, torch.nan)
+    if error is None:
+        return radius
+    whole = torch.nextafter(radius + error, torch.full_like(radius, torch.inf))
+    whole = torch.where((radius == 0) | (error == 0), radius, whole)
+    return torch.where(error >= 0, whole, torch.nan)
 
 
 class Prover:
@@ -106,14 +128,11 @@ class Prover:
     def check(self, z: Tensor, certificate: Certificate, every: bool = True) -> Tensor:
         """Return which certificates are proven; see :func:`check`. The result is on the processor."""
         held = certificate.detach().cpu()
-        radius = held.radius if held.space == "latent" else held.latent_radius
-        if radius is None:
-            return torch.zeros(len(z), dtype=torch.bool)
-        passed = self.prove(z, held.prediction, held.rival, held.multiplier, radius, every)
+        passed = self.prove(z, held.prediction, held.rival, held.multiplier, claimed_radius(held), every)
         if held.space == "input":
-            passed &= _carried(held, radius)
-            if held.soundness == "probabilistic":
-                passed |= (held.prediction == -1) & (held.radius == 0) & (radius == 0)
+            passed &= _carried(held)
+            if held.soundness == "probabilistic" and held.latent_radius is not None:
+                passed |= (held.prediction == -1) & (held.radius == 0) & (held.latent_radius == 0)
         return passed
 
     @torch.no_grad()
@@ -217,10 +236,11 @@ class Prover:
         return self._classes[k]
 
 
-def _carried(certificate: Certificate, latent: Tensor) -> Tensor:
+def _carried(certificate: Certificate) -> Tensor:
     """Whether radius · L ≤ latent radius, rounded up, and radius ≤ ball; where L = 0 the latent never moves."""
     constant, ball, radius = certificate.lipschitz, certificate.ball_radius, certificate.radius
-    if constant is None or ball is None:
+    latent = certificate.latent_radius
+    if latent is None or constant is None or ball is None:
         return torch.zeros_like(certificate.prediction, dtype=torch.bool)
     infinity = torch.tensor(torch.inf, dtype=torch.float64)
     product = torch.nextafter(radius.double() * constant.double(), infinity)

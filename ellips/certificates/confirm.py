@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ellips.certificates.certificate import Certificate, round_down
-from ellips.certificates.check import Prover, require_method
+from ellips.certificates.check import Prover, claimed_radius, require_method
 from ellips.certificates.multipliers import find_multipliers
 from ellips.gaussians import Mixture
 
@@ -50,15 +50,16 @@ def confirm(mixture: Mixture, z: Tensor, certificate: Certificate, prover: Prove
     latent, constant, ball = certificate.latent_radius, certificate.lipschitz, certificate.ball_radius
     if latent is None or constant is None or ball is None:
         raise ValueError("Expected a certificate in input space to have a latent radius, a constant and a ball.")
-    inner = _confirmed(mixture, prover, z, replace(certificate, radius=latent))
-    follows = torch.where(constant == 0, torch.inf, round_down(inner.radius / constant)).nan_to_num(
-        0.0, posinf=torch.inf
-    )
-    follows = torch.where(inner.radius > 0, torch.minimum(follows, ball), 0.0)
-    outer = torch.where(inner.radius < latent, torch.minimum(certificate.radius, follows), certificate.radius)
-    follows = prover.check(z, replace(inner, radius=outer, latent_radius=inner.radius)).to(outer.device)
+    whole = claimed_radius(certificate).nan_to_num(0.0, posinf=torch.inf)
+    inner = _confirmed(mixture, prover, z, replace(certificate, radius=whole))
+    error = torch.zeros_like(latent) if certificate.latent_error is None else certificate.latent_error
+    left = torch.where(inner.radius < whole, inner.less(error.clamp_min(0).nan_to_num(0)).radius, latent)
+    follows = torch.where(constant == 0, torch.inf, round_down(left / constant)).nan_to_num(0.0, posinf=torch.inf)
+    follows = torch.where(left > 0, torch.minimum(follows, ball), 0.0)
+    outer = torch.where(left < latent, torch.minimum(certificate.radius, follows), certificate.radius)
+    follows = prover.check(z, replace(inner, radius=outer, latent_radius=left)).to(outer.device)
     outer = torch.where(follows, outer, 0.0)
-    return _noted(prover, z, certificate, replace(inner, radius=outer, latent_radius=inner.radius))
+    return _noted(prover, z, certificate, replace(inner, radius=outer, latent_radius=left))
 
 
 def _noted(prover: Prover, z: Tensor, before: Certificate, after: Certificate) -> Certificate:

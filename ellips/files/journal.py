@@ -50,6 +50,8 @@ class Journal:
         self._check_settings()
         self._rows: BinaryIO | None = None
         self._latents: BinaryIO | None = None
+        self._kept: dict[Series, BinaryIO] = {}
+        self._rank = 0
 
     def _check_settings(self) -> None:
         path = self.results.settings
@@ -78,6 +80,7 @@ class Journal:
         path = self._rows_file(rank)
         done = self._complete(path) if path.exists() else []
         replace_file(path, table_lines(done, header=True))
+        self._rank = rank
         self._rows = path.open("ab")
         self._latents = self._latents_file(rank).open("ab")
         return self
@@ -92,17 +95,21 @@ class Journal:
 
     def close(self) -> None:
         """Close the files; nothing is lost if this never happens."""
-        for file in (self._rows, self._latents):
+        for file in (self._rows, self._latents, *self._kept.values()):
             if file is not None:
                 file.close()
         self._rows = self._latents = None
+        self._kept = {}
 
-    def append(self, records: Sequence[ImageRecord], latent: Tensor) -> None:
+    def append(
+        self, records: Sequence[ImageRecord], latent: Tensor, kept: Mapping[Series, Tensor] | None = None
+    ) -> None:
         """Put one image's rows on disk.
 
         Args:
             records: One record of each series, all of one image.
             latent: Shape ``(d,)``, the latent that was certified.
+            kept: By series, another latent ``(d,)`` that its latent radius was proven of.
 
         Raises:
             RuntimeError: If the journal is not open.
@@ -113,18 +120,23 @@ class Journal:
         index = records[0].index if records else -1
         if tuple(r.series for r in records) != self.series or any(r.index != index for r in records):
             raise ValueError(f"Expected one record of each of {self.series} for one image but got {list(records)}.")
-        values = np.asarray(latent.detach().cpu().double().numpy(), dtype="<f8")
-        # The latent first: rows without their latent could not be checked afterwards.
-        self._latents.write(_INDEX.pack(index) + _INDEX.pack(len(values)) + values.tobytes())
-        self._latents.flush()
+        # Latents first: rows without their latents could not be checked afterwards.
+        for series, about in (kept or {}).items():
+            if series not in self._kept:
+                self._kept[series] = self._latents_file(self._rank, series).open("ab")
+            _write_latent(self._kept[series], index, about)
+        _write_latent(self._latents, index, latent)
         self._rows.write(table_lines(records).encode())
         self._rows.flush()
 
     # ------------------------------------------------------------------ reading
 
     def done(self) -> set[int]:
-        """Return the positions of the images that are done: their rows and their latent are there."""
-        return {record.index for record in self.records()} & self.latents().keys()
+        """Return the positions of the images that are done: their rows and their latents are there."""
+        found = {record.index for record in self.records()} & self.latents().keys()
+        for latents in self.kept().values():
+            found &= latents.keys()
+        return found
 
     def records(self) -> list[ImageRecord]:
         """Return the rows of all images that are done, in the order of position and series, each once.
@@ -141,8 +153,16 @@ class Journal:
 
     def latents(self) -> dict[int, Tensor]:
         """Return the latents by position, each ``(d,)``, float64."""
+        return self._read_latents("latents-[0-9]*.bin")
+
+    def kept(self) -> dict[Series, dict[int, Tensor]]:
+        """Return, for the series that were proven of other latents, those by position, each ``(d,)``, float64."""
+        found = {series: self._read_latents(f"kept-{series.name}-rank-*.bin") for series in self.series}
+        return {series: latents for series, latents in found.items() if latents}
+
+    def _read_latents(self, pattern: str) -> dict[int, Tensor]:
         found: dict[int, Tensor] = {}
-        for path in sorted(self.folder.glob("latents-*.bin")):
+        for path in sorted(self.folder.glob(pattern)):
             found.update((index, torch.tensor(values)) for index, values in _latent_entries(path))
         return found
 
@@ -161,11 +181,18 @@ class Journal:
     def _rows_file(self, rank: int) -> Path:
         return self.folder / f"rows-{rank}.csv"
 
-    def _latents_file(self, rank: int) -> Path:
-        path = self.folder / f"latents-{rank}.bin"
+    def _latents_file(self, rank: int, series: Series | None = None) -> Path:
+        """Return a file of latents, of all series or of one, after cutting off what was left unfinished."""
+        path = self.folder / (f"latents-{rank}.bin" if series is None else f"kept-{series.name}-rank-{rank}.bin")
         if path.exists():
             os.truncate(path, sum(2 * _INDEX.size + 8 * len(values) for _, values in _latent_entries(path)))
         return path
+
+
+def _write_latent(file: BinaryIO, index: int, latent: Tensor) -> None:
+    values = np.asarray(latent.detach().cpu().double().numpy(), dtype="<f8")
+    file.write(_INDEX.pack(index) + _INDEX.pack(len(values)) + values.tobytes())
+    file.flush()
 
 
 def _latent_entries(path: Path) -> list[tuple[int, np.ndarray[Any, np.dtype[np.float64]]]]:

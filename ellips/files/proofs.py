@@ -61,6 +61,7 @@ def save_certificates(
             f"{'no' if index is None else len(index)} indices and {len(z)} latents."
         )
     tensors = {f"certificate.{name}": value for name, value in certificate.detach().tensors().items()}
+    tensors |= {f"diagnostic.{name}": value for name, value in certificate.detach().diagnostics.items()}
     tensors |= {f"ellips.{name}": getattr(ellips, name).detach() for name in _MIXTURE}
     tensors["z"] = z
     if index is not None:
@@ -108,11 +109,14 @@ def load_certificates(path: str | Path) -> SavedCertificates:
             f"Expected the classifier in {path} to have the digest {about['digest']} but got {ellips.digest()}; "
             "the file was altered."
         )
-    fields: dict[str, Any] = {
-        name.removeprefix("certificate."): value for name, value in tensors.items() if name.startswith("certificate.")
-    }
+    fields: dict[str, Any] = _under("certificate.", tensors)
+    fields["diagnostics"] = _under("diagnostic.", tensors)
     kind = {name: about[name] for name in ("method", "soundness", "space", "source")}
     return SavedCertificates(Certificate(**fields, **kind), tensors["z"], ellips, tensors.get("index"), about["digest"])
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _restore(tensors: dict[str, Tensor], covariance_type: Any) -> Ellips:  # noqa: ANN401 - checked by Ellips

@@ -141,12 +141,17 @@ def certificate_from_records(records: Sequence[ImageRecord]) -> Certificate:
     radius, prediction, _ = records_to_tensors(records)
     rows: dict[str, Any] = {name: column(name) for name in ("margin", "multiplier", *CARRIED)}
     first = records[0]
+    named = set.intersection(*(set(r.diagnostics) for r in records))
+    figures = {
+        name: torch.tensor([r.diagnostics[name] for r in records], dtype=torch.float64) for name in sorted(named)
+    }
     about: dict[str, Any] = {"method": first.series.method, "soundness": first.soundness, "source": first.source}
     return Certificate(
         prediction=prediction,
         radius=radius,
         rival=torch.tensor([r.rival for r in records]),
         space=first.space,
+        diagnostics=figures,
         **rows,
         **about,
     )

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ellips.certificates import Certificate
+from ellips.certificates import Certificate, Prover
 from ellips.classifier import Ellips
 from ellips.lipschitz.base import in_float64
 from ellips.types import ImageMap, Series
@@ -27,11 +27,14 @@ class Chain(NamedTuple):
         latents: Images ``(N, C, H, W)`` with values in [0, 1] to latents ``(N, d)``, image by image; differentiable.
         ellips: The fitted Gaussians on these latents.
         features: Images to the encoder's features, which the latents are made of; None: not known.
+        prover: What proves claims of these Gaussians as they are now, where many batches share one; None: it is made
+            where it is needed.
     """
 
     latents: ImageMap
     ellips: Ellips
     features: ImageMap | None = None
+    prover: Prover | None = None
 
     def scores(self, images: Tensor) -> Tensor:
         """Return scores ``(N, K)``, float64."""
@@ -84,6 +87,17 @@ class InputCertifier(ABC):
         Raises:
             ValueError: If the images have another shape, hold NaN, or the chain has a layer in training mode.
         """
+
+    def certify_with_latents(
+        self, chain: Chain, images: Tensor, latents: Tensor, certificate: Certificate
+    ) -> tuple[Certificate, Tensor | None]:
+        """Certify images as :meth:`certify` does, and return what is needed to check the latent radii afterwards.
+
+        Returns:
+            The certificate; and the latents ``(N, d)`` that its latent radii were proven of, where those are not
+            ``latents`` themselves. None: there are none, and nothing is kept.
+        """
+        return self.certify(chain, images, latents, certificate), None
 
     @abstractmethod
     def target(self, chain: Chain) -> AuditTarget:

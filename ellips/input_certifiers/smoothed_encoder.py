@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Literal, NamedTuple, cast, get_args
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from ellips.certificates import METHODS, Certificate, Method, confirm
+from ellips.classifier import Ellips
 from ellips.input_certifiers.base import AuditTarget, Chain, InputCertifier
 from ellips.lipschitz.base import checked
 from ellips.randomness import image_generator
@@ -18,6 +21,10 @@ from ellips.validation import at_least, fraction, one_of, positive
 
 Concentration = Literal["bernstein", "mcdiarmid"]
 """How the error of a sampled mean is bounded: by its observed variance, or by the ball's radius alone."""
+
+
+_WARNED: WeakKeyDictionary[Ellips, set[SmoothedEncoder]] = WeakKeyDictionary()
+"""Of which classifiers it was said already that projection changes them."""
 
 
 class SmoothedLatents(NamedTuple):
@@ -43,7 +50,7 @@ class SmoothedEncoder(InputCertifier):
     from the latent radius, and where nothing is left the classifier abstains.
 
     Fit the Gaussians to latents that noise has moved, or clean and noisy latents will not agree; a head with
-    ``latent_norm="ball"`` is not changed by the projection.
+    ``latent_norm="ball"`` is not changed by the projection, others may be, which is warned of.
 
     Args:
         sigma: Standard deviation of the noise on [0, 1] pixels.
@@ -124,25 +131,58 @@ class SmoothedEncoder(InputCertifier):
 
         See :meth:`InputCertifier.certify`. Of the latents' certificate only the method is used: the latent that counts
         here is the mean under noise. ``latent_radius`` of the result is that mean's radius less the uncertainty. Where
-        none is left the prediction is −1 and the radius 0. Diagnostic: ``latent_error``, the uncertainty.
+        none is left the prediction is −1 and the radius 0. Diagnostics: ``latent_error``, the uncertainty;
+        ``projected``, 1 where projection alone changes the prediction.
+
+        Warns:
+            UserWarning: If projection changes the prediction of an image: then clean accuracy changes, too.
 
         Raises:
             ValueError: If the certificate is by no latent method.
         """
+        return self.certify_with_latents(chain, images, latents, certificate)[0]
+
+    def certify_with_latents(
+        self, chain: Chain, images: Tensor, latents: Tensor, certificate: Certificate
+    ) -> tuple[Certificate, Tensor]:
+        """Certify as :meth:`certify` does, and return the sampled means, shape ``(N, d)``."""
         one_of(METHODS, method=certificate.method)
         method = cast(Method, certificate.method)
+        projected = self._projected(chain.ellips, latents)
         smoothed = self.smooth(chain.latents, images)
-        means = confirm(chain.ellips, smoothed.mean, chain.ellips.certify(smoothed.mean, method=method))
+        means = confirm(chain.ellips, smoothed.mean, chain.ellips.certify(smoothed.mean, method=method), chain.prover)
         found = means.less(smoothed.error)
         prediction = torch.where(found.radius > 0, found.prediction, -torch.ones_like(found.prediction))
+        corrected = torch.where(found.radius > 0, found.diagnostics["corrected"], 0.0)  # not where it abstains
         bound = LipschitzBound(
             constant=torch.full_like(found.radius, self.constant),
             ball_radius=torch.full_like(found.radius, torch.inf),
             soundness="probabilistic",
             source=repr(self),
-            diagnostics={"latent_error": smoothed.error},
+            diagnostics={"latent_error": smoothed.error, "projected": projected.to(found.radius)},
         )
-        return replace(found, prediction=prediction).to_input(bound)
+        found = replace(found, prediction=prediction, diagnostics={**found.diagnostics, "corrected": corrected})
+        return found.to_input(bound), smoothed.mean
+
+    def _projected(self, ellips: Ellips, latents: Tensor) -> Tensor:
+        """Return where projection alone, noise aside, changes the prediction, shape ``(N,)``; 0 or 1.
+
+        The first batch where it does is warned of.
+        """
+        with torch.no_grad():
+            changed = ellips.predict(latents) != ellips.predict(self.project(latents.double()))
+        said = _WARNED.setdefault(ellips, set())
+        if bool(changed.any()) and self not in said:
+            said.add(self)
+            warnings.warn(
+                f"Projection on the ball of radius norm_bound={self.norm_bound:g} changes the prediction of "
+                f"{int(changed.sum())} of the {len(changed)} images of this batch "
+                f"({100 * float(changed.double().mean()):.1f} %): another classifier is certified than the one that "
+                "was trained. Train the head with latent_norm='ball', or raise norm_bound. This is said once; the "
+                "diagnostic `projected` tells it of every image.",
+                stacklevel=4,
+            )
+        return changed.double()
 
     def validate_run(self, count: int) -> None:
         """Refuse a run over more images than share ``alpha``: all of them together would claim too much.

@@ -27,7 +27,7 @@ from ellips.reporting.figures import plot_curves, save_figure
 from ellips.reporting.html import ReportImage, choose_images, render_report
 from ellips.reporting.summary import curve_of, records_by_series, summarize
 from ellips.reporting.tables import accuracy_table
-from ellips.types import Space
+from ellips.types import Series, Space
 from ellips.versions import versions
 
 
@@ -43,8 +43,9 @@ class RunReport:
         confidence: Coverage of the Clopper–Pearson intervals.
         title: What was certified, for headings.
         info: Further entries of the summary: settings, digests, fingerprints.
-        proofs: The classifier and, by position, the latents that were certified; with them, latent certificates are
-            saved in files that can be checked.
+        proofs: The classifier and, by position, the latents that were certified; with them, certificates whose latent
+            radii can be checked are saved in files.
+        kept: By series and position, other latents that its latent radii were proven of.
     """
 
     folder: ResultsFolder
@@ -55,6 +56,7 @@ class RunReport:
     title: str = "Certified accuracy"
     info: Mapping[str, Any] = field(default_factory=dict)
     proofs: tuple[Ellips, Mapping[int, Tensor]] | None = None
+    kept: Mapping[Series, Mapping[int, Tensor]] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
         """Return the summary, ready for JSON."""
@@ -66,18 +68,15 @@ class RunReport:
 
         ``<series>.tsv`` for each series, ``certificates.csv`` (full precision), ``summary.json``, curves as PNG and
         SVG, one pair per space and soundness class, and ``report.html``, which needs no other file. With
-        :attr:`proofs`, also ``<series>.safetensors`` for each latent series: see :func:`ellips.certificates.check`.
+        :attr:`proofs`, also ``<series>.safetensors`` for each series that has a latent part: see
+        :func:`ellips.certificates.check`.
 
         Args:
             images: Images to show in the report; see :meth:`wanted_images`.
         """
         for series, rows in records_by_series(self.records).items():
             write_tsv(self.folder.tsv(series), rows)
-            if self.proofs is not None and _about_latents(rows[0]):
-                ellips, latents = self.proofs
-                z, index = torch.stack([latents[r.index] for r in rows]), torch.tensor([r.index for r in rows])
-                certificate = certificate_from_records(rows)
-                save_certificates(self.folder.proofs(series), certificate, z, ellips, index)
+            self._save_proofs(series, rows)
         write_table(self.folder.table, self.records)
         summary = self.summary()
         replace_file(self.folder.summary, json.dumps(summary, indent=1) + "\n")
@@ -89,6 +88,17 @@ class RunReport:
         page = render_report(self.title, summary, figures, list(images))
         replace_file(self.folder.report, page)
         return summary
+
+    def _save_proofs(self, series: Series, rows: Sequence[ImageRecord]) -> None:
+        if self.proofs is None:
+            return
+        ellips, latents = self.proofs
+        if series in self.kept:
+            latents = self.kept[series]
+        elif not _about_latents(rows[0]):
+            return
+        z, index = torch.stack([latents[r.index] for r in rows]), torch.tensor([r.index for r in rows])
+        save_certificates(self.folder.proofs(series), certificate_from_records(rows), z, ellips, index)
 
     def wanted_images(self, count: int = 8) -> dict[str, list[ImageRecord]]:
         """Choose the images worth a look, by the last series: see :func:`ellips.reporting.html.choose_images`."""

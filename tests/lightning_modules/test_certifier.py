@@ -8,8 +8,11 @@ from ellips.head import EllipsHead
 from ellips.input_certifiers import MarginClever
 from ellips.lipschitz import JacobianNorm, KnownConstant
 from ellips.pipeline import ImageClassifier
+from ellips.reporting.summary import summarize
 from ellips.types import ImageBatch
 from lightning_modules import Certifier
+from tests.soundness.generators import make_case
+from tests.soundness.oracle import exact_winner
 
 LABEL = torch.arange(12) % 2
 IMAGE = 0.3 * torch.rand(12, 1, 2, 2, generator=torch.Generator().manual_seed(0)) + 0.5 * LABEL[:, None, None, None]
@@ -52,6 +55,38 @@ def test_certifiers_start_from_the_latent_method_asked_for() -> None:
         assert [record.series for record in image.records] == certifier.series
         for place, constant in ((1, 2.0), (3, 4.0)):
             assert image.records[place].radius == pytest.approx(theorem[i].item() / constant)
+
+
+def at_ties(seed: int) -> tuple[ImageClassifier, Tensor]:
+    """Points up to rounding on the boundary, as images of one row; the encoder is the identity."""
+    ellips, z = make_case("near_ties", seed, 20)
+    head = EllipsHead(ellips.dim, ellips.num_classes, latent_dim=None)
+    head.ellips = ellips
+    return ImageClassifier(nn.Flatten(), head), z[:, None, None]
+
+
+def test_a_prediction_at_a_tie_is_the_same_in_every_record_and_counts_as_it_is() -> None:
+    """What float64 takes for the winner there is not; tables, summary and radii on the image have the one that is."""
+    corrected = 0
+    for seed in range(40):
+        classifier, images = at_ties(seed)
+        exact = [exact_winner(classifier.head.ellips, z) for z in images.flatten(1)]
+        label = torch.tensor(exact)
+        certifier = Certifier(classifier, ["exact"], [KnownConstant(2.0), KnownConstant(2.0, soundness="estimated")])
+        found = certifier.predict_step(ImageBatch(images, label, torch.arange(20)), 0)
+        rows = [i for i, image in enumerate(found) if image.records[0].corrected]
+        for i in rows:
+            assert int(classifier(images[i : i + 1]).argmax()) != exact[i]
+            for record in found[i].records:
+                assert (record.prediction, record.radius, record.correct) == (exact[i], 0.0, True)
+                assert (record.corrected, record.confirmed, record.lowered) == (True, True, 1.0)
+        corrected += len(rows)
+        records = [record for image in found for record in image.records]
+        summary = summarize(records, range(20), {"latent": [0.1], "input": [0.1]})["series"]
+        for entry in summary.values():
+            assert entry["clean_accuracy"]["accuracy"] == 1
+            assert (entry["corrected"], entry["unconfirmed"]) == (len(rows), 0)
+    assert corrected > 5
 
 
 def test_each_batch_is_encoded_and_each_latent_certificate_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:

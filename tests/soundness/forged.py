@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ellips import Ellips
-from ellips.certificates import Certificate
+from ellips.certificates import Certificate, confirm
 from ellips.types import LipschitzBound, Soundness
 from tests.ellips.mixtures import random_mixture, random_points
+from tests.soundness.generators import make_case
 
 
 class Forgery(NamedTuple):
@@ -601,6 +602,128 @@ def an_abstention_with_a_radius() -> Forgery:
 @forgery
 def an_abstention_of_a_deterministic_certificate() -> Forgery:
     return changed(carried("deterministic"), prediction=-1, radius=0.0, latent_radius=0.0)
+
+
+# ------------------------------------------------------------------ errors of the latents
+
+
+def sampled(soundness: Soundness = "probabilistic") -> Forgery:
+    """Certificates in input space of latents that are known up to a tenth of their radii, all true."""
+    make = honest()
+    radius = make.certificate.radius
+    size, error = torch.ones_like(radius), 0.1 * radius
+    bound = LipschitzBound(2 * size, 100 * size, soundness, "by hand", {"latent_error": error})
+    return make._replace(certificate=make.certificate.less(error).to_input(bound))
+
+
+def with_error(make: Forgery, error: Tensor | float) -> Forgery:
+    given = torch.as_tensor(error, dtype=torch.float64).expand_as(make.certificate.radius)
+    return make._replace(certificate=replace(make.certificate, diagnostics={"latent_error": given.clone()}))
+
+
+def _error(make: Forgery) -> Tensor:
+    error = make.certificate.latent_error
+    assert error is not None
+    return error
+
+
+@forgery
+def an_error_that_was_not_taken_off() -> Forgery:
+    make = sampled()
+    radius = honest().certificate.radius
+    return changed(make, latent_radius=radius, radius=radius * (0.5 - 1e-12))
+
+
+@forgery
+def an_error_taken_off_by_half() -> Forgery:
+    make = sampled("deterministic")
+    return with_error(make, 2 * _error(make))
+
+
+@forgery
+def an_error_a_billionth_too_small() -> Forgery:
+    make = sampled()
+    return with_error(make, _error(make) * (1 + 1e-8))
+
+
+@forgery
+def a_negative_error() -> Forgery:
+    return with_error(changed(sampled(), latent_radius=honest().certificate.radius * 1.5), -1.0)
+
+
+@forgery
+def a_negative_error_of_a_true_radius() -> Forgery:
+    return with_error(sampled(), -1e-300)
+
+
+@forgery
+def an_error_that_is_not_a_number() -> Forgery:
+    return with_error(sampled(), torch.nan)
+
+
+@forgery
+def an_infinite_error() -> Forgery:
+    return with_error(sampled(), torch.inf)
+
+
+@forgery
+def a_mean_that_was_drawn_elsewhere() -> Forgery:
+    """The mean moved by a twentieth of its radius towards the rival, which the radius does not allow for."""
+    make = sampled()
+    b = make.ellips.half_gradient(make.z, make.certificate.prediction, make.certificate.rival)
+    step = 0.05 * honest().certificate.radius.unsqueeze(1) * torch.nn.functional.normalize(b, dim=1)
+    return make._replace(z=make.z - step)
+
+
+@forgery
+def an_abstention_with_a_latent_radius_less_an_error() -> Forgery:
+    return changed(sampled(), prediction=-1, radius=0.0)
+
+
+# ------------------------------------------------------------------ corrected predictions
+
+
+def corrected() -> Forgery:
+    """Ties up to rounding where the kernel took another class than float64; all true."""
+    for seed in range(100):
+        ellips, z = make_case("near_ties", seed, 20)
+        certificate = confirm(ellips, z, ellips.certify(z))
+        rows = certificate.diagnostics["corrected"] == 1
+        if bool(rows.any()):
+            return Forgery(ellips, z[rows], certificate[rows])
+    raise AssertionError("no prediction was corrected")
+
+
+@forgery
+def a_correction_undone() -> Forgery:
+    make = corrected()
+    return changed(make, prediction=make.certificate.rival, rival=make.certificate.prediction)
+
+
+@forgery
+def a_corrected_prediction_with_a_radius() -> Forgery:
+    make = corrected()
+    return changed(make, radius=float(make.ellips.scale) * 1e-3, multiplier=1.0)
+
+
+@forgery
+def a_corrected_prediction_never_reached() -> Forgery:
+    return changed(corrected(), radius=torch.inf, multiplier=torch.inf)
+
+
+@forgery
+def a_correction_undone_on_the_image() -> Forgery:
+    make = corrected()
+    size = torch.ones_like(make.certificate.radius)
+    bound = LipschitzBound(size, size, "deterministic", "by hand", {})
+    undone = changed(make, prediction=make.certificate.rival, rival=make.certificate.prediction)
+    return undone._replace(certificate=undone.certificate.to_input(bound))
+
+
+@forgery
+def a_correction_undone_beside_an_error() -> Forgery:
+    make = a_correction_undone_on_the_image()
+    return with_error(make, 0.1)
 
 
 @forgery

@@ -9,7 +9,7 @@ from ellips.certificates import METHODS, check, checked_scope, confirm
 from ellips.certificates.multipliers import find_multipliers
 from ellips.input_certifiers import Chain, SmoothedEncoder
 from ellips.types import LipschitzBound
-from tests.soundness.forged import FORGERIES, carried, honest
+from tests.soundness.forged import FORGERIES, carried, corrected, honest, sampled
 from tests.soundness.generators import DEAR, GENERATORS, make_case
 
 
@@ -82,10 +82,35 @@ def test_a_smoothed_encoder_is_checked_at_its_sampled_means() -> None:
     smoothing = SmoothedEncoder(sigma=0.3, num_samples=40_000, norm_bound=1.0)
     chain = Chain(lambda x: 4 * (x.flatten(1) - 0.5), ellips)
     latents = chain.latents(images)
-    certificate = smoothing.certify(chain, images, latents, ellips.certify(latents))
+    with pytest.warns(UserWarning, match="Projection"):
+        certificate = smoothing.certify(chain, images, latents, ellips.certify(latents))
     means = smoothing.smooth(chain.latents, images).mean
     assert check(ellips, means, certificate).all()
     assert (certificate.prediction >= 0).any()
+
+
+@pytest.mark.parametrize("name", [name for name in GENERATORS if name not in (*DEAR, "vast")])
+def test_honest_certificates_less_an_error_pass(name: str) -> None:
+    for seed in range(8):
+        ellips, z = make_case(name, seed, 12)
+        certificate = confirm(ellips, z, ellips.certify(z))
+        unit = certificate.radius.nan_to_num(posinf=1.0)
+        for share in (0.0, 1e-300, 1e-17, 1e-9, 1 / 3, 0.999999, 1 - 2.0**-52, 1.0, 2.0, torch.inf):
+            error = (share * unit).nan_to_num(nan=0.0, posinf=torch.inf)
+            bound = LipschitzBound(
+                0 * unit + 2.0, 0 * unit + torch.inf, "probabilistic", "by hand", {"latent_error": error}
+            )
+            carried_on = certificate.less(error).to_input(bound)
+            assert check(ellips, z, carried_on).all()
+            again = confirm(ellips, z, carried_on)
+            assert torch.equal(again.radius, carried_on.radius)
+
+
+def test_true_certificates_with_errors_and_corrections_pass() -> None:
+    for make in (sampled(), sampled("deterministic"), corrected()):
+        assert check(*make).all()
+        assert (confirm(*make).diagnostics["lowered"] == 0).all()
+        assert (confirm(*make).diagnostics["corrected"] == 0).all()
 
 
 def test_margins_have_nothing_that_could_be_checked() -> None:

@@ -55,6 +55,27 @@ def test_a_row_is_on_disk_as_soon_as_it_is_appended(tmp_path: Path) -> None:
     journal.close()
 
 
+@pytest.mark.parametrize("lost", [0, 1, 30, 60])
+def test_latents_kept_for_one_series_come_back_or_the_image_is_not_done(tmp_path: Path, lost: int) -> None:
+    kept = {SERIES[1]: torch.full((3,), 7.5, dtype=torch.float64)}
+    for rank, indices in ((0, [0, 2]), (1, [1])):
+        with Journal(ResultsFolder(tmp_path), SERIES, SETTINGS).open(rank) as journal:
+            for index in indices:
+                journal.append(rows(index), latent(index), kept)
+    path = tmp_path / "journal" / f"kept-{SERIES[1].name}-rank-0.bin"
+    path.write_bytes(path.read_bytes()[: len(path.read_bytes()) - lost])
+    journal = Journal(ResultsFolder(tmp_path), SERIES, SETTINGS)
+    done = {0, 1, 2} if not lost else {0, 1} if lost < 40 else {1}
+    assert journal.done() == done
+    with journal.open(0):
+        for index in {0, 1, 2} - done:
+            journal.append(rows(index), latent(index), kept)
+    assert Journal(ResultsFolder(tmp_path), SERIES, SETTINGS).done() == {0, 1, 2}
+    assert journal.kept().keys() == {SERIES[1]}
+    assert {index: z.tolist() for index, z in journal.kept()[SERIES[1]].items()} == {i: [7.5] * 3 for i in range(3)}
+    assert {index: z.tolist() for index, z in journal.latents().items()} == {i: latent(i).tolist() for i in range(3)}
+
+
 def test_other_settings_are_refused(tmp_path: Path) -> None:
     fill(tmp_path, 0, [0])
     with pytest.raises(ValueError, match=r"differs in split \(there 'test', here 'val'\)"):

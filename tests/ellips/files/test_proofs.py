@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,21 @@ def test_an_input_space_certificate_keeps_its_source(tmp_path: Path) -> None:
     assert check(ellips, z, saved).all()
     grown = Certificate(**{**saved.__dict__, "radius": saved.radius * 1.01})
     assert not check(ellips, z, grown).any()
+
+
+def test_what_was_taken_off_the_latent_radius_is_kept_and_checked(tmp_path: Path) -> None:
+    ellips = random_mixture("full", 4, 5)
+    z = random_points(ellips, 6)
+    error = 0.1 * ellips.certify(z).radius
+    bound = LipschitzBound(
+        torch.full((6,), 2.0), torch.full((6,), 9.0), "probabilistic", "drawn", {"latent_error": error}
+    )
+    certificate = ellips.certify(z).less(error).to_input(bound)
+    saved = load_certificates(save_certificates(tmp_path / "c", certificate, z, ellips)).certificate
+    assert saved.latent_error is not None
+    assert torch.equal(saved.latent_error, error)
+    assert check(ellips, z, saved).all()
+    assert not check(ellips, z, replace(saved, diagnostics={"latent_error": error * (1 + 1e-6)})).any()
 
 
 def test_altered_and_foreign_files_are_refused(tmp_path: Path) -> None:

@@ -54,6 +54,9 @@ def test_the_table_keeps_every_field(series: Series, tmp_path: Path) -> None:
             ball_radius=float("inf"),
             source="SpectralProduct(dense_limit=4096)",
             seed=7,
+            lowered=0.25,
+            corrected=True,
+            confirmed=False,
             diagnostics={"residual": 1e-3},
         )
     ]

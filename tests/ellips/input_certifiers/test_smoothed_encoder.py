@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ellips import Ellips
-from ellips.certificates import METHODS, Method
+from ellips.certificates import METHODS, Method, Prover, check
 from ellips.input_certifiers import Chain, SmoothedEncoder
 from ellips.input_certifiers.smoothed_encoder import mean_error
 from tests.ellips.affine import ENCODERS, affine_encoder
@@ -124,6 +125,60 @@ def test_sharing_alpha_over_images_costs_radius() -> None:
         SmoothedEncoder(num_samples=400, num_images=500),
     )
     assert (shared.smooth(linear_map(), images).error > alone.smooth(linear_map(), images).error).all()
+
+
+def two_on_a_ray() -> Chain:
+    """Latents at 2.5, nearer to the class at 3; projected on the unit ball, nearer to the class at 0.8."""
+    means = torch.tensor([[0.8, 0, 0], [3.0, 0, 0]], dtype=torch.float64)
+    ellips = Ellips.from_parameters(means, torch.eye(3).expand(2, 3, 3).double() * 0.01, torch.tensor([0.5, 0.5]))
+    return Chain(lambda images: constant_map(images) * (2.5 / 0.3), ellips)
+
+
+def test_projection_that_changes_the_classifier_is_warned_of_once() -> None:
+    given = case(two_on_a_ray(), torch.rand(4, 1, 4, 4))
+    certifier = SmoothedEncoder(num_samples=4000)
+    with pytest.warns(UserWarning, match=r"norm_bound=1 changes .* 4 of the 4 images .*100\.0 %.*latent_norm='ball'"):
+        certificate = certifier.certify(*given)
+    assert given.certificate.prediction.tolist() == [1] * 4
+    assert certificate.prediction.tolist() == [0] * 4
+    assert certificate.diagnostics["projected"].tolist() == [1] * 4
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        certifier.certify(*given)  # said already
+        held = SmoothedEncoder(num_samples=4000, norm_bound=4.0).certify(*given)  # the cure
+    assert held.diagnostics["projected"].tolist() == [0] * 4
+    with pytest.warns(UserWarning, match="norm_bound=1.5"):
+        SmoothedEncoder(num_samples=4, norm_bound=1.5).certify(*given)
+
+
+def test_the_means_are_handed_back_and_prove_the_certificates() -> None:
+    given, certifier = case(Chain(linear_map(), gaussians()), torch.rand(5, 1, 4, 4)), SmoothedEncoder(num_samples=2000)
+    certificate, means = certifier.certify_with_latents(*given)
+    assert torch.equal(means, certifier.smooth(given.chain.latents, given.images).mean)
+    assert check(given.chain.ellips, means, certificate).all()
+    for name, value in certifier.certify(*given).tensors().items():
+        assert torch.equal(value, certificate.tensors()[name])
+
+
+def test_a_prover_is_made_once_where_the_chain_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Ellips] = []
+    original = Prover.__init__
+
+    def counting(prover: Prover, ellips: Ellips) -> None:
+        made.append(ellips)
+        original(prover, ellips)
+
+    monkeypatch.setattr(Prover, "__init__", counting)
+    given = case(Chain(linear_map(), gaussians()), torch.rand(3, 1, 4, 4))
+    shared = Prover(given.chain.ellips)
+    certifier = SmoothedEncoder(num_samples=100)
+    expected = certifier.certify(*given)
+    assert len(made) == 2
+    chain = given.chain._replace(prover=shared)
+    for _ in range(3):
+        found = certifier.certify(chain, *given[1:])
+        assert torch.equal(found.radius, expected.radius)
+    assert len(made) == 2
 
 
 def test_latents_outside_the_ball_are_projected() -> None:
