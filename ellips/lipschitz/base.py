@@ -63,8 +63,9 @@ def validate_images(images: Tensor) -> None:
 
 @torch.no_grad()
 def evaluation_error(function: ImageMap, images: Tensor, values: Tensor) -> Tensor:
-    """Return how far a network's values are from those that it gives in float64.
+    """Return how far a network's values are from those that it gives in float64, and float64's from exact ones.
 
+    The first is computed. The second is estimated by the effect of :data:`JITTER` at random, and has no proof.
     What is evaluated in float64 is the captured graph, so that no conversion inside the network can defeat it.
 
     Args:
