@@ -2,8 +2,9 @@
 
 ``python -m benchmarks.certificates [--quick] [--json FILE]``. For (K, d) = (10, 128), (100, 128) and (1000, 128), in
 float64 and one run: points per second of scoring, of each certificate and of ``check``; what the verified kernel takes
-for a rival beside one Cholesky factorisation of order d + 1, and for a point, all rivals included, beside scoring; peak
-memory beyond what the mixture itself takes; the share of rivals that ``exact`` had to solve; scikit-learn's QDA.
+for a rival beside one Cholesky factorisation of order d + 1 (also at d = 16 and 32, where calls and bounds weigh more),
+and for a point, all rivals included, beside scoring; peak memory beyond what the mixture itself takes; the share of
+rivals that ``exact`` had to solve; scikit-learn's QDA.
 
 The latents are drawn from a mixture of classes that overlap as trained features do: half of each covariance is shared
 by all classes and half its own, eigenvalues spread tenfold, and the means are scaled until 92 % of draws are
@@ -32,6 +33,7 @@ from ellips.certificates.check import Prover
 from ellips.certificates.solve import DecomposedSolver, IterativeSolver
 
 DIM = 128
+SMALL_DIMS = (16, 32)
 POINTS = {10: 8192, 100: 4096, 1000: 2048}
 QUICK_POINTS = {10: 1024, 100: 256}
 CHECKED = {10: 512, 100: 64, 1000: 16}  # fewer points tell the speed of `check`
@@ -40,16 +42,16 @@ ACCURACY = 0.92
 CONDITION = 10.0
 
 
-def overlapping_mixture(classes: int, generator: torch.Generator) -> Ellips:
+def overlapping_mixture(classes: int, generator: torch.Generator, dim: int = DIM) -> Ellips:
     """Draw a mixture whose classes overlap: see the module's docstring."""
-    spectrum = torch.logspace(0, -torch.log10(torch.tensor(CONDITION)).item(), DIM, dtype=torch.float64)
+    spectrum = torch.logspace(0, -torch.log10(torch.tensor(CONDITION)).item(), dim, dtype=torch.float64)
 
     def covariance(count: int) -> Tensor:
-        basis = torch.linalg.qr(torch.randn(count, DIM, DIM, generator=generator, dtype=torch.float64))[0]
+        basis = torch.linalg.qr(torch.randn(count, dim, dim, generator=generator, dtype=torch.float64))[0]
         return (basis * spectrum) @ basis.mT
 
     covariances = 0.5 * covariance(1) + 0.5 * covariance(classes)
-    means = torch.randn(classes, DIM, generator=generator, dtype=torch.float64)
+    means = torch.randn(classes, dim, generator=generator, dtype=torch.float64)
     ellips = Ellips.from_parameters(means, covariances, torch.full((classes,), 1 / classes, dtype=torch.float64))
     low, high = 0.01, 3.0
     for _ in range(12):
@@ -102,8 +104,17 @@ def proofs(ellips: Ellips, z: Tensor, certificate: Certificate) -> dict[str, Cal
     prover = Prover(ellips)
     margin = prover.named_margins(z, certificate.prediction, certificate.rival)
     claims = (z, certificate.prediction, certificate.rival, margin, certificate.multiplier, certificate.radius)
-    matrices = torch.eye(DIM + 1, dtype=torch.float64).repeat(len(z), 1, 1) + 1 / DIM
+    matrices = torch.eye(ellips.dim + 1, dtype=torch.float64).repeat(len(z), 1, 1) + 1 / ellips.dim
     return {"verify": lambda: prover.unreached(*claims), "cholesky": lambda: torch.linalg.cholesky_ex(matrices)}
+
+
+def proofs_over_cholesky(dim: int, points: int, rounds: int) -> float:
+    """The kernel's time for a named rival over that of a Cholesky factorisation, K = 10."""
+    generator = torch.Generator().manual_seed(dim)
+    ellips = overlapping_mixture(10, generator, dim)
+    z, _ = ellips.sample(points, generator)
+    times = interleaved_seconds(proofs(ellips, z, ellips.certify(z)), rounds=rounds)
+    return median_ratio(times["verify"], times["cholesky"])
 
 
 def _certifier(ellips: Ellips, z: Tensor, method: Method) -> Callable[[], object]:
@@ -202,6 +213,8 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
     for classes, result in results.items():
         ratios[f"verify_over_cholesky_{classes}_{DIM}"] = result["verify_over_cholesky"]
         ratios[f"verify_over_scoring_{classes}_{DIM}"] = result["over_scoring"]["check_all"]
+    for dim in SMALL_DIMS:
+        ratios[f"verify_over_cholesky_10_{dim}"] = proofs_over_cholesky(dim, POINTS[10], 3 * rounds)
     ratios |= {name: value for name, value in learn.items() if name.endswith("sklearn")}
     return report(
         "certificates",
