@@ -107,6 +107,7 @@ def claimed_radius(certificate: Certificate) -> Tensor:
         return torch.full_like(certificate.radius, torch.nan)
     if error is None:
         return radius
+    radius, error = radius.double(), error.double()
     whole = torch.nextafter(radius + error, torch.full_like(radius, torch.inf))
     whole = torch.where((radius == 0) | (error == 0), radius, whole)
     return torch.where(error >= 0, whole, torch.nan)
