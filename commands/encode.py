@@ -17,7 +17,7 @@ import lightning as L
 import yaml
 from jsonargparse import ArgumentParser
 
-from ellips.datamodules import SPLITS, EncodedDataModule, Split, encoding_precision
+from ellips.datamodules import EncodedDataModule, Part, encoding_precision
 
 
 def build(arguments: Sequence[str] | None = None) -> tuple[Any, EncodedDataModule]:
@@ -34,7 +34,7 @@ def build(arguments: Sequence[str] | None = None) -> tuple[Any, EncodedDataModul
     """
     parser = ArgumentParser(prog="ellips encode", description="Fill the feature cache ahead of time.")
     parser.add_argument("--config", type=Path, required=True, help="a training configuration")
-    parser.add_argument("--splits", type=list[Split], default=list(SPLITS), help="what to encode")
+    parser.add_argument("--splits", type=list[Part] | None, default=None, help="what to encode; null: all there is")
     parser.add_argument("--accelerator", type=str, default="auto", help="as in Lightning: auto, cpu, cuda")
     parser.add_argument("--devices", type=int, default=1, help="processes per machine")
     parser.add_argument("--num_nodes", type=int, default=1, help="machines")
@@ -73,14 +73,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     fabric = L.Fabric(accelerator=options.accelerator, devices=options.devices, num_nodes=options.num_nodes)
     fabric.launch()
     module.prepare_data()
-    for split in options.splits:
+    for split in module.parts if options.splits is None else options.splits:
         start = time.perf_counter()
         cache = module.open_cache(
             split, device=fabric.device, processes=(fabric.world_size, fabric.global_rank), barrier=fabric.barrier
         )
         seconds = time.perf_counter() - start
-        fabric.print(
-            f"{split}: {len(cache):,} images in {module.cache_dir}/{split}, {len(cache) / seconds:,.0f} images/s"
-        )
+        fabric.print(f"{split}: {len(cache):,} images in {cache.folder}, {len(cache) / seconds:,.0f} images/s")
     if fabric.is_global_zero:
         module.teardown("predict")

@@ -2,7 +2,7 @@
 
 import ellips  # noqa: F401 - first: it sees to it that `datamodules` and `ellips.datamodules` are the same
 
-from .base import SPLITS, Split, SplitDataModule
+from .base import PARTS, SPLITS, Part, Split, SplitDataModule
 from .cache import CacheMismatchError
 from .cifar10 import CIFAR10DataModule
 from .digits import DigitsDataModule
@@ -10,10 +10,12 @@ from .encoded import EncodedDataModule, encoding_precision
 from .folder import BadImageError
 from .gaussian_mixture import GaussianMixtureDataModule
 from .image_folder import ImageFolderDataModule, ImageNetDataModule
+from .noise import GaussianNoise, NoisyImages
 from .selection import SelectionDataModule
 from .sources import ArraySource, ImageSource
 
 __all__ = [
+    "PARTS",
     "SPLITS",
     "ArraySource",
     "BadImageError",
@@ -22,9 +24,12 @@ __all__ = [
     "DigitsDataModule",
     "EncodedDataModule",
     "GaussianMixtureDataModule",
+    "GaussianNoise",
     "ImageFolderDataModule",
     "ImageNetDataModule",
     "ImageSource",
+    "NoisyImages",
+    "Part",
     "SelectionDataModule",
     "Split",
     "SplitDataModule",

@@ -17,6 +17,11 @@ from .sampling import BalancedBatches, RowsDataset, process_rank
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
+Part = Literal["train", "val", "test", "votes"]
+"""What is encoded: the splits, and ``"votes"``, noisy copies of the validation images."""
+
+PARTS: tuple[Part, ...] = get_args(Part)
+
 
 class SplitDataModule(L.LightningDataModule):
     """Three splits, with loaders for training, for the exact fit of the Gaussians and for evaluation.
@@ -98,10 +103,12 @@ class SplitDataModule(L.LightningDataModule):
         """Return the same as :meth:`test_dataloader`."""
         return self.test_dataloader()
 
-    def _loader(self, dataset: RowsDataset[Any], batch_size: int, *, shuffle: bool = False) -> DataLoader[Any]:
+    def _loader(
+        self, dataset: RowsDataset[Any], batch_size: int, *, shuffle: bool = False, copies: int = 1
+    ) -> DataLoader[Any]:
         world, rank = process_rank(self.trainer)
         order = BalancedBatches(
-            len(dataset), batch_size, shuffle=shuffle, seed=self.seed, num_replicas=world, rank=rank
+            len(dataset), batch_size, shuffle=shuffle, seed=self.seed, num_replicas=world, rank=rank, copies=copies
         )
         workers = self.workers_for(dataset)
         return ResumableLoader(

@@ -43,10 +43,11 @@ class Plan:
 
     Attributes:
         identity: Everything the features depend on; a cache is used only where all of it is equal.
-        rows: Number of images, unreadable ones included.
+        rows: Number of images, or of their copies, unreadable ones included.
         feature_dim: Width of the features.
         dtype: Of the stored features: ``"float32"``, ``"float16"`` or ``"bfloat16"``.
-        shard_rows: Images per shard.
+        shard_rows: Rows per shard.
+        copies: Rows in a row that are of one image; the identity has to say so, too.
     """
 
     identity: Mapping[str, Any]
@@ -54,11 +55,12 @@ class Plan:
     feature_dim: int
     dtype: str = "float32"
     shard_rows: int = 4096
+    copies: int = 1
 
     def __post_init__(self) -> None:
         """Check type and sizes."""
         one_of(sorted(DTYPES), cache_dtype=self.dtype)
-        at_least(1, rows=self.rows, shard_rows=self.shard_rows)
+        at_least(1, rows=self.rows, shard_rows=self.shard_rows, copies=self.copies)
 
     def content(self) -> dict[str, Any]:
         """The plan as the manifest states it."""
@@ -76,6 +78,11 @@ class Plan:
     def shard_range(self, shard: int) -> range:
         """The rows of a shard."""
         return range(shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.rows))
+
+    def image_range(self, shard: int) -> range:
+        """The images whose rows, or some of them, a shard holds."""
+        rows = self.shard_range(shard)
+        return range(rows.start // self.copies, -(-rows.stop // self.copies))
 
 
 class CacheWriter:
@@ -119,21 +126,22 @@ class CacheWriter:
         """Write the manifest, once every shard is there; one process calls this.
 
         Args:
-            path_of: Gives the file of a row, for the list of skipped ones.
+            path_of: Gives the file of an image, for the list of skipped ones.
 
         Raises:
             RuntimeError: If a shard is missing.
         """
         if missing := self.missing():
             raise RuntimeError(f"Expected every shard of {self.folder} to be written but {missing} are missing.")
-        shards, skipped = [], []
+        shards: list[dict[str, Any]] = []
+        skipped: set[int] = set()
         for shard in range(self.plan.shard_count()):
             path = self.folder / shard_name(shard)
             with safe_open(path, framework="pt") as file:
                 kept = file.get_tensor("index").tolist()
-            skipped += sorted(set(self.plan.shard_range(shard)) - set(kept))
+            skipped |= set(self.plan.image_range(shard)) - set(kept)
             shards.append({"file": path.name, "rows": len(kept), "sha256": file_digest(path)})
-        listed = [{"row": row, "path": str(path_of(row))} for row in skipped]
+        listed = [{"row": row, "path": str(path_of(row))} for row in sorted(skipped)]
         for leftover in {path for pattern in _LEFTOVERS for path in self.folder.glob(pattern)}:
             leftover.unlink(missing_ok=True)
         self._write_manifest(complete=True, shards=shards, skipped=listed)
@@ -173,18 +181,29 @@ class FeatureCache:
                 f"Expected a complete feature cache in {folder} but it is missing or incomplete; fill it with "
                 "`ellips encode --config ...`."
             )
+        self.folder = folder
         self.skipped: dict[int, str] = {entry["row"]: entry["path"] for entry in manifest["skipped"]}
         self._shards = [_open_shard(folder, entry) for entry in manifest["shards"]]
         self._ends = np.cumsum([len(shard["label"]) for shard in self._shards])
         self.labels = torch.cat([shard["label"] for shard in self._shards])
         self.indices = torch.cat([shard["index"] for shard in self._shards])
+        self._check_copies(folder, plan.copies)
 
     def __len__(self) -> int:
-        """Return the number of images that have features."""
+        """Return the number of rows that have features."""
         return len(self.labels)
 
+    def _check_copies(self, folder: Path, copies: int) -> None:
+        """Refuse an image that was readable for some of its copies and not for others."""
+        whole = len(self.indices) % copies == 0
+        if not whole or bool((self.indices.view(-1, copies) != self.indices[::copies, None]).any()):
+            raise ValueError(
+                f"Expected {folder} to have all {copies} copies of every image but some are missing: a file could be "
+                "read at one time and not at another; delete the cache to have it made again."
+            )
+
     def read(self, positions: Sequence[int]) -> FeatureBatch:
-        """Read features by position among the images that have some, as float32."""
+        """Read features by position among the rows that have some, as float32."""
         where = np.asarray(positions)
         shards = np.searchsorted(self._ends, where, side="right")
         width = self._shards[0]["feature"].shape[1]

@@ -10,15 +10,17 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from ellips.encoders import FrozenEncoder
 from ellips.progress import ImageProgress
 from ellips.types import FeatureBatch, ImageBatch
 from ellips.validation import at_least, one_of
 
-from .base import SPLITS, Split, SplitDataModule
+from .base import PARTS, SPLITS, Part, Split, SplitDataModule, splits_of
 from .cache import DTYPES, CacheWriter, FeatureCache, Plan
 from .filling import fill
+from .noise import NoisyCopies, NoisyImages
 from .sampling import RowsDataset, process_rank
 from .sources import FeatureDataset, ImageDataset, ImageSource
 
@@ -41,9 +43,15 @@ class EncodedDataModule(SplitDataModule):
         num_workers: Processes that read images; 0 reads in the main process.
         seed: Of the training order, and of the split where there is one to make.
         keep_images: Hand the images on beside the features, which certificates in input space need.
-        augment: Called with each training image ``(C, H, W)`` in [0, 1]; None: no augmentation. The Gaussians are
-            fitted, and everything is evaluated, without it. Augmented images are encoded anew in every epoch, cache or
-            not.
+        augment: Called with each training image ``(C, H, W)`` in [0, 1]; None: no augmentation. Without ``copies`` the
+            Gaussians are fitted, and everything is evaluated, without it, and augmented images are encoded anew in
+            every epoch, cache or not.
+        copies: Make the training split of this many noisy draws of each image, which :class:`GaussianNoise` as
+            ``augment`` says how to draw: trained on, fitted to and cached, the same in every epoch, process and run
+            with this ``seed``.
+        val_copies: Draw so many noisy copies of each validation image besides, for choices by votes
+            (:meth:`votes_dataloader`). Evaluation stays on clean images.
+        batch_by_image: Keep all copies of an image in one training batch, as losses on votes need it.
         cache_dir: Folder of the feature cache, one sub-folder per split; None: no cache.
         cache_dtype: Type of the stored features: ``"float32"``, ``"float16"`` or ``"bfloat16"``.
         shard_rows: Images per file of the cache: what an interruption costs at most.
@@ -63,6 +71,9 @@ class EncodedDataModule(SplitDataModule):
         seed: int = 0,
         keep_images: bool = False,
         augment: Callable[[Tensor], Tensor] | None = None,
+        copies: int | None = None,
+        val_copies: int | None = None,
+        batch_by_image: bool = False,
         cache_dir: str | Path | None = None,
         cache_dtype: Literal["float32", "float16", "bfloat16"] = "float32",
         shard_rows: int = 4096,
@@ -75,12 +86,19 @@ class EncodedDataModule(SplitDataModule):
         self.encoder = encoder
         self.keep_images = keep_images
         self.augment = augment
+        self.noisy_copies = NoisyCopies.of(augment, copies, val_copies, seed)
+        self.batch_by_image = batch_by_image
+        if batch_by_image and not (copies and copies <= batch_size):
+            raise ValueError(
+                f"Expected `copies` between 1 and batch_size={batch_size} for batch_by_image but got {copies}; set "
+                "copies, raise batch_size, or leave out batch_by_image."
+            )
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.cache_dtype = cache_dtype
         self.shard_rows = shard_rows
         self.precision = precision
         self._sources: dict[Split, ImageSource] = {}
-        self._caches: dict[Split, FeatureCache] = {}
+        self._caches: dict[Part, FeatureCache] = {}
 
     @abstractmethod
     def make_source(self, split: Split) -> ImageSource:
@@ -106,24 +124,78 @@ class EncodedDataModule(SplitDataModule):
             self._sources[split] = self.make_source(split)
         return self._sources[split]
 
-    def dataset(self, split: Split) -> RowsDataset[Any]:
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """What there is to encode."""
+        return SPLITS if self.vote_copies is None else PARTS
+
+    @property
+    def noise_sigma(self) -> float | None:
+        """Standard deviation of the noise in the copies that the Gaussians are fitted to; None: they see none."""
+        return None if self.noisy_copies is None else self.noisy_copies.noise.sigma
+
+    @property
+    def vote_copies(self) -> int | None:
+        """Rows of each validation image that :meth:`votes_dataloader` yields; None: there is none."""
+        return None if self.noisy_copies is None else self.noisy_copies.votes
+
+    def images(self, split: Part) -> ImageDataset:
+        """Open the images that are encoded for a split, noisy copies where the settings ask for them.
+
+        Raises:
+            ValueError: If there is no such split, or it is ``"votes"`` and ``val_copies`` was not given.
+        """
+        one_of(PARTS, split=split)
+        if split == "votes" and "votes" not in self.parts:
+            raise ValueError(
+                "Expected `val_copies` to be given to the datamodule for votes on noisy validation images but it is "
+                "None; set augment (GaussianNoise), copies, and val_copies to 100, say."
+            )
+        source = self.source("val" if split == "votes" else split)
+        return ImageDataset(source) if self.noisy_copies is None else self.noisy_copies.images(source, split)
+
+    def dataset(self, split: Part) -> RowsDataset[Any]:
         """Open a split: its images, or with a cache its features, after writing whatever the cache lacks.
 
         Raises:
             CacheMismatchError: If the cache's folder holds features of something else.
-            ValueError: If there is no such split, or images were skipped that may not be.
+            ValueError: As :meth:`images`, or if images were skipped that may not be.
         """
         if self.cache_dir is None:
-            return ImageDataset(self.source(split))
-        return FeatureDataset(self.open_cache(split), self.source(split) if self.keep_images else None)
+            return self.images(split)
+        return FeatureDataset(self.open_cache(split), self.images(split) if self.keep_images else None)
 
     def training_dataset(self) -> RowsDataset[Any]:
-        """Open the training split: augmented images if there is an augmentation, as :meth:`dataset` otherwise."""
-        return self.dataset("train") if self.augment is None else ImageDataset(self.source("train"), self.augment)
+        """Open the training split: images augmented anew if that is asked for, as :meth:`dataset` otherwise."""
+        if self.augment is None or self.noisy_copies is not None:
+            return self.dataset("train")
+        return ImageDataset(self.source("train"), self.augment)
+
+    def setup(self, stage: str) -> None:
+        """Open what a stage reads, so that what is wrong is said before anything runs."""
+        super().setup(stage)
+        if "votes" in self.parts and "train" in splits_of(stage):
+            self.dataset("votes")
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Training split, shuffled; with ``batch_by_image`` all copies of an image in one batch."""
+        together = self.noisy_copies.train if self.batch_by_image and self.noisy_copies is not None else 1
+        return self._loader(self.training_dataset(), self.batch_size, shuffle=True, copies=together)
+
+    def votes_dataloader(self) -> DataLoader[Any]:
+        """Noisy copies of the validation images, in order, all of an image in one batch of one process.
+
+        A batch holds at least ``val_copies`` rows, whatever ``eval_batch_size`` says.
+
+        Raises:
+            ValueError: If ``val_copies`` was not given.
+        """
+        copies = self.images("votes").copies
+        return self._loader(self.dataset("votes"), max(self.eval_batch_size, copies), copies=copies)
 
     def workers_for(self, dataset: RowsDataset[Any]) -> int:
         """Features come from memory: other processes would only add the cost of handing them over."""
-        return 0 if isinstance(dataset, FeatureDataset) and dataset.source is None else self.num_workers
+        return 0 if isinstance(dataset, FeatureDataset) and dataset.images is None else self.num_workers
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:  # noqa: ANN401  (Lightning's signature)
         """Encode images on the device they are on; anything but an :class:`ImageBatch` passes unchanged."""
@@ -146,7 +218,7 @@ class EncodedDataModule(SplitDataModule):
 
     def open_cache(
         self,
-        split: Split,
+        split: Part,
         *,
         device: torch.device | None = None,
         processes: tuple[int, int] | None = None,
@@ -155,7 +227,7 @@ class EncodedDataModule(SplitDataModule):
         """Open the cache of a split, after writing whatever it lacks.
 
         Args:
-            split: ``"train"``, ``"val"`` or ``"test"``.
+            split: ``"train"``, ``"val"``, ``"test"`` or ``"votes"``.
             device: Where to encode; None: the trainer's device, or the one the encoder is on.
             processes: ``(number, this one)``; None: as the trainer or torch.distributed say. Each writes its shards.
             barrier: Returns once every process has called it; None: the trainer's.
@@ -172,21 +244,22 @@ class EncodedDataModule(SplitDataModule):
         if barrier is None:
             barrier = self.trainer.strategy.barrier if self.trainer is not None else lambda: None
         plan = self._plan(split)
-        writer = CacheWriter(self.cache_dir / split, plan)
+        folder = self.cache_dir / (split if self.noisy_copies is None else self.noisy_copies.folder_name(split))
+        writer = CacheWriter(folder, plan)
         # Every process meets both barriers, even if another run completes the cache between two processes' looks at it.
         shards = [] if writer.is_complete() else writer.missing(world, rank)
         if shards:
             self._fill(split, writer, shards, device or self._device(), (world, rank))
         barrier()
         if rank == 0 and not writer.is_complete():
-            writer.finish(self.source(split).path)
+            writer.finish(self.images(split).source.path)
         barrier()
-        cache = FeatureCache(self.cache_dir / split, plan)
+        cache = FeatureCache(folder, plan)
         self.check_skipped(split, cache.skipped)
         self._caches[split] = cache
         return cache
 
-    def check_skipped(self, split: Split, skipped: dict[int, str]) -> None:
+    def check_skipped(self, split: Part, skipped: dict[int, str]) -> None:
         """Refuse a cache that lacks images; data sets that may skip some override this.
 
         Raises:
@@ -199,7 +272,7 @@ class EncodedDataModule(SplitDataModule):
             )
 
     def _fill(
-        self, split: Split, writer: CacheWriter, shards: list[int], device: torch.device, processes: tuple[int, int]
+        self, split: Part, writer: CacheWriter, shards: list[int], device: torch.device, processes: tuple[int, int]
     ) -> None:
         world, rank = processes
         images = sum(len(writer.plan.shard_range(shard)) for shard in shards)
@@ -207,7 +280,7 @@ class EncodedDataModule(SplitDataModule):
         with ImageProgress(f"Encoding {split}", total, processes=world, show=rank == 0) as progress:
             fill(
                 writer,
-                ImageDataset(self.source(split)),
+                self.images(split),
                 self.encode,
                 shards,
                 batch_size=self.eval_batch_size,
@@ -216,14 +289,16 @@ class EncodedDataModule(SplitDataModule):
                 on_images=progress.advance,
             )
 
-    def _plan(self, split: Split) -> Plan:
-        source = self.source(split)
-        identity = {
-            "data": {**source.identity(), "classes_sha256": _digest_of_names(self.class_names)},
+    def _plan(self, split: Part) -> Plan:
+        images = self.images(split)
+        identity: dict[str, Any] = {
+            "data": {**images.source.identity(), "classes_sha256": _digest_of_names(self.class_names)},
             "encoder": self.encoder_fingerprint(),
             "precision": self._encoding_precision(),
         }
-        return Plan(identity, len(source), self.feature_dim, self.cache_dtype, self.shard_rows)
+        if isinstance(images, NoisyImages):
+            identity["noise"] = images.identity()
+        return Plan(identity, len(images), self.feature_dim, self.cache_dtype, self.shard_rows, images.copies)
 
     def _device(self) -> torch.device:
         if self.trainer is not None:

@@ -17,7 +17,7 @@ from ellips.files import replace_file
 from ellips.splits import stratified_split
 from ellips.validation import fraction, one_of
 
-from .base import Split
+from .base import Part, Split
 from .encoded import EncodedDataModule
 from .folder import FolderSource, OnBadImage, Reading, SkipLog, find_class_names, list_images
 from .sampling import process_rank
@@ -95,7 +95,7 @@ class ImageFolderDataModule(EncodedDataModule):
             files, labels = [files[row] for row in rows], labels[rows]
         return FolderSource(f"folder/{split}", folder, files, labels, self.reading, self._log)
 
-    def check_skipped(self, split: Split, skipped: dict[int, str]) -> None:
+    def check_skipped(self, split: Part, skipped: dict[int, str]) -> None:
         """Accept a cache that lacks images if they may be skipped, and remember to list them."""
         if self._log is None:
             super().check_skipped(split, skipped)

@@ -48,23 +48,42 @@ class BalancedBatches(DistributedSampler[list[int]]):
         seed: Of the order.
         num_replicas: Number of processes.
         rank: This process.
+        copies: Rows in a row that are of one image: they stay together, in one batch of one process, and what is said
+            of rows holds of these groups.
 
     Raises:
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of range, or a batch cannot hold all copies of an image.
     """
 
     def __init__(
-        self, size: int, batch_size: int, *, shuffle: bool = False, seed: int = 0, num_replicas: int = 1, rank: int = 0
+        self,
+        size: int,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        seed: int = 0,
+        num_replicas: int = 1,
+        rank: int = 0,
+        copies: int = 1,
     ) -> None:
-        at_least(1, batch_size=batch_size)
-        if size < num_replicas:
-            raise ValueError(f"Expected at least one row for each of {num_replicas} processes but got {size} rows.")
+        at_least(1, batch_size=batch_size, copies=copies)
+        if size < num_replicas * copies:
+            raise ValueError(
+                f"Expected at least one row for each of {num_replicas} processes, and {copies} rows a process, but got "
+                f"{size} rows."
+            )
+        if batch_size < copies or size % copies:
+            raise ValueError(
+                f"Expected batches of at least {copies} rows, the copies of an image, and a multiple of that in all, "
+                f"but got batch_size={batch_size} and {size} rows; raise `batch_size`."
+            )
         super().__init__(_Rows(size), num_replicas=num_replicas, rank=rank, shuffle=shuffle, seed=seed)
-        self.size = size
-        self.batch_size = batch_size
+        self.size = size // copies
+        self.batch_size = batch_size // copies
+        self.copies = copies
 
-    def rows(self) -> NDArray[np.int64]:
-        """Row numbers of this process in this epoch."""
+    def groups(self) -> NDArray[np.int64]:
+        """Which groups of copies, without copies which rows, this process has in this epoch."""
         if not self.shuffle:
             return np.arange(self.rank, self.size, self.num_replicas)
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.size)
@@ -72,9 +91,9 @@ class BalancedBatches(DistributedSampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield one list of row numbers a batch."""
-        for batch in np.array_split(self.rows(), len(self)):
+        for batch in np.array_split(self.groups(), len(self)):
             if len(batch):
-                yield batch.tolist()
+                yield (batch[:, None] * self.copies + np.arange(self.copies)).ravel().tolist()
 
     def __len__(self) -> int:
         """Return the number of batches, the same in every process."""

@@ -86,14 +86,19 @@ class ImageDataset(RowsDataset[ImageBatch]):
     Args:
         source: Where the images are.
         augment: Called with each image ``(C, H, W)`` in [0, 1]; None leaves them alone.
+
+    Attributes:
+        copies: Rows in a row that are of one image.
     """
+
+    copies: int = 1
 
     def __init__(self, source: ImageSource, augment: Callable[[Tensor], Tensor] | None = None) -> None:
         self.source = source
         self.augment = augment
 
     def __len__(self) -> int:
-        """Return the number of images."""
+        """Return the number of rows."""
         return len(self.source)
 
     def __getitem__(self, rows: Sequence[int]) -> ImageBatch:
@@ -111,23 +116,26 @@ class FeatureDataset(RowsDataset[FeatureBatch]):
 
     Args:
         cache: The features.
-        source: Where the images are, if they are wanted beside the features.
+        images: What was encoded, if it is wanted beside the features.
     """
 
-    def __init__(self, cache: FeatureCache, source: ImageSource | None = None) -> None:
+    def __init__(self, cache: FeatureCache, images: ImageDataset | None = None) -> None:
         self.cache = cache
-        self.source = source
+        self.images = images
 
     def __len__(self) -> int:
-        """Return the number of images that have features."""
+        """Return the number of rows that have features."""
         return len(self.cache)
 
     def __getitem__(self, rows: Sequence[int]) -> FeatureBatch:
         """Read one batch of features, by position, and of images if they are wanted."""
         batch = self.cache.read(rows)
-        if self.source is None:
+        if self.images is None:
             return batch
-        return batch._replace(image=to_unit(self.source.read(batch.index.tolist())[0]))
+        copies = self.images.copies
+        # An image has features of all its copies or, if it was skipped, of none.
+        encoded = batch.index * copies + torch.as_tensor(rows) % copies
+        return batch._replace(image=self.images[encoded.tolist()].image)
 
 
 def to_unit(images: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,15 +41,11 @@ class RegularizationSearch:
     def __post_init__(self) -> None:
         """Check the values."""
         at_least(0, radius=self.radius)
-        if not self.candidates():
-            raise ValueError(
-                f"Expected values to try but got none: pooling={tuple(self.pooling)}, "
-                f"shrinkage={tuple(self.shrinkage)}."
-            )
+        self.candidates()
 
     def candidates(self) -> list[Regularization]:
         """Return the settings that are tried, in grid order (pooling outer)."""
-        return [Regularization(pooling, shrinkage) for pooling in self.pooling for shrinkage in self.shrinkage]
+        return grid(self.pooling, self.shrinkage)
 
 
 @dataclass(frozen=True)
@@ -67,6 +63,34 @@ class Candidate:
     accuracy: float
     certified_accuracy: float
     mean_radius: float
+
+
+def grid(pooling: Sequence[float], shrinkage: Sequence[float]) -> list[Regularization]:
+    """Return every pair of values (pooling outer).
+
+    Raises:
+        ValueError: If there is none, or a value leaves [0, 1].
+    """
+    if not pooling or not shrinkage:
+        raise ValueError(
+            f"Expected values to try but got none: pooling={tuple(pooling)}, shrinkage={tuple(shrinkage)}."
+        )
+    return [Regularization(first, second) for first in pooling for second in shrinkage]
+
+
+def best_candidate(candidates: Sequence[Candidate], key: Callable[[Candidate], tuple[float, ...]]) -> Candidate:
+    """Return the first candidate of the largest key among those that were not singular.
+
+    Raises:
+        ValueError: If every one was.
+    """
+    usable = [candidate for candidate in candidates if candidate.accuracy == candidate.accuracy]
+    if not usable:
+        raise ValueError(
+            "Expected a candidate with positive definite covariances but every one was singular; add larger values of "
+            "`shrinkage` or `pooling`."
+        )
+    return max(usable, key=key)
 
 
 def select_regularization(
@@ -112,13 +136,8 @@ def select_regularization(
         ellips = Ellips(classes, dim, covariance_type=covariance_type).to(latents.device)
         ellips.regularization = regularization
         candidates.append(_score(ellips, moments, latents, labels, target, search.method))
-    usable = [c for c in candidates if c.accuracy == c.accuracy]
-    if not usable:
-        raise ValueError(
-            "Expected a candidate with positive definite covariances but every one was singular; add larger values of "
-            "`shrinkage` or `pooling`."
-        )
-    return max(usable, key=lambda c: (c.certified_accuracy, c.accuracy, c.mean_radius)), candidates
+    best = best_candidate(candidates, key=lambda c: (c.certified_accuracy, c.accuracy, c.mean_radius))
+    return best, candidates
 
 
 def _score(

@@ -21,11 +21,13 @@ from ellips.head import EllipsHead, eval_mode
 from ellips.losses import CodingRateReduction, Isotropy, LatentLoss, Objective
 from ellips.pipeline import check_fingerprint
 from ellips.projector import LatentNorm
-from ellips.regularization_search import RegularizationSearch, select_regularization
+from ellips.regularization_search import RegularizationSearch
 from ellips.types import FeatureBatch, HeadOutput
 from ellips.validation import one_of
+from ellips.vote_search import VoteSearch
 
 from .optimization import Optimization
+from .regularizing import choose, described
 
 
 class GenEllips(L.LightningModule):
@@ -36,7 +38,9 @@ class GenEllips(L.LightningModule):
     each validation, and at the end of every epoch whose validation did not, the Gaussians are fitted exactly, in eval
     mode, in one streaming pass over ``datamodule.fit_dataloader()``.
 
-    Logged: ``train/loss`` and every term as ``train/<name>``; ``val/accuracy`` and ``test/accuracy``.
+    Logged: ``train/loss`` and every term as ``train/<name>``; ``val/accuracy`` and ``test/accuracy``; where votes chose
+    the regularisation, ``val/votes/accuracy``, ``val/votes/certified_accuracy@<radius>`` and ``val/votes/mean_radius``
+    of the choice.
 
     Args:
         in_features: Width of the features (linked from the datamodule in ``train.py``).
@@ -52,7 +56,8 @@ class GenEllips(L.LightningModule):
         objective: The losses; None: MCR² (50 warm-up steps) with isotropy after it, as [E26] for CIFAR-10.
         optimization: Optimiser and schedule; None: those published for CPP.
         regularization: A grid from which pooling and shrinkage are chosen after every exact fit, by certified accuracy
-            on the validation split; None: they stay as given.
+            on the validation split: of latent certificates, or of the votes of noisy copies if it is a
+            :class:`ellips.vote_search.VoteSearch`; None: they stay as given.
         covariance_estimator: ``"moments"``, or scikit-learn's ``"ledoit_wolf"`` or ``"oas"``, which take the place of
             pooling and shrinkage and hold all latents of the training split in memory.
         train_mixture: Make the Gaussians parameters: fitted exactly once, before the first step, then trained with the
@@ -76,7 +81,7 @@ class GenEllips(L.LightningModule):
         sync_batchnorm: bool = True,
         objective: list[LatentLoss] | None = None,
         optimization: Optimization | None = None,
-        regularization: RegularizationSearch | None = None,
+        regularization: RegularizationSearch | VoteSearch | None = None,
         covariance_estimator: Literal["moments", "ledoit_wolf", "oas"] = "moments",
         train_mixture: bool = False,
         slow_fit_seconds: float = 30.0,
@@ -123,6 +128,7 @@ class GenEllips(L.LightningModule):
         """Return the objective on the latents of the global batch; None for a head with nothing to train."""
         if not self._trains:
             return None
+        self.objective.validate_index(batch.index)
         latents = gather_with_gradient(self.head.latents(batch.feature))
         labels = gather_with_gradient(batch.label)
         terms = self.objective(latents, labels, self.head.ellips, self.global_step)
@@ -196,8 +202,7 @@ class GenEllips(L.LightningModule):
             for batch in datamodule.fit_dataloader():
                 batch = self.trainer.strategy.batch_to_device(batch, self.device)
                 self.head.update(batch.feature, batch.label)
-            if self.regularization is not None:
-                self._choose_regularization(*self._all_latents(datamodule.val_dataloader()))
+            self._choose_regularization(datamodule)
             self.head.finalize()
         self.mixture_step = self.trainer.global_step
         self._warn_if_slow(time.monotonic() - start)
@@ -212,15 +217,15 @@ class GenEllips(L.LightningModule):
                 labels.append(batch.label)
         return torch.cat(latents), torch.cat(labels)
 
-    def _choose_regularization(self, latents: Tensor, labels: Tensor) -> None:
-        """Set pooling and shrinkage to the grid's best on validation latents, from the collected moments."""
-        if self.regularization is None:
+    def _choose_regularization(self, datamodule: Any) -> None:  # noqa: ANN401 - any datamodule
+        """Set pooling and shrinkage to the grid's best on the validation split, from the collected moments."""
+        search = self.regularization
+        if search is None:
             return
-        ellips = self.head.ellips
-        moments = self.head.moments.compute()
-        kind = ellips.covariance_type
-        best, _ = select_regularization(moments, latents, labels, self.regularization, covariance_type=kind)
-        ellips.regularization = best.regularization
+        chosen = choose(search, self.head, datamodule, self._all_latents)
+        self.head.ellips.regularization = chosen.regularization
+        if isinstance(search, VoteSearch):  # the values are the same in every process
+            self.log_dict(described(chosen, search), on_step=False, on_epoch=True, batch_size=1)
 
     def _refresh_mixture(self) -> None:
         """Fit the Gaussians if they are older than the projector; trained ones are fitted once, to start from."""

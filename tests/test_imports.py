@@ -20,7 +20,7 @@ ROOMS = (
     ("certificates",),
     ("classifier",),
     ("regularization_search", "losses", "projector"),
-    ("head",),
+    ("vote_search", "head"),
     ("lipschitz",),
     ("encoders",),
     ("input_certifiers",),

@@ -5,6 +5,7 @@ from ellips.losses.coding_rate import CodingRateReduction, class_coding_rate, co
 from ellips.losses.isotropy import Isotropy, isotropy
 from ellips.losses.mixture import CertifiedRadius, MixtureLoss, ScoreCrossEntropy, signed_radius
 from ellips.losses.mmd import ClassMMD
+from ellips.losses.votes import VoteCrossEntropy, VoteLoss, VoteRadius
 
 __all__ = [
     "CertifiedRadius",
@@ -15,6 +16,9 @@ __all__ = [
     "MixtureLoss",
     "Objective",
     "ScoreCrossEntropy",
+    "VoteCrossEntropy",
+    "VoteLoss",
+    "VoteRadius",
     "class_coding_rate",
     "coding_rate",
     "isotropy",

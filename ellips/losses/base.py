@@ -23,9 +23,14 @@ class LatentLoss(nn.Module, ABC):
         weight: What an :class:`Objective` multiplies the value with.
         start_step: First optimiser step at which an :class:`Objective` counts the loss; before it, the loss is off.
 
+    Attributes:
+        copies: Rows in a row that the loss takes to be noisy copies of one image; 1: it looks at rows alone.
+
     Raises:
         ValueError: If ``weight`` or ``start_step`` is negative.
     """
+
+    copies: int = 1
 
     def __init__(self, weight: float = 1.0, start_step: int = 0) -> None:
         super().__init__()
@@ -105,6 +110,22 @@ class Objective(nn.Module):
     def needs_fitted_mixture(self) -> bool:
         """Whether a term needs the mixture to be fitted before the first step."""
         return any(loss.needs_fitted_mixture for loss in self._terms())
+
+    def validate_index(self, index: Tensor) -> None:
+        """Refuse a batch in which the rows that a term takes to be copies of one image are not.
+
+        Args:
+            index: Which image each row is of, shape ``(n,)``.
+
+        Raises:
+            ValueError: With the number of copies that the term takes.
+        """
+        for copies in {loss.copies for loss in self._terms()}:
+            if len(index) % copies or bool((index.view(-1, copies) != index[::copies, None]).any()):
+                raise ValueError(
+                    f"Expected batches in which every {copies} rows in a row are noisy copies of one image, as the "
+                    f"objective takes them, but they are not; in the data, set copies to {copies} and batch_by_image."
+                )
 
     def _terms(self) -> list[LatentLoss]:
         return [loss for loss in self.losses if isinstance(loss, LatentLoss)]
