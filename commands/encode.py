@@ -1,8 +1,9 @@
 """``encode``: fill the feature cache ahead of time, ``ellips encode --config configs/cifar10.yaml``.
 
-Reads the ``data`` section of a training configuration, encodes every image once and writes the features to its
-``cache_dir``; ``--data.*`` overrides entries, e.g. ``--data.root /data/imagenet``. Interrupted, it goes on where it
-was. With ``--devices 8`` (and under SLURM ``--num_nodes 4``) several processes share the work.
+Reads the ``data`` section of a training configuration, encodes every image once, noisy copies included, and writes the
+features to its ``cache_dir``. ``--config`` may be given more than once, later files over earlier ones; ``--data.*``
+overrides entries, e.g. ``--data.root /data/imagenet``. Interrupted, it goes on where it was. With ``--devices 8`` (and
+under SLURM ``--num_nodes 4``) several processes share the work.
 """
 
 from __future__ import annotations
@@ -33,18 +34,21 @@ def build(arguments: Sequence[str] | None = None) -> tuple[Any, EncodedDataModul
         ValueError: If the configuration has no ``data`` section or that has no ``cache_dir``.
     """
     parser = ArgumentParser(prog="ellips encode", description="Fill the feature cache ahead of time.")
-    parser.add_argument("--config", type=Path, required=True, help="a training configuration")
+    parser.add_argument("--config", type=list[Path], help="training configurations, each with a --config of its own")
     parser.add_argument("--splits", type=list[Part] | None, default=None, help="what to encode; null: all there is")
     parser.add_argument("--accelerator", type=str, default="auto", help="as in Lightning: auto, cpu, cuda")
     parser.add_argument("--devices", type=int, default=1, help="processes per machine")
     parser.add_argument("--num_nodes", type=int, default=1, help="machines")
     parser.add_subclass_arguments(EncodedDataModule, "data", required=False)
-    settings = _read_config(arguments)
-    if "data" in settings:
-        parser.set_defaults({"data": settings["data"]})
-    options = parser.parse_args(None if arguments is None else list(arguments))
+    paths, rest = _config_paths(arguments)
+    settings = _read_configs(paths)
+    parser.set_defaults({"config": paths, **({"data": settings["data"]} if "data" in settings else {})})
+    options = parser.parse_args(rest)
     if options.get("data") is None:
-        raise ValueError(f"Expected {options.config} to have a `data` section but it has {sorted(settings)}.")
+        raise ValueError(
+            f"Expected `--config` to name a configuration with a `data` section but got {[str(p) for p in paths]} with "
+            f"{sorted(settings)}."
+        )
     module: EncodedDataModule = parser.instantiate(options).data
     if module.cache_dir is None:
         raise ValueError(
@@ -55,16 +59,27 @@ def build(arguments: Sequence[str] | None = None) -> tuple[Any, EncodedDataModul
     return options, module
 
 
-def _read_config(arguments: Sequence[str] | None) -> dict[str, Any]:
-    # Ahead of the parser proper, because the configuration holds that one's defaults.
-    early = argparse.ArgumentParser(add_help=False)
-    early.add_argument("--config", type=Path)
-    path = early.parse_known_args(arguments)[0].config
-    if path is None:
-        return {}
-    if not path.is_file():
-        raise FileNotFoundError(f"Expected `--config` to be a file but got {path}.")
-    return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+def _config_paths(arguments: Sequence[str] | None) -> tuple[list[Path], list[str]]:
+    # Ahead of the parser proper, because the configurations hold that one's defaults.
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--config", type=Path, action="append", default=[])
+    known, rest = early.parse_known_args(None if arguments is None else list(arguments))
+    return known.config, rest
+
+
+def _read_configs(paths: Sequence[Path]) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    for path in paths:
+        if not path.is_file():
+            raise FileNotFoundError(f"Expected `--config` to be a file but got {path}.")
+        settings = _over(settings, yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+    return settings
+
+
+def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Return the entries of both, those of ``above`` where both have one that is no section."""
+    sections = {k for k in above if isinstance(above[k], dict) and isinstance(below.get(k), dict)}
+    return {**below, **above, **{k: _over(below[k], above[k]) for k in sections}}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -24,6 +24,10 @@ from .noise import NoisyCopies, NoisyImages
 from .sampling import RowsDataset, process_rank
 from .sources import FeatureDataset, ImageDataset, ImageSource
 
+# A `Tensor` in place of `Any` would tell jsonargparse that a class named in a configuration has to be one itself.
+Augmentation = Callable[[Tensor], Any]
+"""Maps an image ``(C, H, W)`` with values in [0, 1] to another of that kind."""
+
 Precision = Literal["32", "16", "bf16"]
 HALF_TYPES: dict[str, torch.dtype] = {"16": torch.float16, "bf16": torch.bfloat16}
 
@@ -70,7 +74,7 @@ class EncodedDataModule(SplitDataModule):
         num_workers: int = 0,
         seed: int = 0,
         keep_images: bool = False,
-        augment: Callable[[Tensor], Tensor] | None = None,
+        augment: Augmentation | None = None,
         copies: int | None = None,
         val_copies: int | None = None,
         batch_by_image: bool = False,

@@ -43,6 +43,20 @@ def test_fills_the_cache_that_training_then_finds(
     assert torch.cat([batch.index for batch in data.val_dataloader()]).tolist() == list(range(270))
 
 
+def test_several_configurations_are_read_and_noisy_copies_are_encoded(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noise = {"class_path": "ellips.datamodules.GaussianNoise", "init_args": {"sigma": 0.25}}
+    over = {"data": {"init_args": {"augment": noise, "copies": 2, "val_copies": 1, "batch_size": 512}}}
+    (tmp_path / "noisy.yaml").write_text(yaml.safe_dump(over))
+    given = ["--config", str(config), "--config", str(tmp_path / "noisy.yaml"), "--data.cache_dir", str(tmp_path / "c")]
+    _, module = encode.build(given)
+    assert (module.batch_size, module.parts) == (512, ("train", "val", "test", "votes"))
+    encode.main([*given, "--accelerator", "cpu", "--data.augment.sigma", "0.5", "--splits", "[votes]"])
+    assert "votes: 270 images in" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "c").iterdir()] == ["votes-sigma0.5-copies1-seed0"]
+
+
 def test_what_is_missing_is_named(config: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="`cache_dir`"):
         encode.build(["--config", str(config)])
