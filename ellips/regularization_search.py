@@ -1,4 +1,4 @@
-"""How far to regularise class covariances: chosen for the certificate on held-out data."""
+"""How far to regularise class covariances: chosen on held-out data, for the certificate or for votes under noise."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ellips.distributed import world_size
 from ellips.gaussians import CovarianceType
 from ellips.gaussians.moments import Moments
 from ellips.gaussians.regularization import Regularization
-from ellips.validation import at_least, validate_labels, validate_latents
+from ellips.validation import at_least, fraction, positive, validate_labels, validate_latents
 
 
 @dataclass(frozen=True)
@@ -24,28 +24,43 @@ class RegularizationSearch:
 
     Attributes:
         radius: Target radius in latent space, in units of the latents; or one per image (input radius times Lipschitz
-            constant) when :func:`select_regularization` is called with a tensor in its place.
+            constant) when :func:`select_regularization` is called with a tensor in its place. With ``sigma``: in input
+            space, on [0, 1] pixels.
         pooling: Values tried.
         shrinkage: Values tried.
         method: Certificate that is counted; ``"pairwise"`` costs little and ranks settings much as ``"exact"`` does.
+            Votes have none.
+        sigma: Count the votes of noisy copies in place of certificates, for a classifier whose decision is smoothed:
+            standard deviation of their noise, on [0, 1] pixels; see :func:`ellips.vote_search.select_by_votes`.
+        alpha: Level of the lower bound on each image's share of votes. It only weighs settings against each other: what
+            is chosen claims nothing.
 
     Raises:
-        ValueError: If the radius is negative, or a grid is empty or leaves [0, 1].
+        ValueError: If the radius is negative, ``sigma`` is not positive, ``alpha`` is not in (0, 1), or a grid is empty
+            or leaves [0, 1].
     """
 
     radius: float
     pooling: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0)
     shrinkage: Sequence[float] = (0.0, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.75)
     method: Method = "pairwise"
+    sigma: float | None = None
+    alpha: float = 0.001
 
     def __post_init__(self) -> None:
         """Check the values."""
         at_least(0, radius=self.radius)
-        self.candidates()
+        positive(sigma=self.sigma)
+        fraction(ends=False, alpha=self.alpha)
+        if not self.candidates():
+            raise ValueError(
+                f"Expected values to try but got none: pooling={tuple(self.pooling)}, "
+                f"shrinkage={tuple(self.shrinkage)}."
+            )
 
     def candidates(self) -> list[Regularization]:
         """Return the settings that are tried, in grid order (pooling outer)."""
-        return grid(self.pooling, self.shrinkage)
+        return [Regularization(pooling, shrinkage) for pooling in self.pooling for shrinkage in self.shrinkage]
 
 
 @dataclass(frozen=True)
@@ -63,19 +78,6 @@ class Candidate:
     accuracy: float
     certified_accuracy: float
     mean_radius: float
-
-
-def grid(pooling: Sequence[float], shrinkage: Sequence[float]) -> list[Regularization]:
-    """Return every pair of values (pooling outer).
-
-    Raises:
-        ValueError: If there is none, or a value leaves [0, 1].
-    """
-    if not pooling or not shrinkage:
-        raise ValueError(
-            f"Expected values to try but got none: pooling={tuple(pooling)}, shrinkage={tuple(shrinkage)}."
-        )
-    return [Regularization(first, second) for first in pooling for second in shrinkage]
 
 
 def best_candidate(candidates: Sequence[Candidate], key: Callable[[Candidate], tuple[float, ...]]) -> Candidate:

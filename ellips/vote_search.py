@@ -2,64 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import torch
 import torch.distributed as dist
-from scipy.special import ndtri
-from scipy.stats import beta
 from torch import Tensor
 
 from ellips.distributed import world_size
 from ellips.gaussians import CovarianceType, Mixture
 from ellips.gaussians.moments import Moments
-from ellips.gaussians.regularization import Regularization
-from ellips.regularization_search import Candidate, best_candidate, grid
-from ellips.validation import at_least, fraction, positive, validate_labels, validate_latents
+from ellips.regularization_search import Candidate, RegularizationSearch, best_candidate
+from ellips.smoothing.confidence import clopper_pearson_lower, radius_of
+from ellips.validation import validate_labels, validate_latents
 
 _ROWS = 8192  # latents whose scores are held at once
-
-
-@dataclass(frozen=True)
-class VoteSearch:
-    """A grid of ``pooling`` and ``shrinkage``, and the radius on the image at which votes shall certify most.
-
-    Attributes:
-        sigma: Standard deviation of the noise, on [0, 1] pixels.
-        radius: Target radius in input space, on [0, 1] pixels.
-        pooling: Values tried.
-        shrinkage: Values tried.
-        alpha: Level of the lower bound on each image's share of votes. It only weighs settings against each other:
-            what is chosen claims nothing.
-
-    Raises:
-        ValueError: If ``sigma`` or ``radius`` is not positive, ``alpha`` is not in (0, 1), or a grid is empty or leaves
-            [0, 1].
-    """
-
-    sigma: float
-    radius: float
-    pooling: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0)
-    shrinkage: Sequence[float] = (0.0, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.75)
-    alpha: float = 0.001
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        positive(sigma=self.sigma, radius=self.radius)
-        fraction(ends=False, alpha=self.alpha)
-        self.candidates()
-
-    def candidates(self) -> list[Regularization]:
-        """Return the settings that are tried, in grid order (pooling outer)."""
-        return grid(self.pooling, self.shrinkage)
 
 
 def select_by_votes(
     moments: Moments,
     latents: Tensor,
     labels: Tensor,
-    search: VoteSearch,
+    search: RegularizationSearch,
     *,
     covariance_type: CovarianceType = "full",
 ) -> tuple[Candidate, list[Candidate]]:
@@ -75,16 +36,18 @@ def select_by_votes(
         moments: Of the training split, as it is seen under noise.
         latents: Of n noisy copies of each held-out image, shape ``(N, n, d)``.
         labels: Shape ``(N,)``.
-        search: Grid, noise and target radius.
+        search: Grid and target radius in input space; its ``sigma`` is that of the noise.
         covariance_type: ``"full"`` or ``"diagonal"``.
 
     Returns:
         The best candidate, and all of them in grid order (pooling outer). Their radii are in input space.
 
     Raises:
-        ValueError: If shapes or labels do not fit, no share of n votes could reach the target radius, or every
-            candidate leaves a covariance singular.
+        ValueError: If the search has no ``sigma``, shapes or labels do not fit, no share of n votes could reach the
+            target radius, or every candidate leaves a covariance singular.
     """
+    if search.sigma is None:
+        raise ValueError("Expected a search with the `sigma` of the noise for votes but got None.")
     classes, dim = moments.mean.shape
     if latents.ndim != 3:
         raise ValueError(f"Expected `latents` to have shape (N, n, d) but got {tuple(latents.shape)}.")
@@ -120,13 +83,8 @@ def vote_radii(copies: int, sigma: float, alpha: float) -> Tensor:
     Raises:
         ValueError: If an argument is out of range.
     """
-    at_least(1, copies=copies)
-    positive(sigma=sigma)
-    fraction(ends=False, alpha=alpha)
-    won = torch.arange(copies + 1, dtype=torch.float64)
-    lower = torch.zeros_like(won)
-    lower[1:] = torch.from_numpy(beta.ppf(alpha, won[1:].numpy(), (copies - won[1:] + 1).numpy()))
-    return torch.from_numpy(sigma * ndtri(lower.numpy())).clamp(min=0)
+    lower = [clopper_pearson_lower(won, copies, alpha) for won in range(copies + 1)]
+    return torch.tensor([radius_of(share, sigma) for share in lower], dtype=torch.float64)
 
 
 def _score(

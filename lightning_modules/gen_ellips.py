@@ -24,7 +24,6 @@ from ellips.projector import LatentNorm
 from ellips.regularization_search import RegularizationSearch
 from ellips.types import FeatureBatch, HeadOutput
 from ellips.validation import one_of
-from ellips.vote_search import VoteSearch
 
 from .optimization import Optimization
 from .regularizing import choose, described
@@ -56,8 +55,8 @@ class GenEllips(L.LightningModule):
         objective: The losses; None: MCR² (50 warm-up steps) with isotropy after it, as [E26] for CIFAR-10.
         optimization: Optimiser and schedule; None: those published for CPP.
         regularization: A grid from which pooling and shrinkage are chosen after every exact fit, by certified accuracy
-            on the validation split: of latent certificates, or of the votes of noisy copies if it is a
-            :class:`ellips.vote_search.VoteSearch`; None: they stay as given.
+            on the validation split: of latent certificates or, with a ``sigma``, of the votes of noisy copies; None:
+            they stay as given.
         covariance_estimator: ``"moments"``, or scikit-learn's ``"ledoit_wolf"`` or ``"oas"``, which take the place of
             pooling and shrinkage and hold all latents of the training split in memory.
         train_mixture: Make the Gaussians parameters: fitted exactly once, before the first step, then trained with the
@@ -81,7 +80,7 @@ class GenEllips(L.LightningModule):
         sync_batchnorm: bool = True,
         objective: list[LatentLoss] | None = None,
         optimization: Optimization | None = None,
-        regularization: RegularizationSearch | VoteSearch | None = None,
+        regularization: RegularizationSearch | None = None,
         covariance_estimator: Literal["moments", "ledoit_wolf", "oas"] = "moments",
         train_mixture: bool = False,
         slow_fit_seconds: float = 30.0,
@@ -224,7 +223,7 @@ class GenEllips(L.LightningModule):
             return
         chosen = choose(search, self.head, datamodule, self._all_latents)
         self.head.ellips.regularization = chosen.regularization
-        if isinstance(search, VoteSearch):  # the values are the same in every process
+        if search.sigma is not None:  # the values are the same in every process
             self.log_dict(described(chosen, search), on_step=False, on_epoch=True, batch_size=1)
 
     def _refresh_mixture(self) -> None:

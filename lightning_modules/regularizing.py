@@ -9,13 +9,13 @@ from torch import Tensor
 
 from ellips.head import EllipsHead
 from ellips.regularization_search import Candidate, RegularizationSearch, select_regularization
-from ellips.vote_search import VoteSearch, select_by_votes
+from ellips.vote_search import select_by_votes
 
 LatentsOf = Callable[[Iterable[Any]], tuple[Tensor, Tensor]]
 
 
 def choose(
-    search: RegularizationSearch | VoteSearch,
+    search: RegularizationSearch,
     head: EllipsHead,
     datamodule: Any,  # noqa: ANN401 - any datamodule that has the loader
     latents_of: LatentsOf,
@@ -23,7 +23,7 @@ def choose(
     """Return the best setting of a grid for the moments that a head has collected; every process must call it.
 
     Args:
-        search: By certificates of clean validation images, or by votes of noisy copies.
+        search: By certificates of clean validation images or, with a ``sigma``, by votes of noisy copies.
         head: Its moments are complete.
         datamodule: Has ``val_dataloader()``, for votes ``votes_dataloader()``, ``vote_copies`` and ``noise_sigma``.
         latents_of: Gives this process's latents and labels of a loader.
@@ -32,7 +32,7 @@ def choose(
         ValueError: If votes are to choose and the data have no noisy copies, or those of another sigma.
     """
     moments, kind = head.moments.compute(), head.ellips.covariance_type
-    if isinstance(search, RegularizationSearch):
+    if search.sigma is None:
         latents, labels = latents_of(datamodule.val_dataloader())
         return select_regularization(moments, latents, labels, search, covariance_type=kind)[0]
     copies = _vote_copies(datamodule, search.sigma)
@@ -41,7 +41,7 @@ def choose(
     return select_by_votes(moments, images, labels[::copies], search, covariance_type=kind)[0]
 
 
-def described(chosen: Candidate, search: VoteSearch) -> dict[str, float]:
+def described(chosen: Candidate, search: RegularizationSearch) -> dict[str, float]:
     """Return what votes say of the chosen setting, by the names that are logged."""
     return {
         "val/votes/accuracy": chosen.accuracy,

@@ -70,7 +70,9 @@ def test_singular_candidates_are_stepped_over_and_nothing_else_is() -> None:
         select_regularization(moments.compute(), held, labels, search, radius=torch.zeros(3))
 
 
-@pytest.mark.parametrize("options", [{"radius": -1.0}, {"pooling": ()}, {"shrinkage": (0.5, 1.5)}])
+@pytest.mark.parametrize(
+    "options", [{"radius": -1.0}, {"sigma": 0.0}, {"alpha": 1.0}, {"pooling": ()}, {"shrinkage": (0.5, 1.5)}]
+)
 def test_a_grid_out_of_range_is_refused(options: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         RegularizationSearch(**{"radius": 0.5, **options})  # type: ignore[arg-type]

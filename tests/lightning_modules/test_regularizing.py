@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,15 @@ from torch.utils.data import DataLoader
 
 from ellips import Ellips
 from ellips.losses import CodingRateReduction, VoteCrossEntropy, VoteRadius
+from ellips.regularization_search import RegularizationSearch
 from ellips.types import FeatureBatch
-from ellips.vote_search import VoteSearch, select_by_votes
+from ellips.vote_search import select_by_votes
 from lightning_modules import GenEllips
 from tests.lightning_modules.feature_data import FeatureData, Rows, stack
 from tests.lightning_modules.test_gen_ellips import make_module, make_trainer
 
 COPIES = 20
-SEARCH = VoteSearch(0.5, 0.2, pooling=(0.0, 0.5), shrinkage=(0.0, 0.2, 0.6))
+SEARCH = RegularizationSearch(0.2, pooling=(0.0, 0.5), shrinkage=(0.0, 0.2, 0.6), sigma=0.5)
 
 
 class NoisyRows(Rows):
@@ -81,7 +83,7 @@ def test_votes_choose_are_logged_and_can_be_monitored(tmp_path: Path) -> None:
 def test_data_without_votes_or_with_another_noise_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"FeatureData has none; set augment .*val_copies"):
         make_trainer(tmp_path).fit(make_module(regularization=SEARCH), FeatureData())
-    other = VoteSearch(0.25, 0.2, (0.5,), (0.5,))
+    other = replace(SEARCH, sigma=0.25)
     with pytest.raises(ValueError, match=r"noise, 0\.5, but got 0\.25; set model\.regularization\.sigma"):
         make_trainer(tmp_path).fit(make_module(regularization=other), NoisyData())
 
