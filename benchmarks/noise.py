@@ -1,10 +1,11 @@
 """What Gaussians that expect noise are worth to a smoothed decision, and projectors trained for it, on the digits.
 
-``python -m benchmarks.noise [--quick] [--json FILE]``. Gaussians on the shipped encoder's features, fitted to clean images
-or to noisy copies, and on projectors trained by the paper's objective or by votes. Pooling and shrinkage are chosen by the
-votes of noisy validation images, by most certified at the target radius. What is printed is the test split, each image with
-as many noisy copies: accuracy of the vote, and radii by Clopper and Pearson's bound, which are those of a choice of class
-and share by the same votes and so no claim. Projectors are the mean over seeds.
+``python -m benchmarks.noise [--quick] [--json FILE]``. Gaussians on the shipped encoder's features, fitted to clean
+images or to noisy copies, and on projectors trained by the paper's objective or by votes, all with the same number of
+steps. Pooling and shrinkage are chosen by the votes of noisy validation images, by most certified at the target radius.
+What is printed of the test split has as many noisy copies of each image: accuracy of the vote, and radii by Clopper and
+Pearson's bound. The class is chosen by the votes that are counted, so these radii compare and claim nothing. Projectors
+are the mean over seeds.
 """
 
 from __future__ import annotations
@@ -50,10 +51,10 @@ def votes(copies: int, temperature: float) -> list[LatentLoss]:
 class Digits:
     """Features of the digits under one noise, encoded once."""
 
-    def __init__(self, sigma: float, copies: int, voters: int) -> None:
+    def __init__(self, sigma: float, copies: int, voters: int, alpha: float) -> None:
         encoder = FrozenEncoder("test_resnet", weights="digits")
         noise: dict[str, Any] = {"augment": GaussianNoise(sigma), "copies": copies, "val_copies": voters}
-        self.sigma, self.copies, self.voters = sigma, copies, voters
+        self.sigma, self.copies, self.voters, self.alpha = sigma, copies, voters, alpha
         self.data = DigitsDataModule(encoder, batch_size=ROWS, **noise)
         self.noisy = self._encode(self.data.fit_dataloader())
         self.clean = self._encode(DigitsDataModule(encoder, batch_size=ROWS).fit_dataloader())
@@ -100,7 +101,7 @@ def evaluate(digits: Digits, fitted_to: Rows, latents_of: Callable[[Tensor], Ten
 
     def choose(rows: Rows, pooling: Sequence[float], shrinkage: Sequence[float], radius: float) -> Any:  # noqa: ANN401
         groups = latents_of(rows[0]).view(-1, digits.voters, latents.shape[1])
-        search = RegularizationSearch(radius, pooling, shrinkage, sigma=digits.sigma)
+        search = RegularizationSearch(radius, pooling, shrinkage, sigma=digits.sigma, alpha=digits.alpha)
         return select_by_votes(moments, groups, rows[1][:: digits.voters], search)[0]
 
     chosen = choose(digits.val, POOLING, SHRINKAGE, TARGET)
@@ -127,7 +128,8 @@ def compare(digits: Digits, epochs: int, seeds: int) -> dict[str, list[dict[str,
         "features": [evaluate(digits, digits.noisy, lambda z: z)],
     }
     for name, (make, split, together) in projectors.items():
-        heads = [train(make(), split, together, epochs, seed) for seed in range(seeds)]
+        rounds = epochs * copies // together  # clean images are fewer: the same number of steps
+        heads = [train(make(), split, together, rounds, seed) for seed in range(seeds)]
         rows[name] = [evaluate(digits, digits.noisy, head.latents) for head in heads]
     return rows
 
@@ -137,8 +139,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = make_parser(__doc__)
     parser.add_argument("--sigmas", type=float, nargs="+", default=[0.25, 0.5], help="standard deviations of the noise")
     options = parser.parse_args(arguments)
-    copies, voters, epochs, seeds = (2, 30, 2, 1) if options.quick else (8, 100, 40, 3)
-    runs = {f"{sigma:g}": compare(Digits(sigma, copies, voters), epochs, seeds) for sigma in options.sigmas}
+    copies, voters, alpha, epochs, seeds = (2, 15, 0.1, 2, 1) if options.quick else (8, 100, 0.001, 40, 3)
+    runs = {f"{sigma:g}": compare(Digits(sigma, copies, voters, alpha), epochs, seeds) for sigma in options.sigmas}
     means = {sigma: {name: _mean(seen) for name, seen in rows.items()} for sigma, rows in runs.items()}
     _show(means)
     column = f"test/certified@{TARGET:g}"
@@ -146,14 +148,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         f"{column} noisy_over_clean_fit sigma={sigma}": rows["features"][column] / rows["features, clean fit"][column]
         for sigma, rows in means.items()
     }
-    settings = {
-        "copies": copies,
-        "voters": voters,
-        "epochs": epochs,
-        "seeds": seeds,
-        "target": TARGET,
-        **_plain(options),
-    }
+    sizes = {"copies": copies, "voters": voters, "alpha": alpha, "epochs": epochs, "seeds": seeds, "target": TARGET}
+    settings = {**sizes, **_plain(options)}
     return report("noise", ratios, settings, measurements={"means": means, "runs": runs}, json_file=options.json)
 
 
