@@ -58,6 +58,7 @@ def test_radii_are_those_of_the_clopper_pearson_bound() -> None:
 
 def test_chooses_the_grid_point_whose_votes_certify_most() -> None:
     moments, (held, labels) = train_moments(), make_split(60, 1, COPIES)
+    labels[::10] = (labels[::10] + 1) % 3  # votes that are sure and wrong certify nothing
     best, candidates = select_by_votes(moments, held, labels, SEARCH)
     assert [c.regularization for c in candidates] == [Regularization(p, s) for p in (0.0, 0.5) for s in (0.0, 0.1, 0.5)]
     for candidate in candidates:
@@ -72,6 +73,7 @@ def test_chooses_the_grid_point_whose_votes_certify_most() -> None:
         assert candidate.mean_radius == pytest.approx(np.mean(np.maximum(radii, 0)))
     assert best == max(candidates, key=lambda c: (c.certified_accuracy, c.mean_radius))
     assert best.certified_accuracy > candidates[0].certified_accuracy
+    assert best.accuracy < 0.95
 
 
 def test_ties_go_to_the_mean_radius() -> None:
