@@ -3,6 +3,7 @@
 import ellips  # noqa: F401 - first: it sees to it that `lightning_modules` and `ellips.lightning_modules` are the same
 
 from .certifier import Certifier
+from .denoiser import DenoiserTraining
 from .encoder_training import EncoderTraining
 from .gen_ellips import GenEllips
 from .lipschitz_encoder import LipschitzEncoderTraining
@@ -11,6 +12,7 @@ from .optimization import Optimization
 
 __all__ = [
     "Certifier",
+    "DenoiserTraining",
     "EncoderTraining",
     "GenEllips",
     "LipschitzEncoderTraining",

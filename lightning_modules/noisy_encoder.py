@@ -85,7 +85,7 @@ class NoisyEncoderTraining(EncoderTraining):
         # Its parts, not itself: a FrozenEncoder stays in eval mode whatever happens.
         self.preprocess = encoder.preprocess.train()
         self.backbone = encoder.backbone.requires_grad_(True).train()
-        self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.backbone.to(memory_format=torch.channels_last)
         self.head = nn.Linear(encoder.feature_dim, num_classes)
         self.sigma = sigma
         self.flip = flip

@@ -36,18 +36,18 @@ def flip_and_shift(images: Tensor, flip: bool, shift: int, generator: torch.Gene
         Shape ``(N, C, H, W)``, channels last in memory.
     """
     count, _, height, width = images.shape
-    draw = {"generator": generator, "device": images.device}
-    rows = torch.arange(height, device=images.device).expand(count, -1)
-    columns = torch.arange(width, device=images.device).expand(count, -1)
+    device = images.device
+    rows = torch.arange(height, device=device).expand(count, -1)
+    columns = torch.arange(width, device=device).expand(count, -1)
     if flip:
-        mirrored = torch.rand(count, 1, **draw) < 0.5
+        mirrored = torch.rand(count, 1, generator=generator, device=device) < 0.5
         columns = torch.where(mirrored, columns.flip(1), columns)
     if shift:
         images = functional.pad(images, (shift,) * 4)
-        rows = rows + torch.randint(2 * shift + 1, (count, 1), **draw)
-        columns = columns + torch.randint(2 * shift + 1, (count, 1), **draw)
+        moves = torch.randint(2 * shift + 1, (2, count, 1), generator=generator, device=device)
+        rows, columns = rows + moves[0], columns + moves[1]
     elif not flip:
         return images
-    which = torch.arange(count, device=images.device)[:, None, None]
+    which = torch.arange(count, device=device)[:, None, None]
     picked: Tensor = images.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None, :]]
     return picked.permute(0, 3, 1, 2)

@@ -44,14 +44,13 @@ class CifarResNet(nn.Module):
         self.ARCHITECTURE = f"ellips.encoders.CifarResNet(depth={depth}, width={width})"
         self.stem = _convolution(3, width)
         self.norm = nn.BatchNorm2d(width)
-        channels = [width, width, 2 * width, 4 * width]
-        self.stages = nn.Sequential(
-            *(
-                _Block(channels[stage] if first else channels[stage + 1], channels[stage + 1], 2 if stage and first else 1)
-                for stage in range(3)
-                for first in (True, *(False,) * (blocks - 1))
-            )
-        )
+        layers: list[nn.Module] = []
+        inner = width
+        for stage, outer in enumerate((width, 2 * width, 4 * width)):
+            for block in range(blocks):
+                layers.append(_Block(inner, outer, stride=2 if stage > 0 and block == 0 else 1))
+                inner = outer
+        self.stages = nn.Sequential(*layers)
         self.num_features = 4 * width
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
