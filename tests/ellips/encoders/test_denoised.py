@@ -53,7 +53,8 @@ def test_each_image_is_mapped_by_itself_and_always_in_the_same_way(denoised: Den
     """All that a smoothed decision needs: no batch statistics, whatever anyone says to train()."""
     images = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     alone = torch.cat([denoised(image[None]) for image in images])
-    for reach in (denoised, denoised.denoiser, denoised.denoiser.layers, denoised.denoiser.layers[3], denoised.backbone):
+    layers = denoised.denoiser.layers
+    for reach in (denoised, denoised.denoiser, layers, layers[3], denoised.backbone):
         reach.train()
         torch.testing.assert_close(denoised(images), alone, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(denoised.encode(images.flip(0)), alone.flip(0), rtol=1e-5, atol=1e-5)

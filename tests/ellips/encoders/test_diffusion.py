@@ -140,7 +140,7 @@ def test_the_step_is_part_of_the_state_that_digests_cover(folder: Path) -> None:
 
 @needs_diffusers
 def test_images_of_another_size_are_refused_with_the_cure(folder: Path) -> None:
-    with pytest.raises(ValueError, match="8x8.*16x16.*changes its noise.*crop"):
+    with pytest.raises(ValueError, match=r"8x8.*16x16.*changes its noise.*crop"):
         DiffusionDenoiser(folder)(torch.rand(1, 3, 16, 16))
 
 
@@ -180,9 +180,7 @@ def test_a_file_that_is_missing_is_named(folder: Path, name: str) -> None:
 
 
 @needs_diffusers
-def test_the_hub_is_asked_after_the_local_folder(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_hub_is_asked_after_the_local_folder(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, list[str]]] = []
 
     def snapshot(name: str, allow_patterns: list[str]) -> str:

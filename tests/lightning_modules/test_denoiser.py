@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from ellips.commands.train_encoder import train_encoder
+from ellips.commands.training import RunFolderCLI
+from ellips.encoders import Denoised, FrozenEncoder, ResidualDenoiser
+from ellips.encoders.augmentation import add_noise, step_generator
+from ellips.encoders.weights import file_digest
+from ellips.splits import digits_part
+from lightning_modules.denoiser import DenoiserTraining
+from tests.shipped import arguments
+
+QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+SHORT = ["--trainer.max_epochs=3", "--trainer.check_val_every_n_epoch=3", "--model.depth=3", "--model.width=16"]
+SHORT += ["--model.encoder.input_size=8"]
+
+
+def digits_encoder() -> FrozenEncoder:
+    return FrozenEncoder("test_resnet", weights="digits", input_size=8)  # small, for speed
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as patch:
+        path = tmp_path_factory.mktemp("runs")
+        patch.chdir(path)
+        yield path
+
+
+@pytest.fixture(scope="module")
+def cli(folder: Path) -> RunFolderCLI:
+    return train_encoder(["fit", *arguments("encoders/digits_denoiser"), *QUIET, *SHORT])
+
+
+def test_training_writes_a_denoiser_that_removes_noise(cli: RunFolderCLI, folder: Path) -> None:
+    path = folder / "runs" / "digits_denoiser" / "digits_denoiser.safetensors"
+    denoiser = ResidualDenoiser(path)
+    batches = [batch.image for batch in cli.datamodule.val_dataloader()]
+    images = torch.cat(batches)
+    # With the noise of the validation.
+    noisy = torch.cat([add_noise(x, 0.25, step_generator(x.device, i, 0)) for i, x in enumerate(batches)])
+    before, after = ((x - images).square().mean() for x in (noisy, denoiser(noisy)))
+    assert float(after) < 0.75 * float(before)
+    cli.model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(denoiser(noisy), cli.model(noisy), rtol=1e-4, atol=1e-5)
+    record = json.loads(path.with_suffix(".json").read_text())
+    assert record["sha256"] == file_digest(path)
+    assert record["layers"] == {"sigma": 0.25, "channels": 1, "depth": 3, "width": 16}
+    assert record["encoder"] == digits_encoder().fingerprint()
+    validation = record["validation"]
+    assert validation["val/noise_mse"] == pytest.approx(float(before))
+    assert validation["val/mse"] == pytest.approx(float(after), rel=1e-4)
+    encoder = digits_encoder()
+    clean, with_it, without = encoder.encode(images), Denoised(encoder, denoiser).encode(noisy), encoder.encode(noisy)
+    error, worse = ((x - clean).square().sum(1) / clean.square().sum(1) for x in (with_it, without))
+    assert validation["val/feature_error"] == pytest.approx(float(error.mean()), rel=1e-3)
+    assert float(error.mean()) < float(worse.mean())
+
+
+def test_checkpoints_hold_no_encoder_and_the_encoder_does_not_change(cli: RunFolderCLI, folder: Path) -> None:
+    state = torch.load(folder / "runs" / "digits_denoiser" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert {name.split(".")[0] for name in state["state_dict"]} == {"layers"}
+    (encoder,) = cli.model._encoder
+    assert encoder.fingerprint() == digits_encoder().fingerprint()
+
+
+def test_features_have_a_say_only_where_they_are_asked() -> None:
+    torch.manual_seed(0)
+    encoder = digits_encoder()
+    training = DenoiserTraining(channels=1, depth=2, width=4, encoder=encoder, stability=1.0)
+    images, _ = digits_part("val")
+    assert float(training.feature_error(images, images)) == pytest.approx(0, abs=1e-6)
+    denoised = training(add_noise(images[:32], 0.25, step_generator(images.device, 0)))
+    training.feature_error(denoised, images[:32]).backward()
+    assert all(float(parameter.grad.abs().sum()) > 0 for parameter in training.layers.parameters())
+    assert all(parameter.grad is None for parameter in encoder.parameters())
+
+
+def test_stability_without_an_encoder_is_refused() -> None:
+    with pytest.raises(ValueError, match="Expected `encoder` with stability"):
+        DenoiserTraining(stability=0.5)
+    with pytest.raises(ValueError, match="there is none"):
+        DenoiserTraining(depth=2, width=2).feature_error(torch.rand(1, 3, 4, 4), torch.rand(1, 3, 4, 4))
