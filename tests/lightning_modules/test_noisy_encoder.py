@@ -137,6 +137,11 @@ def test_the_network_is_trained_on_noise_of_sigma(monkeypatch: pytest.MonkeyPatc
     assert float(noisy.std()) == pytest.approx(0.3, rel=0.01)
 
 
+def test_compiling_renames_no_weights() -> None:
+    plain, compiled = (NoisyEncoderTraining(2, FrozenEncoder(CifarResNet(8, 2)), compile=c) for c in (False, True))
+    assert plain.state_dict().keys() == compiled.state_dict().keys()
+
+
 @pytest.mark.parametrize("wrong", [{"sigma": -1.0}, {"learning_rate": 0.0}, {"label_smoothing": 2.0}, {"shift": -1}])
 def test_settings_out_of_range_are_named(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
