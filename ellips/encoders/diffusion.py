@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import math
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Final
 
@@ -46,7 +49,7 @@ class DiffusionDenoiser(Denoiser):
     Raises:
         ImportError: If diffusers is not installed.
         ValueError: If the model's schedule has no step with such noise, or the model predicts something other than the
-            noise, or needs more than an image.
+            noise, needs more than an image, or is not wholly what its files say.
         WeightsNotFoundError: If the model cannot be found; the message says what to fetch and where to put it.
     """
 
@@ -129,9 +132,24 @@ def _load(folder: Path) -> tuple[Any, Any]:
     for path in (network / _CONFIG, network / _WEIGHTS, schedule / _SCHEDULE):
         if not path.is_file():
             raise WeightsNotFoundError(f"Expected {path} beside the other files of the diffusion model; fetch it, too.")
+    _validate_config(network / _CONFIG, inspect.signature(UNet2DModel).parameters)
     options = {"use_safetensors": True, "low_cpu_mem_usage": False, "local_files_only": True}
-    unet = UNet2DModel.from_pretrained(network, **options)
+    unet, found = UNet2DModel.from_pretrained(network, output_loading_info=True, **options)
+    if wrong := {name: keys[:3] for name, keys in found.items() if keys}:
+        raise ValueError(f"Expected {network / _WEIGHTS} to hold exactly the weights that {_CONFIG} asks for; {wrong}.")
     return unet, DDPMScheduler.from_pretrained(schedule, local_files_only=True)
+
+
+def _validate_config(path: Path, known: Collection[str]) -> None:
+    """Refuse what diffusers would pass over with a warning, and build another network than the one that was trained."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    kind = config.get("_class_name")
+    unknown = sorted(name for name in config if not name.startswith("_") and name not in known)
+    if kind != "UNet2DModel" or unknown:
+        raise ValueError(
+            f"Expected {path} to describe a UNet2DModel as this version of diffusers knows it, but it is of "
+            f"{kind!r} and has the settings {unknown} besides; take another model, or the diffusers that it is for."
+        )
 
 
 def _validate_model(unet: Any, schedule: Any, name: str) -> None:  # noqa: ANN401 - diffusers may not be there

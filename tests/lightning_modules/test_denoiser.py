@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from ellips.commands.train_encoder import train_encoder
-from ellips.commands.training import RunFolderCLI
+from ellips.commands.training import RunFolderCLI, train
 from ellips.encoders import Denoised, FrozenEncoder, ResidualDenoiser
 from ellips.encoders.augmentation import add_noise, step_generator
 from ellips.encoders.weights import file_digest
+from ellips.errors import EncoderMismatchError
+from ellips.pipeline import ImageClassifier
 from ellips.splits import digits_part
 from lightning_modules.denoiser import DenoiserTraining
 from tests.shipped import arguments
@@ -62,6 +64,40 @@ def test_training_writes_a_denoiser_that_removes_noise(cli: RunFolderCLI, folder
     error, worse = ((x - clean).square().sum(1) / clean.square().sum(1) for x in (with_it, without))
     assert validation["val/feature_error"] == pytest.approx(float(error.mean()), rel=1e-3)
     assert float(error.mean()) < float(worse.mean())
+
+
+DENOISED = """
+name: denoised
+data:
+  init_args:
+    encoder:
+      class_path: ellips.encoders.Denoised
+      init_args:
+        encoder:
+          class_path: ellips.encoders.FrozenEncoder
+          init_args: {model: test_resnet, weights: digits}
+        denoiser:
+          class_path: ellips.encoders.ResidualDenoiser
+          init_args: {weights: runs/digits_denoiser/digits_denoiser.safetensors}
+"""
+
+
+def test_gaussians_are_fitted_behind_the_denoiser_that_a_configuration_names(cli: RunFolderCLI, folder: Path) -> None:
+    (folder / "denoised.yaml").write_text(DENOISED)
+    train(["fit", *arguments("data/digits", "model/gaussians"), "--config", "denoised.yaml", *QUIET])
+    denoiser = ResidualDenoiser(folder / "runs" / "digits_denoiser" / "digits_denoiser.safetensors")
+    whole = FrozenEncoder("test_resnet", weights="digits")
+    checkpoint = folder / "runs" / "denoised" / "checkpoints" / "last.ckpt"
+    classifier = ImageClassifier.from_checkpoint(checkpoint, Denoised(whole, denoiser))
+    images, labels = digits_part("val")
+    assert float((classifier(images).argmax(1) == labels).double().mean()) > 0.9
+    with pytest.raises(EncoderMismatchError, match="denoiser"):
+        ImageClassifier.from_checkpoint(checkpoint, whole)
+
+
+def test_the_example_of_the_documentation_is_this_one() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    assert DENOISED.partition("name: denoised\n")[2] in page
 
 
 def test_checkpoints_hold_no_encoder_and_the_encoder_does_not_change(cli: RunFolderCLI, folder: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -161,6 +162,23 @@ def test_models_of_another_kind_are_refused(tmp_path: Path) -> None:
     path = write_model(tmp_path / "size", sample_size=None)
     with pytest.raises(ValueError, match="sample_size"):
         DiffusionDenoiser(path)
+
+
+@needs_diffusers
+def test_what_diffusers_would_pass_over_is_refused(folder: Path) -> None:
+    path, weights = folder / "config.json", folder / "diffusion_pytorch_model.safetensors"
+    config, state = json.loads(path.read_text()), load_file(weights)
+    path.write_text(json.dumps({**config, "attention_legacy_order": True}))  # of a fork
+    with pytest.raises(ValueError, match="attention_legacy_order"):
+        DiffusionDenoiser(folder)
+    path.write_text(json.dumps({**config, "_class_name": "UNet2DConditionModel"}))
+    with pytest.raises(ValueError, match="UNet2DConditionModel"):
+        DiffusionDenoiser(folder)
+    path.write_text(json.dumps(config))
+    missing = next(iter(state))
+    save_file({name: value for name, value in state.items() if name != missing}, weights, {"format": "pt"})
+    with pytest.raises(ValueError, match=re.escape(missing)):
+        DiffusionDenoiser(folder)
 
 
 @needs_diffusers
