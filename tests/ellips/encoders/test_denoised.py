@@ -8,9 +8,11 @@ from torch import Tensor, nn
 
 from datamodules import DigitsDataModule
 from ellips.encoders import Denoised, Denoiser, DenoiserArchitecture, FrozenEncoder, ResidualDenoiser
+from ellips.encoders.augmentation import add_noise, step_generator
 from ellips.encoders.denoiser import export_denoiser
 from ellips.errors import EncoderMismatchError
 from ellips.head import EllipsHead
+from ellips.input_certifiers import SmoothedDecision
 from ellips.pipeline import ImageClassifier, check_fingerprint
 from ellips.splits import digits_part
 from tests.ellips.encoders.test_denoiser import with_statistics
@@ -114,6 +116,16 @@ def test_it_takes_the_place_of_an_encoder_in_datamodule_and_classifier(denoised:
     with torch.no_grad():
         denoised.denoiser.layers[0].bias[0] += 1
     assert classifier.digests()["encoder"] != digest
+
+
+def test_decisions_behind_a_denoiser_are_smoothed_like_any_other(denoised: Denoised) -> None:
+    images, labels = digits_part("train")
+    noisy = add_noise(images, 0.25, step_generator(images.device, 0))
+    head = EllipsHead(96, 10, latent_dim=None, shrinkage=0.5).fit(denoised.encode(noisy), labels)
+    certifier = SmoothedDecision(sigma=denoised.denoiser.sigma, num_samples=100, num_selection=20, stopping="fixed")
+    certificate = ImageClassifier(denoised, head).certify(images[:10], certifier)
+    assert certificate.soundness == "probabilistic"
+    assert int(((certificate.prediction == labels[:10]) & (certificate.radius > 0)).sum()) >= 7
 
 
 def test_it_moves_to_float64(denoised: Denoised) -> None:
