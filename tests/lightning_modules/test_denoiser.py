@@ -15,6 +15,7 @@ from ellips.encoders.weights import file_digest
 from ellips.errors import EncoderMismatchError
 from ellips.pipeline import ImageClassifier
 from ellips.splits import digits_part
+from ellips.types import ImageBatch
 from lightning_modules.denoiser import DenoiserTraining
 from tests.shipped import arguments
 
@@ -117,6 +118,18 @@ def test_features_have_a_say_only_where_they_are_asked() -> None:
     training.feature_error(denoised, images[:32]).backward()
     assert all(float(parameter.grad.abs().sum()) > 0 for parameter in training.layers.parameters())
     assert all(parameter.grad is None for parameter in encoder.parameters())
+
+
+def test_the_loss_is_that_of_pixels_and_stability_times_that_of_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    training = DenoiserTraining(channels=1, depth=2, width=4, encoder=digits_encoder(), flip=False)
+    monkeypatch.setattr(training, "log", lambda *args, **kwargs: None)
+    images, labels = (part[:32] for part in digits_part("val"))
+    denoised = training(add_noise(images, 0.25, step_generator(images.device, training.seed, 0, 0)))
+    pixels, features = (denoised - images).square().mean(), training.feature_error(denoised, images)
+    for stability in (0.0, 2.0):
+        training.stability = stability
+        loss = training.training_step(ImageBatch(images, labels, torch.arange(32)), 0)
+        torch.testing.assert_close(loss, pixels + stability * features)
 
 
 def test_stability_without_an_encoder_is_refused() -> None:

@@ -130,8 +130,11 @@ def test_the_network_is_trained_on_noise_of_sigma(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(training, "log", lambda *args, **kwargs: None)
     batch = ImageBatch(torch.full((64, 3, 32, 32), 0.5), torch.zeros(64, dtype=torch.int64), torch.arange(64))
     training.training_step(batch, 0)
+    monkeypatch.setattr(NoisyEncoderTraining, "global_step", 100)  # the same batch, an epoch later
+    training.training_step(batch, 0)
     training.validation_step(batch, 0)
-    train, clean, noisy = (images - 0.5 for images in seen)
+    train, later, clean, noisy = (images - 0.5 for images in seen)
+    assert not torch.equal(train, later)
     assert float(train.std()) == pytest.approx(0.3, rel=0.01)
     assert not clean.any()
     assert float(noisy.std()) == pytest.approx(0.3, rel=0.01)
