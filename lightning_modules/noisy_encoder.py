@@ -79,6 +79,7 @@ class NoisyEncoderTraining(EncoderTraining):
             "label_smoothing": label_smoothing,
             "flip": flip,
             "shift": shift,
+            **getattr(encoder.backbone, "settings", {}),
         }
         self.save_hyperparameters(ignore=["encoder"])
         self.start = encoder.fingerprint()

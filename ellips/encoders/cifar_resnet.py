@@ -29,6 +29,7 @@ class CifarResNet(nn.Module):
 
     Attributes:
         num_features: Width of the features, four times ``width``.
+        settings: The arguments, for the record of a training.
 
     Raises:
         ValueError: If the depth is none of those, or the width not positive.
@@ -40,6 +41,7 @@ class CifarResNet(nn.Module):
         blocks, rest = divmod(depth - 2, 6)
         if blocks < 1 or rest:
             raise ValueError(f"Expected `depth` to be 6n + 2 (8, 14, 20, ...) but got {depth}.")
+        self.settings = {"depth": depth, "width": width}
         # Layers that differ in arguments alone must differ in a fingerprint, too.
         self.ARCHITECTURE = f"ellips.encoders.CifarResNet(depth={depth}, width={width})"
         self.stem = _convolution(3, width)

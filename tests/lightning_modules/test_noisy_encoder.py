@@ -81,6 +81,7 @@ def test_the_record_says_how_it_was_made(cli: RunFolderCLI, folder: Path) -> Non
     assert record["feature_dim"] == encoder.feature_dim == 16
     assert record["recipe"]["epochs"] == 5
     assert record["recipe"]["sigma"] == 0.25
+    assert CifarResNet(record["recipe"]["depth"], record["recipe"]["width"]).ARCHITECTURE == encoder.architecture
     clean, noisy = (record["validation"][f"val/{name}"] for name in ("accuracy", "noisy_accuracy"))
     assert clean >= noisy > 0.4
     assert {"torch", "lightning", "timm"} <= record["made_with"].keys()
