@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from ellips.encoders.weights import load_file
@@ -166,4 +166,4 @@ def read_architecture(path: str | Path) -> DenoiserArchitecture:
 def export_denoiser(trained: nn.Sequential, architecture: DenoiserArchitecture, path: str | Path) -> None:
     """Write trained layers to a ``.safetensors`` file that carries their architecture."""
     state = {name: value.detach().cpu().contiguous() for name, value in trained.state_dict().items()}
-    save_file(state, str(path), {_METADATA: json.dumps(asdict(architecture))})
+    Path(path).write_bytes(save(state, {_METADATA: json.dumps(asdict(architecture))}))

@@ -73,6 +73,7 @@ def test_running_statistics_were_trained_too(cli: RunFolderCLI, folder: Path) ->
 def test_the_record_says_how_it_was_made(cli: RunFolderCLI, folder: Path) -> None:
     run = folder / "runs" / "small"
     record = json.loads((run / "digits_noise.json").read_text())
+    assert len({path.stat().st_mode for path in run.glob("digits_noise*")}) == 1  # all can be read by the same people
     encoder = reloaded(run)
     assert record["sha256"] == file_digest(run / "digits_noise.safetensors")
     assert record["head"]["sha256"] == file_digest(run / record["head"]["file"])
