@@ -1,4 +1,4 @@
-"""Train a 1-Lipschitz encoder: ``python train_encoder.py fit --config ...``; the same as ``ellips train-encoder``."""
+"""Train an encoder or a denoiser: ``python train_encoder.py fit --config ...``, or ``ellips train-encoder``."""
 
 from ellips.commands.train_encoder import train_encoder
 from ellips.distributed import close_process_group

@@ -14,7 +14,7 @@ COMMANDS = {
     "validate": "validate a checkpoint",
     "test": "test a checkpoint and draw its curves",
     "predict": "run a checkpoint over the test split",
-    "train-encoder": "train a 1-Lipschitz encoder",
+    "train-encoder": "train an encoder, on noise or 1-Lipschitz, or a denoiser",
     "encode": "fill the feature cache ahead of time",
     "certify": "certify the images of a split, one by one",
     "check": "check saved certificates, without trusting what made them",

@@ -1,23 +1,50 @@
-"""``train-encoder``: train a 1-Lipschitz encoder."""
+"""``train-encoder``: train an encoder, or a denoiser to stand in front of one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from ellips.lightning_modules import LipschitzEncoderTraining
+import lightning as L
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser
+
+from ellips.files import RunFolder
+from ellips.lightning_modules import EncoderTraining, LipschitzEncoderTraining
 
 from .training import RunFolderCLI, run
 
 
 class EncoderCLI(RunFolderCLI):
-    """The command line of :class:`LipschitzEncoderTraining`, which takes images."""
+    """The command line of every :class:`EncoderTraining`, which take images.
+
+    ``model`` names one by its ``class_path``. Without it, it is the 1-Lipschitz encoder's, which once was the only one.
+    """
 
     default_name = "encoder"
+    classes_to = "model.init_args.num_classes"
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Say which training it is where no other is named."""
+        super().add_arguments_to_parser(parser)
+        default = {"class_path": f"ellips.lightning_modules.{LipschitzEncoderTraining.__qualname__}"}
+        parser.set_defaults({"model": default})
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Build the trainer, with a checkpoint after every epoch where the configuration names none."""
+        config = self.config_init[self.subcommand].trainer
+        callbacks = list(config.callbacks or [])
+        wanted = config.enable_checkpointing is not False and not config.fast_dev_run
+        if wanted and not any(isinstance(callback, Checkpoint) for callback in callbacks):
+            callbacks.append(
+                ModelCheckpoint(filename=RunFolder.LAST, save_on_train_epoch_end=True, enable_version_counter=False)
+            )
+        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
 
 
 def train_encoder(args: Sequence[str] | None = None) -> RunFolderCLI:
     """Fit or validate the encoder; see :func:`ellips.commands.training.run`."""
-    return run(EncoderCLI, LipschitzEncoderTraining, args)
+    return run(EncoderCLI, EncoderTraining, args, subclass_mode_model=True)
 
 
 def main(args: Sequence[str] | None = None) -> int:

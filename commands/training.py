@@ -31,6 +31,7 @@ class RunFolderCLI(LightningCLI):
     """LightningCLI with run folders: everything of a run lies under ``runs/<name>/``."""
 
     default_name = "default"
+    classes_to = "model.num_classes"  # where the number of classes goes
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the run's name, and take the class count from the data."""
@@ -38,7 +39,7 @@ class RunFolderCLI(LightningCLI):
             "--name", type=str, default=self.default_name, help="Run folder: everything goes to runs/<name>/."
         )
         parser.link_arguments("name", "trainer.default_root_dir", compute_fn=lambda name: str(RUNS / name))
-        parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
+        parser.link_arguments("data.num_classes", self.classes_to, apply_on="instantiate")
 
     def before_instantiate_classes(self) -> None:
         """Refuse to overwrite a run, and log into its folder unless the configuration names another logger."""
@@ -126,13 +127,20 @@ def with_defaults(given: Sequence[L.Callback], *, checkpoint: bool = True) -> li
     return callbacks
 
 
-def run(command: type[RunFolderCLI], module: type[L.LightningModule], args: Sequence[str] | None) -> RunFolderCLI:
+def run(
+    command: type[RunFolderCLI],
+    module: type[L.LightningModule],
+    args: Sequence[str] | None,
+    *,
+    subclass_mode_model: bool = False,
+) -> RunFolderCLI:
     """Run one subcommand: fit, validate, test or predict.
 
     Args:
         command: The command line.
         module: What is trained.
         args: The command line without the program's name; None: that of this process.
+        subclass_mode_model: Whether the configuration names a subclass of ``module`` by its ``class_path``.
 
     Returns:
         The finished command, with ``trainer``, ``model`` and ``datamodule``.
@@ -144,6 +152,7 @@ def run(command: type[RunFolderCLI], module: type[L.LightningModule], args: Sequ
         return command(
             module,
             L.LightningDataModule,
+            subclass_mode_model=subclass_mode_model,
             subclass_mode_data=True,
             save_config_callback=KeepConfig,
             auto_configure_optimizers=False,

@@ -3,8 +3,19 @@
 import ellips  # noqa: F401 - first: it sees to it that `lightning_modules` and `ellips.lightning_modules` are the same
 
 from .certifier import Certifier
+from .denoiser import DenoiserTraining
+from .encoder_training import EncoderTraining
 from .gen_ellips import GenEllips
 from .lipschitz_encoder import LipschitzEncoderTraining
+from .noisy_encoder import NoisyEncoderTraining
 from .optimization import Optimization
 
-__all__ = ["Certifier", "GenEllips", "LipschitzEncoderTraining", "Optimization"]
+__all__ = [
+    "Certifier",
+    "DenoiserTraining",
+    "EncoderTraining",
+    "GenEllips",
+    "LipschitzEncoderTraining",
+    "NoisyEncoderTraining",
+    "Optimization",
+]

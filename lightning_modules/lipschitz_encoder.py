@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import datetime
-import json
-import os
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import lightning as L
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ellips.encoders.lipschitz import LipschitzArchitecture, LipschitzEncoder, export_encoder
-from ellips.encoders.weights import file_digest
-from ellips.files import replace_file, replacing
+from ellips.files import replacing
 from ellips.metrics import CertifiedAccuracy
 from ellips.types import FeatureBatch, ImageBatch
 from ellips.validation import at_least, positive
-from ellips.versions import made_with
+
+from .encoder_training import EncoderTraining, images_of
 
 
-class LipschitzEncoderTraining(L.LightningModule):
+class LipschitzEncoderTraining(EncoderTraining):
     """Trains a 1-Lipschitz encoder, and writes it in plain layers at the end of fit.
 
     Classes are told apart by fixed directions, the corners of a regular simplex: the cosine part of cross-entropy with
@@ -52,6 +45,7 @@ class LipschitzEncoderTraining(L.LightningModule):
         ValueError: If there are fewer features than a simplex needs, or an argument is out of its range.
     """
 
+    packages: ClassVar[tuple[str, ...]] = ("torch", "lightning", "deel-torchlip")
     directions: Tensor
 
     def __init__(
@@ -133,45 +127,16 @@ class LipschitzEncoderTraining(L.LightningModule):
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, total_steps=steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def on_fit_end(self) -> None:
-        """Write the encoder in plain layers, prove it, and write the record beside it."""
-        self._export(Path(self.trainer.default_root_dir) / f"{self.export_name}.safetensors")
-
-    @rank_zero_only
-    def _export(self, path: Path) -> None:
+    def export(self, path: Path) -> dict[str, Any]:
+        """Write the encoder in plain layers and prove it; the record has both constants."""
         self.encoder.eval()
         with replacing(path) as partial:
             before = export_encoder(self.encoder, self.architecture, partial)
-        metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items() if "val/" in name}
-        record = {
-            "name": self.export_name,
+        return {
             "architecture": "ellips.encoders.LipschitzEncoder",
-            "sha256": file_digest(path),
             "proven_constant": LipschitzEncoder(path).constant,
             "proven_constant_before_division": before,
-            "command": f"python {shlex.join(sys.argv)}",
-            "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
-            "recipe": {
-                "seed": int(os.environ.get("PL_GLOBAL_SEED", -1)),
-                "epochs": self.trainer.max_epochs,
-                **self.recipe,
-            },
-            "data": {"datamodule": _name_of(getattr(self.trainer, "datamodule", None)), "part": "train"},
-            "validation": metrics,
-            "made_with": made_with("torch", "lightning", "deel-torchlip"),
         }
-        replace_file(path.with_suffix(".json"), json.dumps(record, indent=2) + "\n")
-
-
-def images_of(batch: FeatureBatch | ImageBatch) -> Tensor:
-    """Return the images of a batch.
-
-    Raises:
-        ValueError: If the datamodule did not keep them.
-    """
-    if batch.image is None:
-        raise ValueError("Expected batches with images but got features alone; set keep_images=True on the datamodule.")
-    return batch.image
 
 
 def simplex(corners: int, dim: int) -> Tensor:
@@ -191,7 +156,3 @@ def _torchlip_layers() -> tuple[type[nn.Linear], type[nn.Conv2d]]:
             "Training 1-Lipschitz encoders needs deel-torchlip: pip install 'ellips[lipschitz]'."
         ) from error
     return SpectralLinear, SpectralConv2d
-
-
-def _name_of(value: object) -> str | None:
-    return None if value is None else f"{type(value).__module__}.{type(value).__qualname__}"

@@ -1,7 +1,24 @@
-"""Frozen encoders: pretrained ones from timm or a file, and 1-Lipschitz ones that are proven when they are loaded."""
+"""Frozen encoders: pretrained, trained on noise, behind a denoiser, or 1-Lipschitz and proven when they are loaded."""
 
+from ellips.encoders.cifar_resnet import CifarResNet
+from ellips.encoders.denoised import Denoised
+from ellips.encoders.denoiser import Denoiser, DenoiserArchitecture, ResidualDenoiser
+from ellips.encoders.diffusion import DiffusionDenoiser
 from ellips.encoders.frozen import FrozenEncoder
+from ellips.encoders.linear import LinearHead
 from ellips.encoders.lipschitz import LipschitzArchitecture, LipschitzEncoder
 from ellips.encoders.preprocessing import Preprocess
 
-__all__ = ["FrozenEncoder", "LipschitzArchitecture", "LipschitzEncoder", "Preprocess"]
+__all__ = [
+    "CifarResNet",
+    "Denoised",
+    "Denoiser",
+    "DenoiserArchitecture",
+    "DiffusionDenoiser",
+    "FrozenEncoder",
+    "LinearHead",
+    "LipschitzArchitecture",
+    "LipschitzEncoder",
+    "Preprocess",
+    "ResidualDenoiser",
+]

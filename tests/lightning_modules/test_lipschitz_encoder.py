@@ -14,8 +14,7 @@ from ellips.encoders import FrozenEncoder, LipschitzEncoder
 from ellips.lipschitz import SpectralProduct
 from ellips.pipeline import ImageClassifier
 from ellips.splits import digits_part
-from ellips.types import FeatureBatch
-from lightning_modules.lipschitz_encoder import LipschitzEncoderTraining, images_of, simplex
+from lightning_modules.lipschitz_encoder import LipschitzEncoderTraining, simplex
 from tests.shipped import arguments
 
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
@@ -61,12 +60,6 @@ def test_a_simplex_has_equal_angles_and_unit_corners() -> None:
     corners = simplex(5, 7).double()
     products = corners @ corners.T
     torch.testing.assert_close(products, torch.eye(5).double() * 1.25 - 0.25, atol=1e-6, rtol=0)
-
-
-def test_batches_without_images_are_refused() -> None:
-    batch = FeatureBatch(torch.rand(2, 3), torch.zeros(2, dtype=torch.int64), torch.arange(2))
-    with pytest.raises(ValueError, match="keep_images"):
-        images_of(batch)
 
 
 def test_gaussians_on_the_shipped_encoder_give_deterministic_radii(folder: Path) -> None:

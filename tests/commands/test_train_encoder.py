@@ -1,0 +1,56 @@
+"""Which training `train-encoder` runs: the configuration names it, and without a name it is the first there was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ellips.commands.train_encoder import train_encoder
+from tests.shipped import CONFIGS, arguments
+
+HEAD = "ellips.lightning_modules."
+
+
+def printed(capsys: pytest.CaptureFixture[str], *given: str) -> Any:  # noqa: ANN401
+    with pytest.raises(SystemExit) as stop:
+        train_encoder(["fit", *given, "--print_config"])
+    assert stop.value.code == 0
+    return yaml.safe_load(capsys.readouterr().out)["model"]
+
+
+def test_a_flat_configuration_is_that_of_the_lipschitz_encoder(capsys: pytest.CaptureFixture[str]) -> None:
+    flat = yaml.safe_load((CONFIGS / "encoders" / "digits_lipschitz.yaml").read_text())["model"]
+    assert "class_path" not in flat
+    model = printed(capsys, *arguments("encoders/digits_lipschitz"), "--model.widths=[32]")
+    assert model["class_path"] == f"{HEAD}LipschitzEncoderTraining"
+    assert model["init_args"]["widths"] == [32]
+    assert model["init_args"]["margin"] == flat["margin"]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("digits_noise", "NoisyEncoderTraining"),
+        ("cifar10_noise", "NoisyEncoderTraining"),
+        ("digits_denoiser", "DenoiserTraining"),
+    ],
+)
+def test_a_configuration_names_its_training(capsys: pytest.CaptureFixture[str], name: str, expected: str) -> None:
+    model = printed(capsys, *arguments(f"encoders/{name}"), "--model.sigma=0.125")
+    assert model["class_path"] == HEAD + expected
+    assert model["init_args"]["sigma"] == 0.125
+
+
+def test_what_is_no_training_of_an_encoder_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    other = tmp_path / "other.yaml"
+    other.write_text(f"model:\n  class_path: {HEAD}GenEllips\n")
+    with pytest.raises(SystemExit) as stop:
+        train_encoder(["fit", *arguments("encoders/digits_noise"), "--config", str(other)])
+    assert stop.value.code != 0
+    assert "EncoderTraining" in capsys.readouterr().err

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional
+
+from ellips.encoders.augmentation import add_noise, flip_and_shift, step_generator
+
+CPU = torch.device("cpu")
+
+
+def draw(*numbers: int) -> list[float]:
+    return torch.rand(4, generator=step_generator(CPU, *numbers)).tolist()
+
+
+def test_a_generator_depends_on_all_its_numbers_and_on_nothing_else() -> None:
+    torch.manual_seed(1)
+    first = draw(0, 7, 1)
+    torch.manual_seed(2)
+    assert draw(0, 7, 1) == first
+    assert len({tuple(draw(*numbers)) for numbers in [(0, 7, 1), (1, 7, 1), (0, 8, 1), (0, 7, 2), (7, 0, 1)]}) == 5
+
+
+def test_noise_has_the_deviation_that_is_asked_for_and_is_not_cut_off() -> None:
+    images = torch.zeros(50, 3, 16, 16)
+    noise = add_noise(images, 0.25, step_generator(CPU, 0))
+    assert float(noise.std()) == pytest.approx(0.25, rel=0.02)
+    assert float(noise.mean()) == pytest.approx(0, abs=0.01)
+    assert float(noise.min()) < -0.5
+    assert torch.equal(add_noise(images, 0.0, step_generator(CPU, 0)), images)
+
+
+def test_every_image_is_one_of_the_possible_views_and_all_of_them_occur() -> None:
+    image = torch.rand(2, 5, 4)
+    images = image.expand(600, -1, -1, -1)
+    moved = flip_and_shift(images, True, 1, step_generator(CPU, 0))
+    views = [
+        functional.pad(view, (1, 1, 1, 1))[:, down : down + 5, right : right + 4]
+        for view in (image, image.flip(2))
+        for down in range(3)
+        for right in range(3)
+    ]
+    counts = [sum(torch.equal(one, view) for one in moved) for view in views]
+    assert sum(counts) == 600
+    assert min(counts) > 600 / len(views) / 3
+
+
+def test_mirroring_and_moving_can_each_be_left_out() -> None:
+    images = torch.rand(20, 1, 3, 3)
+    assert flip_and_shift(images, False, 0, step_generator(CPU, 0)) is images
+    mirrored = flip_and_shift(images, True, 0, step_generator(CPU, 0))
+    which = [torch.equal(new, old.flip(2)) for new, old in zip(mirrored, images, strict=True)]
+    assert [torch.equal(new, old) for new, old in zip(mirrored, images, strict=True)] == [not flag for flag in which]
+    assert 0 < sum(which) < 20

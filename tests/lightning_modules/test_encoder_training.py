@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import math
+
+import lightning as L
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from ellips.types import FeatureBatch
+from lightning_modules.encoder_training import EncoderTraining, images_of
+
+
+class Plain(EncoderTraining):
+    """A number that is trained for 20 steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.rates: list[float] = []
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        self.rates.append(self.trainer.optimizers[0].param_groups[0]["lr"])
+        return (self.weight - batch[0]).square().mean()
+
+    def configure_optimizers(self) -> object:
+        return self.one_cycle(torch.optim.SGD(self.parameters(), lr=2.0), warmup=0.5)
+
+    def on_fit_end(self) -> None:
+        """Nothing to write."""
+
+
+def test_the_rate_rises_along_half_a_cosine_and_falls_along_another_to_zero() -> None:
+    model = Plain()
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = L.Trainer(max_epochs=2, accelerator="cpu", enable_model_summary=False, **quiet)
+    trainer.fit(model, DataLoader(TensorDataset(torch.zeros(10))))
+    rise = [2 * (0.04 + 0.96 * (1 - math.cos(math.pi * i / 10)) / 2) for i in range(10)]
+    fall = [1 + math.cos(math.pi * i / 10) for i in range(10)]
+    assert model.rates == pytest.approx(rise + fall)
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0)
+
+
+def test_batches_without_images_are_refused() -> None:
+    batch = FeatureBatch(torch.rand(2, 3), torch.zeros(2, dtype=torch.int64), torch.arange(2))
+    with pytest.raises(ValueError, match="keep_images"):
+        images_of(batch)
