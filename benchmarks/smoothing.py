@@ -38,10 +38,11 @@ from ellips.encoders import CifarResNet, FrozenEncoder, LinearHead
 from ellips.gaussians.moments import ClassMoments
 from ellips.input_certifiers import Chain, SmoothedDecision, SmoothedEncoder
 from ellips.input_certifiers.smoothed_encoder import mean_error
+from ellips.regularization_search import RegularizationSearch
 from ellips.smoothing import ImageNoise, VotePlan
 from ellips.smoothing.voting import cast_votes
 from ellips.splits import digits_part
-from ellips.vote_search import VoteSearch, select_by_votes
+from ellips.vote_search import select_by_votes
 
 SIGMA = 0.25
 ALPHA = 0.001
@@ -156,7 +157,7 @@ def fit_gaussians(task: Task, sizes: Sizes, train: Tensor, held_out: Tensor) -> 
     moments = ClassMoments(classes, train.shape[-1])
     moments.update(train.flatten(0, 1), labels.repeat_interleave(train.shape[1]))
     reachable = 0.5 * SIGMA if sizes.votes < 60 else SIGMA
-    search = VoteSearch(sigma=SIGMA, radius=reachable)
+    search = RegularizationSearch(reachable, sigma=SIGMA)
     best, _ = select_by_votes(moments.compute(), held_out, task.parts["val"][1][: len(held_out)], search)
     ellips = Ellips(classes, train.shape[-1])
     ellips.regularization = best.regularization

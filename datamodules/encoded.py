@@ -143,7 +143,7 @@ class EncodedDataModule(SplitDataModule):
         """Rows of each validation image that :meth:`votes_dataloader` yields; None: there is none."""
         return None if self.noisy_copies is None else self.noisy_copies.votes
 
-    def images(self, split: Part) -> ImageDataset:
+    def image_dataset(self, split: Part) -> ImageDataset:
         """Open the images that are encoded for a split, noisy copies where the settings ask for them.
 
         Raises:
@@ -163,11 +163,11 @@ class EncodedDataModule(SplitDataModule):
 
         Raises:
             CacheMismatchError: If the cache's folder holds features of something else.
-            ValueError: As :meth:`images`, or if images were skipped that may not be.
+            ValueError: As :meth:`image_dataset`, or if images were skipped that may not be.
         """
         if self.cache_dir is None:
-            return self.images(split)
-        return FeatureDataset(self.open_cache(split), self.images(split) if self.keep_images else None)
+            return self.image_dataset(split)
+        return FeatureDataset(self.open_cache(split), self.image_dataset(split) if self.keep_images else None)
 
     def training_dataset(self) -> RowsDataset[Any]:
         """Open the training split: images augmented anew if that is asked for, as :meth:`dataset` otherwise."""
@@ -194,7 +194,7 @@ class EncodedDataModule(SplitDataModule):
         Raises:
             ValueError: If ``val_copies`` was not given.
         """
-        copies = self.images("votes").copies
+        copies = self.image_dataset("votes").copies
         return self._loader(self.dataset("votes"), max(self.eval_batch_size, copies), copies=copies)
 
     def workers_for(self, dataset: RowsDataset[Any]) -> int:
@@ -256,7 +256,7 @@ class EncodedDataModule(SplitDataModule):
             self._fill(split, writer, shards, device or self._device(), (world, rank))
         barrier()
         if rank == 0 and not writer.is_complete():
-            writer.finish(self.images(split).source.path)
+            writer.finish(self.image_dataset(split).source.path)
         barrier()
         cache = FeatureCache(folder, plan)
         self.check_skipped(split, cache.skipped)
@@ -284,7 +284,7 @@ class EncodedDataModule(SplitDataModule):
         with ImageProgress(f"Encoding {split}", total, processes=world, show=rank == 0) as progress:
             fill(
                 writer,
-                self.images(split),
+                self.image_dataset(split),
                 self.encode,
                 shards,
                 batch_size=self.eval_batch_size,
@@ -294,7 +294,7 @@ class EncodedDataModule(SplitDataModule):
             )
 
     def _plan(self, split: Part) -> Plan:
-        images = self.images(split)
+        images = self.image_dataset(split)
         identity: dict[str, Any] = {
             "data": {**images.source.identity(), "classes_sha256": _digest_of_names(self.class_names)},
             "encoder": self.encoder_fingerprint(),
