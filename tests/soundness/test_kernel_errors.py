@@ -148,6 +148,36 @@ def test_scores_have_the_errors_that_theory_asks_for(kind: str) -> None:
             assert abs(offset - dot(true, true) - Fraction(float(scores[0, k]))) <= needed
 
 
+def test_scores_have_their_errors_where_squares_are_too_small_to_be_numbers() -> None:
+    """A of 2⁻⁵⁶⁰ and z of 2⁵⁶⁰: y is of size 1, but the squares that column norms are made of vanish."""
+    for seed in range(20):
+        draw = Draw(seed)
+        ellips, z = two_classes(draw, 1, "full")
+        ellips.precision_factors *= 2.0**-560
+        ellips.means *= 2.0**560
+        z *= 2.0**560
+        y, _, errors = Kernel(ellips).whiten(z)
+        for k in range(2):
+            found = abs(Fraction(float(y[k, 0, 0])))
+            assert Fraction(float(errors[0, k])) >= gamma(2) * found**2 + 2 * found * gamma(2) * found * (1 - 4 * U)
+
+
+def test_the_kernel_is_of_the_stored_numbers_and_of_its_own_copy_of_them() -> None:
+    """What stands above the diagonal of a factor counts for nothing; what is changed later changes no proof."""
+    ellips, z = two_classes(Draw(1), 3, "full")
+    plain = Kernel(ellips)
+    before = [x.clone() for x in (*plain.whiten(z), plain.bordered, plain.means, plain.log_priors)]
+    ellips.precision_factors[:, 0, 1:] = 7.0
+    stored = ellips.precision_factors.clone()
+    again = Kernel(ellips)
+    assert torch.equal(ellips.precision_factors, stored)
+    for values in (ellips.precision_factors, ellips.means, ellips.log_priors):
+        values *= 3
+    for kernel in (plain, again):
+        after = (*kernel.whiten(z), kernel.bordered, kernel.means, kernel.log_priors)
+        assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
+
+
 def test_margins_leave_out_the_errors_of_both_scores_and_of_themselves() -> None:
     kernel = Kernel(two_classes(Draw(0), 2, "full")[0])
     for seed in range(300):

@@ -197,7 +197,13 @@ def test_an_abstention_is_not_right_where_there_is_no_label() -> None:
             count(*data)
 
 
-@pytest.mark.parametrize("radii", [[], [-0.1], [0.5, 0.5], [1.0, 0.5], [float("nan")]])
+def test_a_table_of_radii_is_not_counted_as_a_row() -> None:
+    data = torch.ones(2, 2), torch.zeros(2, 2, dtype=torch.int64), torch.zeros(2, 2, dtype=torch.int64)
+    with pytest.raises(ValueError, match="one shape"):
+        CertifiedAccuracy(RADII).update(*data)
+
+
+@pytest.mark.parametrize("radii", [[], [-0.1], [-0.1, 0.5], [0.5, 0.5], [1.0, 0.5], [float("nan")], [0.5, float("nan")]])
 def test_grids_that_are_none_are_refused(radii: list[float]) -> None:
     with pytest.raises(ValueError, match="strictly ascending"):
         CertifiedAccuracy(radii)
@@ -226,6 +232,7 @@ def test_intervals_cover_95_per_cent_unless_told_otherwise() -> None:
     np.testing.assert_allclose([float(end) for end in clopper_pearson(7, 20)], expected, rtol=1e-8)
     whole = joined(batches())
     for curve in (certified_accuracy_curve(*whole, radii=RADII), _curve_of(*whole)):
+        assert curve.radii.tolist() == RADII
         for accuracy, lower, upper in zip(curve.accuracy, curve.lower, curve.upper, strict=True):
             count = round(float(accuracy) * len(whole[0]))
             expected = [float(end) for end in binomtest(count, len(whole[0])).proportion_ci(0.95, method="exact")]
