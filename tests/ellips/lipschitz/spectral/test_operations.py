@@ -33,6 +33,8 @@ def constants(*shape: int) -> Tensor:
 
 
 WEIGHT, KERNEL, GROUPED = constants(5, 48), constants(3, 2, 3, 2), constants(4, 1, 2, 3)
+MATRICES = torch.stack([torch.zeros(6, 1), torch.ones(6, 1)])
+VARIANCE = torch.tensor([0.01, 4.0, 100.0, 1.0, 1.0])
 FACTORS = torch.tensor([-3.0, 0.5]).view(2, 1, 1)
 AFFINE: dict[str, Function] = {
     "sum of two": lambda x: x + 3 * x.flip(3),
@@ -47,6 +49,14 @@ AFFINE: dict[str, Function] = {
     "convolution with dilation": lambda x: functional.conv2d(x, KERNEL.to(x), dilation=(1, 3), padding=(0, 2)),
     "convolution in groups": lambda x: functional.conv2d(x, GROUPED.to(x), groups=2, padding=1),
     "scaled after a layer": lambda x: FACTORS.to(x) * functional.conv2d(x, KERNEL[:2].to(x), padding=1),
+    "addmm": lambda x: torch.addmm(torch.ones(5).to(x), x.flatten(1), WEIGHT.T.to(x)),
+    "a sum with a wider copy": lambda x: x + 2 * x.double(),
+    "a sum with what drops nothing": lambda x: x + 2 * functional.dropout(x, 0.3, training=False),
+    "a sum with copies": lambda x: x + 2 * x.clone().contiguous().detach(),
+    "a sum with what is padded": lambda x: functional.pad(x, (1, 0)) + 2 * functional.pad(x, (0, 1)),
+    "a norm after a layer": lambda x: functional.batch_norm(
+        functional.linear(x.flatten(1), WEIGHT.to(x)), torch.zeros(5).to(x), VARIANCE.to(x)
+    ),
     "mean over an axis": lambda x: x.mean((2, 3)),
     "sum over an axis": lambda x: x.sum((1, 2)),
     "average pool": lambda x: functional.avg_pool2d(x, (2, 3)),
@@ -176,6 +186,10 @@ def test_the_projection_on_a_ball_is_divided_by_its_radius(least: float) -> None
 
 REFUSED: dict[str, Function] = {
     "weights of the image": lambda x: functional.linear(x.flatten(1), x.flatten(1)),
+    "a bias of the image": lambda x: torch.addmm(x.flatten(1), torch.ones(1, 48).to(x), torch.ones(48, 48).to(x)),
+    "a product of the image with itself": lambda x: torch.addmm(torch.ones(4).to(x), x[0, 0], x[0, 0].T),
+    "matrices of three axes": lambda x: x @ MATRICES.to(x),
+    "windows cut beyond their padding": lambda x: functional.avg_pool2d(x, (4, 3), 3, (1, 0), ceil_mode=True),
     "statistics of the image": lambda x: functional.batch_norm(x, x.mean((0, 2, 3)), torch.ones(2).to(x)),
     "a variance of zero": lambda x: functional.batch_norm(x, torch.zeros(2), torch.zeros(2), eps=0.0),
     "cut windows": lambda x: functional.avg_pool2d(x, (3, 4), stride=2, ceil_mode=True),
