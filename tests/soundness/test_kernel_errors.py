@@ -106,7 +106,7 @@ def test_errors_may_be_given_one_per_cent_too_small() -> None:
 
 @pytest.mark.parametrize("size", [2, 3, 10, 60])
 def test_cholesky_is_trusted_no_further_than_its_errors_allow(size: int) -> None:
-    """A least eigenvalue of exactly what item 4 takes off, in units of the diagonal, proves nothing; a little more does.
+    """A least eigenvalue of just what item 4 takes off, in units of the diagonal, proves nothing; a little more does.
 
     The entries off the diagonal are −c, so that Cholesky itself rounds little, and the room has to be left on purpose.
     """
@@ -139,7 +139,10 @@ def test_scores_have_the_errors_that_theory_asks_for(kind: str) -> None:
             z[0, 1] -= ellips.factors[0, 1, 0] / ellips.factors[0, 1, 1]
         y, scores, errors = Kernel(ellips).whiten(z)
         for k in range(2):
-            a, away = matrix(ellips.factors[k]), [p - m for p, m in zip(exact(z[0]), exact(ellips.means[k]), strict=True)]
+            a, away = (
+                matrix(ellips.factors[k]),
+                [p - m for p, m in zip(exact(z[0]), exact(ellips.means[k]), strict=True)],
+            )
             h = sum(length(column) * abs(x) for column, x in zip(columns(a), away, strict=True))
             slip = gamma((dim if kind == "full" else 1) + 1) * h
             found, square = length(exact(y[k, 0])), dot(exact(y[k, 0]), exact(y[k, 0]))
@@ -220,8 +223,8 @@ def test_the_corner_is_not_above_what_is_left_of_the_margin(monkeypatch: pytest.
         margin, t = (float(draw.normal(1).exp()) for _ in range(2))
         least(margin, t, math.sqrt(margin * t) * 2.0 ** -draw.integer(0, 40))
     for size in range(150, 320, 5):
-        least(10.0 ** -size, 1e-20, 10.0 ** -(size / 2 + 10) * 0.9)
-        least(10.0 ** -size, 1e20, 10.0 ** -(size / 2 - 10) * 0.9)
+        least(10.0**-size, 1e-20, 10.0 ** -(size / 2 + 10) * 0.9)
+        least(10.0**-size, 1e20, 10.0 ** -(size / 2 - 10) * 0.9)
 
 
 def test_errors_go_by_component_where_covariances_are_diagonal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,7 +44,9 @@ def test_what_is_divided_or_taken_off_never_leaves_more_than_there_was() -> None
     certificate = Certificate(zeros, latent, zeros + 1, latent, latent, "exact")
     bound = LipschitzBound(constant, torch.full((n,), math.inf).double(), "deterministic", "test", {})
     moved, less = certificate.to_input(bound).radius, certificate.less(lost).radius
-    for radius, slope, whole, off, left in zip(*(x.tolist() for x in (moved, constant, latent, lost, less)), strict=True):
+    for radius, slope, whole, off, left in zip(
+        *(x.tolist() for x in (moved, constant, latent, lost, less)), strict=True
+    ):
         assert Fraction(radius) * Fraction(slope) <= Fraction(whole)
         assert radius * slope >= whole * (1 - 1e-14)
         assert left == 0 if whole <= off else Fraction(left) <= Fraction(whole) - Fraction(off)

@@ -203,7 +203,9 @@ def test_a_table_of_radii_is_not_counted_as_a_row() -> None:
         CertifiedAccuracy(RADII).update(*data)
 
 
-@pytest.mark.parametrize("radii", [[], [-0.1], [-0.1, 0.5], [0.5, 0.5], [1.0, 0.5], [float("nan")], [0.5, float("nan")]])
+@pytest.mark.parametrize(
+    "radii", [[], [-0.1], [-0.1, 0.5], [0.5, 0.5], [1.0, 0.5], [float("nan")], [0.5, float("nan")]]
+)
 def test_grids_that_are_none_are_refused(radii: list[float]) -> None:
     with pytest.raises(ValueError, match="strictly ascending"):
         CertifiedAccuracy(radii)

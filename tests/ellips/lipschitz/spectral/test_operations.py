@@ -105,7 +105,13 @@ def test_the_steepest_piece_of_what_is_bent_counts(name: str) -> None:
     assert slope <= bound_of(function) * (1 + 1e-9)
 
 
-POOLS = [(3, 1, 1, False), (2, 2, 1, False), (2, 1, 2, False), ((3, 2), (2, 1), 1, True), ((1, 3), (1, 2), (1, 2), False)]
+POOLS = [
+    (3, 1, 1, False),
+    (2, 2, 1, False),
+    (2, 1, 2, False),
+    ((3, 2), (2, 1), 1, True),
+    ((1, 3), (1, 2), (1, 2), False),
+]
 
 
 @pytest.mark.parametrize(("kernel", "stride", "dilation", "ceil"), POOLS)
