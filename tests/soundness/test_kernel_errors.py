@@ -210,7 +210,7 @@ def _unreached(kernel: Kernel, z: Tensor, margin: float, t: float, radius: float
 def test_the_corner_is_not_above_what_is_left_of_the_margin(monkeypatch: pytest.MonkeyPatch) -> None:
     """m − gR² with g = 1/t as rounded: also where it rounds to m, and where R² or gR² is too small to be a number."""
     kernel, found = Kernel(two_classes(Draw(0), 1, "diagonal")[0]), []
-    monkeypatch.setattr(kernel, "_diagonal", lambda z, p, r, g, corner, moved: found.append(corner) or corner > 0)
+    monkeypatch.setattr(kernel, "_diagonal", lambda z, p, r, g, corner: found.append(corner) or corner > 0)
 
     def least(margin: float, t: float, radius: float) -> None:
         _unreached(kernel, torch.zeros(1, 1, dtype=ALL), margin, t, radius)
@@ -222,9 +222,35 @@ def test_the_corner_is_not_above_what_is_left_of_the_margin(monkeypatch: pytest.
         draw = Draw(seed)
         margin, t = (float(draw.normal(1).exp()) for _ in range(2))
         least(margin, t, math.sqrt(margin * t) * 2.0 ** -draw.integer(0, 40))
+        least(margin, 1.0, math.sqrt(margin) * 2.0 ** -draw.integer(0, 40))
+        least(3 * 5e-324, 2.0**200, 2.0**-437 * (1 + float(draw.normal(1).abs()) / 4))
+    least(2.0**-880, 2.0**-200, 2.0**-540)  # R² is 0 as rounded, gR² is not
     for size in range(150, 320, 5):
         least(10.0**-size, 1e-20, 10.0 ** -(size / 2 + 10) * 0.9)
         least(10.0**-size, 1e20, 10.0 ** -(size / 2 - 10) * 0.9)
+
+
+def test_claims_that_are_none_prove_nothing() -> None:
+    """Classes out of range, a class against itself, multipliers that are not positive."""
+    for kind in ("full", "diagonal"):
+        ellips, _ = two_classes(Draw(0), 2, kind)
+        for values, other in ((ellips.precision_factors, 2.0), (ellips.means, 0.0)):
+            values[0] = 0.0 if values is ellips.means else torch.eye(2).double() if kind == "full" else 1.0
+            values[1] = values[0] * other
+        kernel, z = Kernel(ellips), torch.zeros(1, 2, dtype=ALL)
+
+        def proven(p: int, r: int, t: float, radius: float = 0.5, kernel: Kernel = kernel, z: Tensor = z) -> bool:
+            pair = torch.tensor([p]), torch.tensor([r])
+            return bool(kernel.unreached(z, pair, *(torch.tensor([x], dtype=ALL) for x in (1.0, t, radius))))
+
+        assert proven(0, 1, 1.0)
+        assert proven(0, 1, math.inf, math.inf)  # P_1 − P_0 is 3 I: never reached
+        for pair in ((-1, 1), (2, 1), (0, -1), (0, 2), (0, 0), (1, 1), (2, 2)):
+            assert not proven(*pair, 1.0)
+        for t in (-1.0, -0.5, 0.0, -math.inf, math.nan, 5e-324):
+            assert not proven(0, 1, t)
+        assert not proven(0, 1, 1.0, -0.5)
+        assert not proven(0, 1, 1.0, math.nan)
 
 
 def test_errors_go_by_component_where_covariances_are_diagonal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -396,8 +422,11 @@ def test_far_rivals_are_as_far_as_theory_asks(kind: str) -> None:
             ellips.precision_factors[1] = ellips.precision_factors[0]
             ellips.means[1] = ellips.means[0] + 2.0**-49 * draw.normal(dim)
             z = -ellips.means[:1] * draw.uniform(0.5, 1.5)
+            if seed % 2:  # only the prediction's own pull is rounded
+                z = ellips.means[1:].clone()
+                ellips.means[0] += draw.normal(dim)
         elif seed % 3 == 2 and kind == "diagonal":  # many terms of which one alone counts
-            dim = 60
+            dim = 60 if seed % 2 else 8
             ellips, z = two_classes(draw, dim, kind)
             ellips.precision_factors[:, 1:] *= 2.0**-30
             ellips.precision_factors[0] *= 2.0**-20
@@ -423,3 +452,20 @@ def test_far_rivals_are_as_far_as_theory_asks(kind: str) -> None:
 
 def _proves_far(far: FarRivals, z: Tensor, y: Tensor, margin: float, radius: Tensor) -> bool:
     return bool(far.prove(z, y, torch.tensor([0]), torch.tensor([[math.inf, margin]], dtype=ALL), radius)[0, 1])
+
+
+@pytest.mark.parametrize("kind", ["full", "diagonal"])
+def test_the_curvature_over_the_radius_is_rounded_upwards(kind: str) -> None:
+    """Where b = 0 a rival is far if m > R²λ, in rational numbers, for λ as it was proven."""
+    for seed in range(100):
+        draw = Draw(seed)
+        ellips, _ = two_classes(draw, 2, kind)
+        ellips.precision_factors[1] = ellips.precision_factors[0] * 1.5
+        ellips.means[1] = ellips.means[0]
+        kernel, radius, z = Kernel(ellips), draw.normal(1).abs(), ellips.means[:1]
+        far, (y, _, _) = FarRivals(kernel, torch.linalg.eigvalsh(ellips.precisions)[:, -1]), kernel.whiten(z)
+        needed = _number(radius[0]) ** 2 * _number(far._top(torch.tensor([0]))[0])
+        below = float(needed)
+        below = below if Fraction(below) <= needed else math.nextafter(below, 0)
+        assert not _proves_far(far, z, y, below, radius)
+        assert _proves_far(far, z, y, below * (1 + 1e-14), radius)

@@ -50,7 +50,7 @@ def test_what_is_divided_or_taken_off_never_leaves_more_than_there_was() -> None
         assert Fraction(radius) * Fraction(slope) <= Fraction(whole)
         assert radius * slope >= whole * (1 - 1e-14)
         assert left == 0 if whole <= off else Fraction(left) <= Fraction(whole) - Fraction(off)
-        assert left >= (whole - off) * (1 - 1e-14) - 1e-300
+        assert left >= (whole - off) - 1e-14 * whole
 
 
 def test_a_ball_is_never_left() -> None:
