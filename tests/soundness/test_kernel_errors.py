@@ -253,6 +253,20 @@ def test_claims_that_are_none_prove_nothing() -> None:
         assert not proven(0, 1, 1.0, math.nan)
 
 
+@pytest.mark.parametrize("kind", ["full", "diagonal"])
+def test_classes_are_in_one_place_only_if_no_coordinate_differs(kind: str) -> None:
+    """Of one shape, a coordinate apart: the boundary is met, however the priors stand; in one place it is not."""
+    for shift, never in ((1.0, False), (0.0, True)):
+        ellips, _ = two_classes(Draw(0), 2, kind)
+        ellips.precision_factors[:] = torch.eye(2).double() if kind == "full" else 1.0
+        ellips.means[:] = 0.0
+        ellips.means[1, 1] = shift
+        ellips.log_priors[:] = torch.tensor([-0.1, -3.0])
+        pair = torch.tensor([0]), torch.tensor([1])
+        values = (torch.tensor([x], dtype=ALL) for x in (5.8 + shift, 1.0, 1e9))
+        assert bool(Kernel(ellips).unreached(torch.zeros(1, 2, dtype=ALL), pair, *values)) == never
+
+
 def test_errors_go_by_component_where_covariances_are_diagonal(monkeypatch: pytest.MonkeyPatch) -> None:
     """g + W_jj from below and |b_j| from above, whatever cancels in them."""
     found: list[tuple[Tensor, Tensor]] = []
