@@ -5,6 +5,7 @@ import math
 from fractions import Fraction
 from pathlib import Path
 
+import mpmath
 import pytest
 import torch
 from mpmath import mpf
@@ -302,6 +303,36 @@ def test_the_sign_of_a_margin_is_exact() -> None:
         assert margin_sign((broken, 0.0), one, two) is None
         assert margin_sign((0.0, 0.0), one._replace(log_prior=broken), two) is None
     assert margin_sign((0.0,), wide, StoredClass((0.0,), (0.0,), 0.0)) is None
+
+
+def test_the_sign_counts_squares_and_priors_alike_and_determinants_without_their_sign() -> None:
+    zero, one = StoredClass((0.0,), (1.0,), 0.0), StoredClass((1.0,), (-1.0,), 0.5)
+    assert margin_sign((0.0,), zero, one) == 0  # 1² = 2 · 0.5, and |−1| = 1
+    assert margin_sign((2.0**-20,), zero, one) == -1
+    assert margin_sign((0.0,), zero, one._replace(log_prior=math.nextafter(0.5, 0))) == 1
+    wide, narrow = StoredClass((0.0,), (-3.0,), 0.0), StoredClass((0.0,), (3.0,), 0.0)
+    assert margin_sign((0.0,), wide, narrow) == margin_sign((0.0,), narrow, wide) == 0
+    assert margin_sign((0.0,), wide, zero) == 1
+    for singular in (StoredClass((0.0,), (0.0,), 0.0), StoredClass((0.0,), ((0.0,),), 0.0)):
+        assert margin_sign((0.0,), singular, zero) is None
+        assert margin_sign((0.0,), zero, singular) is None
+
+
+@pytest.mark.parametrize("digits", range(44, 70, 2))
+def test_the_sign_is_right_where_no_fixed_number_of_digits_tells(digits: int) -> None:
+    """Squares that add up to log 9 but for about 10^-digits, on either side of it."""
+    with mpmath.workdps(200):
+        target, gap = mpmath.log(9), mpf(10) ** -digits
+        away: list[float] = []
+        while (rest := target - mpmath.fsum(mpf(v) ** 2 for v in away)) > gap:
+            away.append(math.nextafter(float(mpmath.sqrt(rest)), 0))
+        for last in (0.0, math.sqrt(float(rest + gap)), math.sqrt(float(rest + gap / 7))):
+            margin = mpmath.fsum(mpf(v) ** 2 for v in (*away, last)) - target
+            here = StoredClass((0.0,) * (len(away) + 2), (1.0,) * (len(away) + 2), 0.0)
+            there = StoredClass((0.0, *away, last), (3.0, *here.factor[1:]), 0.0)
+            assert margin_sign(here.mean, here, there) == (1 if margin > 0 else -1)
+            assert margin_sign(here.mean, there, here) == (-1 if margin > 0 else 1)
+            assert (margin > 0) == (last > 0)
 
 
 def test_signs_agree_with_ball_arithmetic_at_near_ties() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -32,6 +33,32 @@ def test_the_input_radius_is_the_smaller_of_ratio_and_ball() -> None:
 
 def test_a_constant_of_zero_leaves_only_the_ball() -> None:
     assert float(_certificate([1.0]).to_input(_bound([0.0], [0.3])).radius) == pytest.approx(0.3)
+
+
+def test_what_is_divided_or_taken_off_never_leaves_more_than_there_was() -> None:
+    """In rational numbers: radius · L ≤ R, and what is left is at most R − uncertainty."""
+    draw = torch.Generator().manual_seed(0)
+    latent, constant, lost = (torch.rand(3000, generator=draw, dtype=torch.float64) for _ in range(3))
+    n = len(latent)
+    zeros = torch.zeros(n, dtype=torch.int64)
+    certificate = Certificate(zeros, latent, zeros + 1, latent, latent, "exact")
+    bound = LipschitzBound(constant, torch.full((n,), math.inf).double(), "deterministic", "test", {})
+    moved, less = certificate.to_input(bound).radius, certificate.less(lost).radius
+    for radius, slope, whole, off, left in zip(
+        *(x.tolist() for x in (moved, constant, latent, lost, less)), strict=True
+    ):
+        assert Fraction(radius) * Fraction(slope) <= Fraction(whole)
+        assert radius * slope >= whole * (1 - 1e-14)
+        assert left == 0 if whole <= off else Fraction(left) <= Fraction(whole) - Fraction(off)
+        assert left >= (whole - off) - 1e-14 * whole
+
+
+def test_a_ball_is_never_left() -> None:
+    draw = torch.Generator().manual_seed(1)
+    latent, ball = (torch.rand(100, generator=draw, dtype=torch.float64) for _ in range(2))
+    moved = _certificate(latent.tolist()).to_input(_bound([1.0] * 100, ball.tolist()))
+    assert (moved.radius <= ball.float().double()).all()
+    assert (moved.radius == moved.ball_radius).any()
 
 
 def test_the_weaker_claim_wins() -> None:

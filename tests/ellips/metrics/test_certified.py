@@ -17,6 +17,7 @@ from ellips.metrics import (
     AverageCertifiedRadius,
     CertifiedAccuracy,
     CertifiedAccuracyCurve,
+    CertifiedCurve,
     average_certified_radius,
     certified_accuracy,
     certified_accuracy_curve,
@@ -180,9 +181,31 @@ def test_what_cannot_be_counted_is_refused(place: int, value: Tensor, message: s
         CertifiedAccuracy(RADII).update(*data)
     with pytest.raises(ValueError, match=message):
         AverageCertifiedRadius().update(*data)
+    with pytest.raises(ValueError, match=message):
+        certified_accuracy(*data, RADII)
+    with pytest.raises(ValueError, match=message):
+        certified_accuracy_curve(*data)
+    with pytest.raises(ValueError, match=message):
+        average_certified_radius(*data)
 
 
-@pytest.mark.parametrize("radii", [[], [-0.1], [0.5, 0.5], [1.0, 0.5], [float("nan")]])
+def test_an_abstention_is_not_right_where_there_is_no_label() -> None:
+    """−1 equals −1: a point without a label must not count as rightly abstained from."""
+    data = torch.ones(1), torch.tensor([-1]), torch.tensor([-1])
+    for count in (average_certified_radius, certified_accuracy_curve):
+        with pytest.raises(ValueError, match="`target` to be at least 0"):
+            count(*data)
+
+
+def test_a_table_of_radii_is_not_counted_as_a_row() -> None:
+    data = torch.ones(2, 2), torch.zeros(2, 2, dtype=torch.int64), torch.zeros(2, 2, dtype=torch.int64)
+    with pytest.raises(ValueError, match="one shape"):
+        CertifiedAccuracy(RADII).update(*data)
+
+
+@pytest.mark.parametrize(
+    "radii", [[], [-0.1], [-0.1, 0.5], [0.5, 0.5], [1.0, 0.5], [float("nan")], [0.5, float("nan")]]
+)
 def test_grids_that_are_none_are_refused(radii: list[float]) -> None:
     with pytest.raises(ValueError, match="strictly ascending"):
         CertifiedAccuracy(radii)
@@ -195,8 +218,36 @@ def test_other_arguments_out_of_range_are_refused() -> None:
         CertifiedAccuracyCurve(num_points=1)
     with pytest.raises(ValueError, match="confidence"):
         CertifiedAccuracy(RADII, confidence=1.0)
+    for confidence in (0.0, 1.0, 1.5, float("nan")):
+        with pytest.raises(ValueError, match="confidence"):
+            clopper_pearson(3, 5, confidence)
+
+
+@pytest.mark.parametrize(("successes", "total"), [(3, 2), (-1, 2), (0, 0), ([1, 3], 2), ([0, -1], 2), ([0, 1], [0, 2])])
+def test_counts_that_are_none_have_no_interval(successes: int | list[int], total: int | list[int]) -> None:
     with pytest.raises(ValueError, match="successes"):
-        clopper_pearson(3, 2)
+        clopper_pearson(*(torch.tensor(x) if isinstance(x, list) else x for x in (successes, total)))
+
+
+def test_intervals_cover_95_per_cent_unless_told_otherwise() -> None:
+    expected = [float(end) for end in binomtest(7, 20).proportion_ci(0.95, method="exact")]
+    np.testing.assert_allclose([float(end) for end in clopper_pearson(7, 20)], expected, rtol=1e-8)
+    whole = joined(batches())
+    for curve in (certified_accuracy_curve(*whole, radii=RADII), _curve_of(*whole)):
+        assert curve.radii.tolist() == RADII
+        for accuracy, lower, upper in zip(curve.accuracy, curve.lower, curve.upper, strict=True):
+            count = round(float(accuracy) * len(whole[0]))
+            expected = [float(end) for end in binomtest(count, len(whole[0])).proportion_ci(0.95, method="exact")]
+            np.testing.assert_allclose([float(lower), float(upper)], expected, rtol=1e-8)
+    accuracy_metric = CertifiedAccuracy(RADII)
+    accuracy_metric.update(*whole)
+    assert torch.equal(accuracy_metric.interval()[0], _curve_of(*whole).lower)
+
+
+def _curve_of(*data: Tensor) -> CertifiedCurve:
+    metric = CertifiedAccuracyCurve(radii=RADII)
+    metric.update(*data)
+    return metric.compute()
 
 
 def _count_on_a_rank(rank: int, world: int, port: int, folder: str) -> None:

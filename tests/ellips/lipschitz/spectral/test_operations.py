@@ -1,0 +1,212 @@
+"""Every rule where its arguments matter: against the norm of what the operation does, or the steepest pair there is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ellips.lipschitz import SpectralProduct, UnprovenOperationError
+
+Function = Callable[[Tensor], Tensor]
+SHAPE = (2, 4, 6)
+aten = torch.ops.aten
+
+
+def bound_of(function: Function, dense_limit: int = 0) -> float:
+    images = torch.rand(1, *SHAPE, generator=torch.Generator().manual_seed(0))
+    return float(SpectralProduct(dense_limit)(lambda x: function(x).flatten(1), images).constant[0])
+
+
+def jacobian_norm(function: Function, image: Tensor) -> float:
+    """The largest slope at one image, by one-sided differences: autograd may hide what the function does."""
+    size, step = image.numel(), 1e-6
+    moved = image + step * torch.eye(size, dtype=torch.float64).view(-1, *SHAPE)
+    return float(torch.linalg.matrix_norm((function(moved) - function(image[None])).flatten(1) / step, ord=2))
+
+
+def constants(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(len(shape)))
+
+
+WEIGHT, KERNEL, GROUPED = constants(5, 48), constants(3, 2, 3, 2), constants(4, 1, 2, 3)
+MATRICES = torch.stack([torch.zeros(6, 1), torch.ones(6, 1)])
+VARIANCE = torch.tensor([0.01, 4.0, 100.0, 1.0, 1.0])
+FACTORS = torch.tensor([-3.0, 0.5]).view(2, 1, 1)
+AFFINE: dict[str, Function] = {
+    "sum of two": lambda x: x + 3 * x.flip(3),
+    "sum that broadcasts": lambda x: torch.add(x, x[:, :1, :1, :1], alpha=2),
+    "reversed difference": lambda x: torch.rsub(x, x.flip(3), alpha=5),
+    "factors per channel": lambda x: x * FACTORS.to(x),
+    "factors that broadcast": lambda x: x[:, :1] * FACTORS.to(x),
+    "division": lambda x: x / (0.2 * FACTORS.to(x)),
+    "division that broadcasts": lambda x: x[:, :, :1] / torch.tensor([[4.0], [-0.1]]).to(x),
+    "linear along one axis": lambda x: functional.linear(x, WEIGHT[:, :6].to(x)),
+    "convolution with strides": lambda x: functional.conv2d(x, KERNEL.to(x), stride=(1, 2), padding=(2, 1)),
+    "convolution with dilation": lambda x: functional.conv2d(x, KERNEL.to(x), dilation=(1, 3), padding=(0, 2)),
+    "convolution in groups": lambda x: functional.conv2d(x, GROUPED.to(x), groups=2, padding=1),
+    "scaled after a layer": lambda x: FACTORS.to(x) * functional.conv2d(x, KERNEL[:2].to(x), padding=1),
+    "addmm": lambda x: torch.addmm(torch.ones(5).to(x), x.flatten(1), WEIGHT.T.to(x)),
+    "a sum with a wider copy": lambda x: x + 2 * x.double(),
+    "a sum with what drops nothing": lambda x: x + 2 * functional.dropout(x, 0.3, training=False),
+    "a sum with copies": lambda x: x + 2 * x.clone().contiguous().detach(),
+    "a sum with what is padded": lambda x: functional.pad(x, (1, 0)) + 2 * functional.pad(x, (0, 1)),
+    "a norm after a layer": lambda x: functional.batch_norm(
+        functional.linear(x.flatten(1), WEIGHT.to(x)), torch.zeros(5).to(x), VARIANCE.to(x)
+    ),
+    "mean over an axis": lambda x: x.mean((2, 3)),
+    "sum over an axis": lambda x: x.sum((1, 2)),
+    "average pool": lambda x: functional.avg_pool2d(x, (2, 3)),
+    "average pool with strides": lambda x: functional.avg_pool2d(x, (2, 3), stride=(1, 2)),
+    "padded average pool": lambda x: functional.avg_pool2d(x, (2, 3), stride=1, padding=(1, 1)),
+    "joined": lambda x: torch.cat([x, 2 * x, torch.full((len(x), 1, 4, 6), 3.0).to(x)], 1),
+    "stacked": lambda x: torch.stack([x, 3 * x], 2),
+    "padded": lambda x: functional.pad(x, (2, -1, 0, 3), value=4.0),
+    "selected": lambda x: x[:, 1, 1:3, ::2],
+    "shuffled": lambda x: functional.pixel_unshuffle(x, 2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", AFFINE)
+def test_the_rule_of_an_affine_operation_is_at_least_its_norm(name: str) -> None:
+    function = AFFINE[name]
+    truth = jacobian_norm(function, torch.rand(*SHAPE, dtype=torch.float64))
+    assert truth * (1 - 1e-7) <= bound_of(function)
+
+
+@pytest.mark.parametrize("name", ["sum that broadcasts", "scaled after a layer", "joined", "padded average pool"])
+def test_a_piece_that_is_written_out_is_at_least_its_norm(name: str) -> None:
+    function = AFFINE[name]
+    truth = jacobian_norm(function, torch.rand(*SHAPE, dtype=torch.float64))
+    assert truth * (1 - 1e-7) <= bound_of(function, 1024) <= truth * 1.001
+
+
+BENT: dict[str, tuple[Function, float]] = {
+    "prelu of negative slopes": (lambda x: functional.prelu(x - 0.5, torch.tensor([-7.0, 2.0]).to(x)), 7.0),
+    "leaky": (lambda x: functional.leaky_relu(x - 0.5, -4.0), 4.0),
+    "elu of a negative alpha": (lambda x: functional.elu(x - 0.5, -3.0), 3.0),
+    "elu with all its scales": (lambda x: aten.elu.default(x - 0.5, -3.0, -2.0, 4.0), 24.0),
+    "elu steep above": (lambda x: aten.elu.default(x - 0.5, 0.1, -5.0, 0.5), 5.0),
+    "celu of a small alpha": (lambda x: functional.celu(x - 0.5, 0.25), 1.0),
+    "maximum that broadcasts": (lambda x: torch.maximum(x[:, :1, :1, :1], torch.zeros(2, 4, 6).to(x)), 48**0.5),
+    "minimum of two": (lambda x: torch.minimum(3 * x, 4 + 0 * x), 3.0),
+}
+
+
+@pytest.mark.parametrize("name", BENT)
+def test_the_steepest_piece_of_what_is_bent_counts(name: str) -> None:
+    function, slope = BENT[name]
+    image = torch.full(SHAPE, 0.5 - 1e-3 if slope != 5.0 else 0.6, dtype=torch.float64)
+    near = jacobian_norm(function, image if "m" not in name[:1] else torch.full(SHAPE, 0.6, dtype=torch.float64))
+    assert near == pytest.approx(slope, rel=2e-2)
+    assert slope <= bound_of(function) * (1 + 1e-9)
+
+
+POOLS = [
+    (3, 1, 1, False),
+    (2, 2, 1, False),
+    (2, 1, 2, False),
+    ((3, 2), (2, 1), 1, True),
+    ((1, 3), (1, 2), (1, 2), False),
+]
+
+
+@pytest.mark.parametrize(("kernel", "stride", "dilation", "ceil"), POOLS)
+def test_a_pixel_that_is_the_largest_of_many_windows_counts_as_often(
+    kernel: object, stride: object, dilation: object, ceil: bool
+) -> None:
+    """One bright pixel moves every window that holds it: the slope is the root of their number."""
+
+    def pool(x: Tensor) -> Tensor:
+        return functional.max_pool2d(x, kernel, stride, dilation=dilation, ceil_mode=ceil)  # type: ignore[arg-type]
+
+    bright = torch.eye(48, dtype=torch.float64).view(-1, *SHAPE)
+    steepest = float((pool(2 * bright) - pool(bright)).flatten(1).norm(dim=1).max())
+    assert steepest <= bound_of(pool)
+
+
+def _pair(first: Function, second: Function, dim: int = 1) -> Function:
+    return lambda x: torch.cat([first(x), second(x)], dim)
+
+
+EXTREMES: dict[str, Function] = {
+    "the pair itself": _pair(lambda x: x.amin(1, True), lambda x: x.amax(1, True)),
+    "of one axis and another": _pair(lambda x: x.amin(2, True), lambda x: x.amax(3, True).repeat(1, 1, 1, 6), 2),
+    "of an axis of four": _pair(lambda x: x.amin(2, True), lambda x: x.amax(2, True), 2),
+    "joined elsewhere": _pair(lambda x: x.amin(1, True), lambda x: x.amax(1, True), 3),
+    "the larger twice": _pair(lambda x: x.amax(1, True), lambda x: x.amax(1, True)),
+    "of two numbers": _pair(lambda x: x.amin(1, True), lambda x: (5 * x).amax(1, True)),
+    "of two axes": _pair(lambda x: x.amin((1, 2), True), lambda x: x.amax((1, 2), True)),
+    "without their axis": _pair(lambda x: x.amin(1), lambda x: x.amax(1)),
+    "three": lambda x: torch.cat([x.amin(1, True), x.amax(1, True), x.amax(1, True)], 1),
+    "by position": lambda x: torch.cat([x.min(1, True)[0], x.max(1, True)[0]], 1),
+    "of two by position": lambda x: torch.cat([x.min(1, True)[0], (5 * x).max(1, True)[0]], 1),
+}
+
+
+@pytest.mark.parametrize("name", EXTREMES)
+def test_the_smaller_and_the_larger_of_a_pair_are_known_and_nothing_else_is_taken_for_them(name: str) -> None:
+    function = EXTREMES[name]
+    images = 0.1 * torch.rand(20, *SHAPE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    images[:, :, 1] += torch.linspace(0, 1, 6)  # one line, then one column, is the largest of all
+    bound = bound_of(function)
+    assert max(jacobian_norm(function, image) for image in images) <= bound * (1 + 1e-6)
+    assert (bound == pytest.approx(1.0)) == (name in ("the pair itself", "by position"))
+
+
+def on_ball(part: Function, divisor: Function) -> Function:
+    def function(x: Tensor) -> Tensor:
+        v = x.flatten(1)
+        return part(v) / divisor(v)
+
+    return function
+
+
+QUOTIENTS: dict[str, Function] = {
+    "by half its norm": on_ball(lambda v: v, lambda v: (0.5 * v).norm(dim=1, keepdim=True).clamp(min=0.1)),
+    "by another's norm": on_ball(lambda v: 3 * v, lambda v: v.norm(dim=1, keepdim=True).clamp(min=0.1)),
+    "by the norm alone": on_ball(lambda v: v, lambda v: v.norm(dim=1, keepdim=True)),
+    "by a norm above a negative number": on_ball(lambda v: v, lambda v: v.norm(dim=1, keepdim=True).clamp(min=-1.0)),
+    "by a norm above zero": on_ball(lambda v: v, lambda v: v.norm(dim=1, keepdim=True).clamp(min=0.0)),
+    "a constant by a norm": on_ball(lambda v: torch.ones_like(v), lambda v: v.norm(dim=1, keepdim=True).clamp(min=0.1)),
+    "by its sum": on_ball(lambda v: v, lambda v: v.sum(1, keepdim=True).clamp(min=0.1)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", QUOTIENTS)
+def test_no_other_quotient_is_taken_for_the_projection_on_a_ball(name: str) -> None:
+    with pytest.raises(UnprovenOperationError, match="Expected"):
+        bound_of(QUOTIENTS[name])
+
+
+@pytest.mark.parametrize("least", [0.2, 1.0, 5.0])
+def test_the_projection_on_a_ball_is_divided_by_its_radius(least: float) -> None:
+    project = on_ball(lambda v: v, lambda v: v.norm(dim=1, keepdim=True).clamp(min=least))
+    inside = torch.rand(*SHAPE, dtype=torch.float64)
+    inside *= 0.5 * least / inside.norm()
+    assert jacobian_norm(project, inside) <= bound_of(project) * (1 + 1e-6) <= 1.001 / least
+
+
+REFUSED: dict[str, Function] = {
+    "weights of the image": lambda x: functional.linear(x.flatten(1), x.flatten(1)),
+    "a bias of the image": lambda x: torch.addmm(x.flatten(1), torch.ones(1, 48).to(x), torch.ones(48, 48).to(x)),
+    "a product of the image with itself": lambda x: torch.addmm(torch.ones(4).to(x), x[0, 0], x[0, 0].T),
+    "matrices of three axes": lambda x: x @ MATRICES.to(x),
+    "windows cut beyond their padding": lambda x: functional.avg_pool2d(x, (4, 3), 3, (1, 0), ceil_mode=True),
+    "statistics of the image": lambda x: functional.batch_norm(x, x.mean((0, 2, 3)), torch.ones(2).to(x)),
+    "a variance of zero": lambda x: functional.batch_norm(x, torch.zeros(2), torch.zeros(2), eps=0.0),
+    "cut windows": lambda x: functional.avg_pool2d(x, (3, 4), stride=2, ceil_mode=True),
+    "sorted positions": lambda x: x.sort(1)[1].to(x),
+    "another length": lambda x: torch.linalg.vector_norm(x, ord=1, dim=1),
+    "another older length": lambda x: torch.norm(x, p=0.5, dim=1),
+    "growth": lambda x: aten.elu.default(x, 1.0, 1.0, -1.0),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_a_rule_does_not_cover_is_refused(name: str) -> None:
+    with pytest.raises((UnprovenOperationError, ValueError)):
+        bound_of(REFUSED[name])

@@ -1,0 +1,485 @@
+"""Every error bound inside the verified kernel by itself: against the numbers as stored, and against what theory asks.
+
+A radius can be right though one of its error bounds is too small, because another has room to spare. So each is held
+here, in rational numbers, against the error that was made and against the worst that any order of summation may make.
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ellips import Ellips
+from ellips.certificates import bounds, verify
+from ellips.certificates.bounds import FarRivals
+from ellips.certificates.verify import Kernel, positive_definite, rounding
+from tests.soundness.generators import Draw
+
+ALL = torch.float64
+U = Fraction(1, 2**53)
+Rows = list[list[Fraction]]
+
+
+def gamma(operations: int) -> Fraction:
+    return operations * U / (1 - operations * U)
+
+
+def root(x: Fraction) -> Fraction:
+    """The square root, rounded down at 2⁻⁸⁰ of itself or better."""
+    shift = max(0, 200 - x.numerator.bit_length() + x.denominator.bit_length()) // 2 * 2
+    return Fraction(math.isqrt((x.numerator << shift) // x.denominator), 1 << shift // 2)
+
+
+def exact(values: Tensor) -> list[Fraction]:
+    return [Fraction(x) for x in values.tolist()]
+
+
+def length(values: list[Fraction]) -> Fraction:
+    return root(sum((x * x for x in values), Fraction(0)))
+
+
+def dot(a: list[Fraction], b: list[Fraction]) -> Fraction:
+    return sum((x * y for x, y in zip(a, b, strict=True)), Fraction(0))
+
+
+def matrix(factor: Tensor) -> Rows:
+    return [exact(row) for row in (factor if factor.ndim == 2 else torch.diag(factor))]
+
+
+def columns(a: Rows) -> Rows:
+    return [list(column) for column in zip(*a, strict=True)]
+
+
+def semidefinite(rows: Rows) -> bool:
+    """Whether a symmetric matrix is positive definite: all pivots positive, in rational numbers."""
+    m = [list(row) for row in rows]
+    for j in range(len(m)):
+        if m[j][j] <= 0:
+            return False
+        for i in range(j + 1, len(m)):
+            ratio = m[i][j] / m[j][j]
+            for k in range(j + 1, i + 1):
+                m[i][k] -= ratio * m[k][j]
+    return True
+
+
+def two_classes(draw: Draw, dim: int, kind: str) -> tuple[Ellips, Tensor]:
+    """Far apart, or nearly alike so that differences cancel; on very different scales."""
+    ellips = Ellips(2, dim, covariance_type=kind)  # type: ignore[arg-type]
+    factors, means = ellips.precision_factors, ellips.means
+    factors[:] = draw.normal(*factors.shape) * 2.0 ** draw.integer(-3, 3)
+    if kind == "full":
+        factors.tril_()
+        factors[:, -1] *= 2.0 ** draw.integer(0, 12)
+    means[:] = draw.normal(2, dim)
+    if draw.integer(0, 2):
+        close = 2.0 ** -draw.integer(1, 45)
+        factors[1] = factors[0] * (1 + close * draw.normal(*factors.shape[1:]))
+        means[1] = means[0] + close * draw.normal(dim)
+    if draw.integer(0, 3) == 0:
+        factors[1] = factors[0]
+    ellips.log_priors.copy_(-draw.normal(2).abs() * 2.0 ** draw.integer(-3, 6))
+    ellips.fitted.fill_(True)
+    return ellips, means[:1] + 2.0 ** draw.integer(-12, 12) * draw.normal(1, dim)
+
+
+@pytest.mark.parametrize("operations", [1, 2, 3, 10, 1000, 10**6, 10**9, 10**12])
+def test_rounding_is_a_bound_with_room_for_its_own_use(operations: int) -> None:
+    assert Fraction(rounding(operations)) >= gamma(operations) * Fraction(101, 100)
+
+
+def test_errors_may_be_given_one_per_cent_too_small() -> None:
+    """What callers compute in float64 is itself rounded, so that a little more than `error` has to be survived."""
+    for size in range(2, 6):
+        for given in (0.5, 0.1, 0.01):
+            needed = given * 1.0099
+            most = torch.ones(1, size, size, dtype=ALL) * (1 - needed)  # with D (1 − needed): singular
+            most.diagonal(dim1=1, dim2=2)[:] = 1.0
+            assert not positive_definite(most.clone(), torch.full((1, size), given, dtype=ALL))
+            assert positive_definite(most, torch.full((1, size), given * 0.98, dtype=ALL))
+
+
+@pytest.mark.parametrize("size", [2, 3, 10, 60])
+def test_cholesky_is_trusted_no_further_than_its_errors_allow(size: int) -> None:
+    """A least eigenvalue of just what item 4 takes off, in units of the diagonal, proves nothing; a little more does.
+
+    The entries off the diagonal are −c, so that Cholesky itself rounds little, and the room has to be left on purpose.
+    """
+    asked = (size * (size + 1) / 2 + 7 * size) * 2.0**-53
+    for least, proven in ((asked, False), (1.3 * asked, True)):
+        c = math.nextafter((1 - least) / (size - 1), 0.0 if proven else 1.0)
+        rows = torch.full((1, size, size), -c, dtype=ALL)
+        rows.diagonal(dim1=1, dim2=2)[:] = 1.0
+        assert bool(positive_definite(rows, torch.zeros(1, size, dtype=ALL))) == proven
+
+
+def test_no_error_of_a_whole_diagonal_entry_is_survived() -> None:
+    for given in (1.0, 1.5, 2.5):
+        error = torch.tensor([[0.0, given]], dtype=ALL)
+        assert not positive_definite(torch.eye(2, dtype=ALL).unsqueeze(0), error)
+
+
+@pytest.mark.parametrize("kind", ["full", "diagonal"])
+def test_scores_have_the_errors_that_theory_asks_for(kind: str) -> None:
+    """ŷ = A(z−μ) to γ h, squared and summed, off the logarithms: each to its own bound, and their sum is claimed."""
+    for seed in range(60):
+        draw = Draw(seed)
+        dim = draw.integer(1, 5)
+        ellips, z = two_classes(draw, dim, kind)
+        if kind == "full" and seed % 3 == 0 and dim > 1:  # A v all but cancels, and what is left is rounding alone
+            ellips.precision_factors[:] = torch.eye(dim) * 2.0**-60
+            ellips.precision_factors[:, 1, :2] = 2.0 ** draw.integer(-60, 60) * (1 + draw.normal(2).abs())
+            z = ellips.means[:1].clone()
+            z[0, 0] += 1
+            z[0, 1] -= ellips.factors[0, 1, 0] / ellips.factors[0, 1, 1]
+        y, scores, errors = Kernel(ellips).whiten(z)
+        for k in range(2):
+            a, away = (
+                matrix(ellips.factors[k]),
+                [p - m for p, m in zip(exact(z[0]), exact(ellips.means[k]), strict=True)],
+            )
+            h = sum(length(column) * abs(x) for column, x in zip(columns(a), away, strict=True))
+            slip = gamma((dim if kind == "full" else 1) + 1) * h
+            found, square = length(exact(y[k, 0])), dot(exact(y[k, 0]), exact(y[k, 0]))
+            diagonal = ellips.factors[k].diagonal() if kind == "full" else ellips.factors[k]
+            logs = 2 * (sum(map(abs, exact(diagonal.abs().log())), abs(Fraction(float(ellips.log_priors[k])))))
+            needed = gamma(dim + 1) * square + 2 * found * slip + slip * slip + 6 * U * logs
+            assert Fraction(float(errors[0, k])) >= needed
+            assert slip > 0
+            true = [dot(row, away) for row in a]
+            assert length([p - q for p, q in zip(exact(y[k, 0]), true, strict=True)]) <= slip
+            offset = 2 * (sum(exact(diagonal.abs().log())) + Fraction(float(ellips.log_priors[k])))
+            assert abs(offset - dot(true, true) - Fraction(float(scores[0, k]))) <= needed
+
+
+def test_scores_have_their_errors_where_squares_are_too_small_to_be_numbers() -> None:
+    """A of 2⁻⁵⁶⁰ and z of 2⁵⁶⁰: y is of size 1, but the squares that column norms are made of vanish."""
+    for seed in range(20):
+        draw = Draw(seed)
+        ellips, z = two_classes(draw, 1, "full")
+        ellips.precision_factors *= 2.0**-560
+        ellips.means *= 2.0**560
+        z *= 2.0**560
+        y, _, errors = Kernel(ellips).whiten(z)
+        for k in range(2):
+            found = abs(Fraction(float(y[k, 0, 0])))
+            assert Fraction(float(errors[0, k])) >= gamma(2) * found**2 + 2 * found * gamma(2) * found * (1 - 4 * U)
+
+
+def test_the_kernel_is_of_the_stored_numbers_and_of_its_own_copy_of_them() -> None:
+    """What stands above the diagonal of a factor counts for nothing; what is changed later changes no proof."""
+    ellips, z = two_classes(Draw(1), 3, "full")
+    plain = Kernel(ellips)
+    before = [x.clone() for x in (*plain.whiten(z), plain.bordered, plain.means, plain.log_priors)]
+    ellips.precision_factors[:, 0, 1:] = 7.0
+    stored = ellips.precision_factors.clone()
+    again = Kernel(ellips)
+    assert torch.equal(ellips.precision_factors, stored)
+    for values in (ellips.precision_factors, ellips.means, ellips.log_priors):
+        values *= 3
+    for kernel in (plain, again):
+        after = (*kernel.whiten(z), kernel.bordered, kernel.means, kernel.log_priors)
+        assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
+
+
+def test_margins_leave_out_the_errors_of_both_scores_and_of_themselves() -> None:
+    kernel = Kernel(two_classes(Draw(0), 2, "full")[0])
+    for seed in range(300):
+        draw = Draw(seed)
+        scores, errors = draw.normal(1, 2) * 2.0 ** draw.integer(0, 20), draw.normal(1, 2).abs()
+        errors *= 2.0 ** -draw.integer(0, 60)
+        own = draw.integer(0, 1)
+        low, high = kernel.margins(scores, errors, torch.tensor([own]))
+        lead = Fraction(float(scores[0, own])) - Fraction(float(scores[0, 1 - own]))
+        slack = sum(exact(errors[0]))
+        assert Fraction(float(low[0, 1 - own])) < lead - slack
+        assert Fraction(float(high[0, 1 - own])) > lead + slack
+        assert float(high[0, 1 - own]) - float(low[0, 1 - own]) < 2.1 * float(slack) + 1e-14 * float(scores.abs().sum())
+
+
+def _unreached(kernel: Kernel, z: Tensor, margin: float, t: float, radius: float) -> None:
+    pair = torch.tensor([0]), torch.tensor([1])
+    kernel.unreached(z, pair, *(torch.tensor([x], dtype=ALL) for x in (margin, t, radius)))
+
+
+def test_the_corner_is_not_above_what_is_left_of_the_margin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """m − gR² with g = 1/t as rounded: also where it rounds to m, and where R² or gR² is too small to be a number."""
+    kernel, found = Kernel(two_classes(Draw(0), 1, "diagonal")[0]), []
+    monkeypatch.setattr(kernel, "_diagonal", lambda z, p, r, g, corner: found.append(corner) or corner > 0)
+
+    def least(margin: float, t: float, radius: float) -> None:
+        _unreached(kernel, torch.zeros(1, 1, dtype=ALL), margin, t, radius)
+        corner, left = Fraction(float(found[-1])), Fraction(margin) - Fraction(1 / t) * Fraction(radius) ** 2
+        assert corner < left
+        assert corner > left - Fraction(1, 10**14) * Fraction(margin) - Fraction(1, 10**200)
+
+    for seed in range(300):
+        draw = Draw(seed)
+        margin, t = (float(draw.normal(1).exp()) for _ in range(2))
+        least(margin, t, math.sqrt(margin * t) * 2.0 ** -draw.integer(0, 40))
+        least(margin, 1.0, math.sqrt(margin) * 2.0 ** -draw.integer(0, 40))
+        least(3 * 5e-324, 2.0**200, 2.0**-437 * (1 + float(draw.normal(1).abs()) / 4))
+    least(2.0**-880, 2.0**-200, 2.0**-540)  # R² is 0 as rounded, gR² is not
+    for size in range(150, 320, 5):
+        least(10.0**-size, 1e-20, 10.0 ** -(size / 2 + 10) * 0.9)
+        least(10.0**-size, 1e20, 10.0 ** -(size / 2 - 10) * 0.9)
+
+
+def test_claims_that_are_none_prove_nothing() -> None:
+    """Classes out of range, a class against itself, multipliers that are not positive."""
+    for kind in ("full", "diagonal"):
+        ellips, _ = two_classes(Draw(0), 2, kind)
+        for values, other in ((ellips.precision_factors, 2.0), (ellips.means, 0.0)):
+            values[0] = 0.0 if values is ellips.means else torch.eye(2).double() if kind == "full" else 1.0
+            values[1] = values[0] * other
+        kernel, z = Kernel(ellips), torch.zeros(1, 2, dtype=ALL)
+
+        def proven(p: int, r: int, t: float, radius: float = 0.5, kernel: Kernel = kernel, z: Tensor = z) -> bool:
+            pair = torch.tensor([p]), torch.tensor([r])
+            return bool(kernel.unreached(z, pair, *(torch.tensor([x], dtype=ALL) for x in (1.0, t, radius))))
+
+        assert proven(0, 1, 1.0)
+        assert proven(0, 1, math.inf, math.inf)  # P_1 − P_0 is 3 I: never reached
+        for pair in ((-1, 1), (2, 1), (0, -1), (0, 2), (0, 0), (1, 1), (2, 2)):
+            assert not proven(*pair, 1.0)
+        for t in (-1.0, -0.5, 0.0, -math.inf, math.nan, 5e-324):
+            assert not proven(0, 1, t)
+        assert not proven(0, 1, 1.0, -0.5)
+        assert not proven(0, 1, 1.0, math.nan)
+
+
+@pytest.mark.parametrize("kind", ["full", "diagonal"])
+def test_classes_are_in_one_place_only_if_no_coordinate_differs(kind: str) -> None:
+    """Of one shape, a coordinate apart: the boundary is met, however the priors stand; in one place it is not."""
+    for shift, never in ((1.0, False), (0.0, True)):
+        ellips, _ = two_classes(Draw(0), 2, kind)
+        ellips.precision_factors[:] = torch.eye(2).double() if kind == "full" else 1.0
+        ellips.means[:] = 0.0
+        ellips.means[1, 1] = shift
+        ellips.log_priors[:] = torch.tensor([-0.1, -3.0])
+        pair = torch.tensor([0]), torch.tensor([1])
+        values = (torch.tensor([x], dtype=ALL) for x in (5.8 + shift, 1.0, 1e9))
+        assert bool(Kernel(ellips).unreached(torch.zeros(1, 2, dtype=ALL), pair, *values)) == never
+
+
+def test_errors_go_by_component_where_covariances_are_diagonal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """g + W_jj from below and |b_j| from above, whatever cancels in them."""
+    found: list[tuple[Tensor, Tensor]] = []
+
+    def arrow(stiff: Tensor, b: Tensor, corner: Tensor) -> Tensor:
+        found.append((stiff[0], b[0]))
+        return corner > 0
+
+    monkeypatch.setattr(verify, "_arrow", arrow)
+    for seed in range(300):
+        draw = Draw(seed)
+        dim = draw.integer(1, 4)
+        ellips, z = two_classes(draw, dim, "diagonal")
+        if seed % 3 == 0:
+            ellips.factors[1, 0] = ellips.factors[0, 0]
+            z[0, 0] = float(ellips.means[0, 0]) if seed % 2 else 1e3
+        t = float(draw.normal(1).exp())
+        _unreached(Kernel(ellips), z, 1.0, t, 0.5)
+        stiff, b = (exact(x) for x in found[-1])
+        squares = ellips.factors.square()
+        own, other = ([x * x for x in exact(ellips.factors[k])] for k in range(2))
+        v, w = ([x - m for x, m in zip(exact(z[0]), exact(ellips.means[k]), strict=True)] for k in range(2))
+        bends, sums = exact(squares[1] - squares[0]), exact(1 / t + (squares[1] - squares[0]))
+        pulls = exact((squares[1] * (z[0] - ellips.means[1]) - squares[0] * (z[0] - ellips.means[0])).abs())
+        for j in range(dim):
+            bend, pull = other[j] - own[j], other[j] * w[j] - own[j] * v[j]
+            assert stiff[j] <= Fraction(1 / t) + bend
+            assert b[j] >= abs(pull)
+            if ellips.factors[0, j] == ellips.factors[1, j]:
+                apart = abs(other[j] * (w[j] - v[j]))
+                assert stiff[j] == Fraction(1 / t)
+                assert apart * (1 + gamma(3)) <= b[j] * (1 + 3 * U) <= apart * (1 + 20 * U) + Fraction(1, 2**900)
+            else:  # what each operation may round, whether it did here or not
+                assert stiff[j] <= sums[j] - (1 - 2 * U) * U * (own[j] + other[j] + abs(bends[j]) + abs(sums[j]))
+                assert b[j] >= pulls[j] + (1 - 4 * U) * gamma(4) * (other[j] * abs(w[j]) + own[j] * abs(v[j]))
+
+
+def test_the_pull_between_classes_of_one_shape_is_bounded_from_above(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There b = P (μ_p − μ_r): with what a product with A and one with Aᵀ may lose, in any order of summation."""
+    found: list[tuple[Tensor, Tensor]] = []
+
+    def arrow(stiff: Tensor, b: Tensor, corner: Tensor) -> Tensor:
+        found.append((stiff[0], b[0]))
+        return corner > 0
+
+    monkeypatch.setattr(verify, "_arrow", arrow)
+    for seed in range(60):
+        draw = Draw(seed)
+        dim = draw.integer(1, 5)
+        ellips, z = two_classes(draw, dim, "full")
+        ellips.precision_factors[1] = ellips.precision_factors[0]
+        _unreached(Kernel(ellips), z, 1.0, 2.0, 0.5)
+        stiff, b = (exact(x) for x in found[-1])
+        a = matrix(ellips.factors[0])
+        shift = [p - q for p, q in zip(exact(ellips.means[0]), exact(ellips.means[1]), strict=True)]
+        pulled = [dot(row, shift) for row in a]
+        n = [length(column) for column in columns(a)]
+        h = dot(n, [abs(x) for x in shift])
+        factors, w = ellips.factors[0], ellips.means[0] - ellips.means[1]
+        computed = exact((factors.mT @ (factors @ w)).abs())
+        for j, column in enumerate(columns(a)):
+            assert stiff[j] == Fraction(1, 2)
+            assert b[j] >= abs(dot(column, pulled))
+            assert b[j] >= computed[j] * (1 - 2 * U) + gamma(2 * dim + 3) * n[j] * h
+
+
+def test_the_errors_of_the_matrix_are_those_that_theory_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Entry by entry |M − M̂| ≤ E of the kernel's item 1; item 3 has to make Σ e_j D_j x_j² ≥ |x|ᵀE|x| of it."""
+    found: list[tuple[Tensor, Tensor]] = []
+
+    def spy(given: Tensor, error: Tensor) -> Tensor:
+        found.append((given[0].clone(), error[0].clone()))
+        return torch.zeros(len(given), dtype=torch.bool)
+
+    monkeypatch.setattr(verify, "positive_definite", spy)
+    for seed in range(80):
+        draw = Draw(seed)
+        dim = draw.integer(1, 4)
+        ellips, z = two_classes(draw, dim, "full")
+        if torch.equal(ellips.factors[0], ellips.factors[1]):
+            continue
+        lowest = float(torch.linalg.eigvalsh(ellips.precisions[1] - ellips.precisions[0])[0])
+        g = max(0.0, -lowest) + 2.0 ** -draw.integer(0, 12) * float(ellips.precisions.abs().max())
+        margin, kernel = 2.0 ** draw.integer(-20, 20), Kernel(ellips)
+        kernel.balance = 2.0 ** -(5 * (seed % 4))
+        found.clear()
+        _unreached(kernel, z, margin, 1 / g, 0.0)
+        ((given, error),) = found
+        _hold(ellips, z, Fraction(1 / (1 / g)), [exact(row) for row in given], exact(error))
+
+
+def _hold(ellips: Ellips, z: Tensor, g: Fraction, given: Rows, error: list[Fraction]) -> None:
+    dim = ellips.dim
+    needed: Any = [[Fraction(0)] * (dim + 1) for _ in range(dim + 1)]
+    true: Any = [[Fraction(0)] * (dim + 1) for _ in range(dim + 1)]
+    for k, sign in ((1, 1), (0, -1)):
+        a = columns(matrix(ellips.factors[k]))
+        away = [x - m for x, m in zip(exact(z[0]), exact(ellips.means[k]), strict=True)]
+        n = [length(column) for column in a]
+        h = dot(n, [abs(x) for x in away])
+        pulled = [dot(row, away) for row in columns(a)]
+        for i in range(dim):
+            needed[dim][i] += gamma(2 * dim + 4) * n[i] * h
+            true[dim][i] += sign * dot(a[i], pulled)
+            for j in range(i + 1):
+                needed[i][j] += gamma(dim + 1) * n[i] * n[j]
+                true[i][j] += sign * dot(a[i], a[j])
+    for i in range(dim):
+        true[i][i] += g
+        assert given[i][i] > 0
+        assert abs(true[dim][i] - given[dim][i]) <= needed[dim][i]
+        for j in range(i + 1):
+            own = U * abs(given[i][i]) if i == j else 0  # of the diagonal's last sum: `positive_definite` pays for it
+            assert abs(true[i][j] - given[i][j]) <= needed[i][j] + own
+    room = [[-x for x in row] for row in needed]
+    for j in range(dim + 1):
+        room[j][j] += Fraction(101, 100) * error[j] * given[j][j]
+    assert semidefinite(room)
+
+
+@pytest.mark.parametrize("kind", ["full", "diagonal"])
+def test_largest_curvatures_are_bounded_whatever_is_guessed(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """λ I − P with λ as returned has no negative eigenvalue; its error is what theory asks for; ‖A‖_F² else."""
+    found: list[tuple[Tensor, Tensor]] = []
+
+    def spy(given: Tensor, error: Tensor) -> Tensor:
+        found.append((given.clone(), error.clone()))
+        return positive_definite(given, error)
+
+    monkeypatch.setattr(bounds, "positive_definite", spy)
+    for seed in range(40):
+        draw = Draw(seed)
+        dim = draw.integer(1, 4)
+        ellips, _ = two_classes(draw, dim, kind)
+        kernel = Kernel(ellips)
+        largest = torch.linalg.eigvalsh(ellips.precisions)[:, -1]
+        for factor in (1.0, 1 - 2e-6, 0.5, 0.0, 3.0, math.nan):
+            found.clear()
+            top = FarRivals(kernel, factor * largest)._top(torch.tensor([0, 1]))
+            for k in range(2):
+                a = columns(matrix(ellips.factors[k]))
+                gap = [[(_number(top[k]) if i == j else 0) - dot(a[i], a[j]) for j in range(dim)] for i in range(dim)]
+                assert semidefinite(gap)
+                assert float(top[k]) <= float(largest[k]) * 3.01 or factor != 1.0
+                if kind == "full" and not factor >= 1:
+                    assert _number(top[k]) >= sum((dot(x, x) for x in a), Fraction(0))
+                elif kind == "full":
+                    given, error, n = found[0][0][k], exact(found[0][1][k]), [length(column) for column in a]
+                    room = [[-gamma(dim) * n[i] * n[j] for j in range(dim)] for i in range(dim)]
+                    for j in range(dim):
+                        room[j][j] += Fraction(101, 100) * error[j] * _number(given[j, j])
+                    assert semidefinite(room)
+
+
+def _number(value: Tensor) -> Fraction:
+    return Fraction(float(value))
+
+
+@pytest.mark.parametrize("kind", ["full", "diagonal"])
+def test_far_rivals_are_as_far_as_theory_asks(kind: str) -> None:
+    """The least margin that counts as far: above 2R‖b‖ + R²λ with the worst of b's rounding, and little more."""
+    for seed in range(60):
+        draw = Draw(seed)
+        dim = draw.integer(1, 4)
+        ellips, z = two_classes(draw, dim, kind)
+        if seed % 3 == 1:  # b is as small as its rounding, which goes by |z − μ| alone
+            ellips.precision_factors[1] = ellips.precision_factors[0]
+            ellips.means[1] = ellips.means[0] + 2.0**-49 * draw.normal(dim)
+            z = -ellips.means[:1] * draw.uniform(0.5, 1.5)
+            if seed % 2:  # only the prediction's own pull is rounded
+                z = ellips.means[1:].clone()
+                ellips.means[0] += draw.normal(dim)
+        elif seed % 3 == 2 and kind == "diagonal":  # many terms of which one alone counts
+            dim = 60 if seed % 2 else 8
+            ellips, z = two_classes(draw, dim, kind)
+            ellips.precision_factors[:, 1:] *= 2.0**-30
+            ellips.precision_factors[0] *= 2.0**-20
+        kernel = Kernel(ellips)
+        top = torch.linalg.eigvalsh(ellips.precisions)[:, -1]
+        far, (y, _, _) = FarRivals(kernel, top), kernel.whiten(z)
+        radius = torch.tensor([2.0 ** draw.integer(-20, 20)], dtype=ALL)
+        slips = Fraction(0)
+        for k in range(2):
+            a = matrix(ellips.factors[k])
+            away = [abs(x - m) for x, m in zip(exact(z[0]), exact(ellips.means[k]), strict=True)]
+            n = [length(column) for column in columns(a)]
+            slips += gamma(2 * (dim if kind == "full" else 1) + 2) * length(n) * dot(n, away)
+        pulls = y @ ellips.factors if kind == "full" else y * ellips.factors.unsqueeze(1)
+        b = Fraction(float((pulls[1] - pulls[0]).norm())) * (1 + gamma(dim // 2 + 2))
+        alike, reach = torch.equal(ellips.factors[0], ellips.factors[1]), Fraction(float(radius[0]))
+        bend = Fraction(0) if alike else Fraction(float(top[0])) * (1 - 10**6 * U)
+        needed = 2 * reach * (b + slips) + reach * reach * bend
+        assert not _proves_far(far, z, y, math.nextafter(float(needed), 0), radius)
+        assert not _proves_far(far, z, y, math.nextafter(float(needed), 0) / 1.5, radius)
+        assert _proves_far(far, z, y, 2.2 * float(needed) + 2.0**-470 * float(radius[0]), radius)
+
+
+def _proves_far(far: FarRivals, z: Tensor, y: Tensor, margin: float, radius: Tensor) -> bool:
+    return bool(far.prove(z, y, torch.tensor([0]), torch.tensor([[math.inf, margin]], dtype=ALL), radius)[0, 1])
+
+
+@pytest.mark.parametrize("kind", ["full", "diagonal"])
+def test_the_curvature_over_the_radius_is_rounded_upwards(kind: str) -> None:
+    """Where b = 0 a rival is far if m > R²λ, in rational numbers, for λ as it was proven."""
+    for seed in range(100):
+        draw = Draw(seed)
+        ellips, _ = two_classes(draw, 2, kind)
+        ellips.precision_factors[1] = ellips.precision_factors[0] * 1.5
+        ellips.means[1] = ellips.means[0]
+        kernel, radius, z = Kernel(ellips), draw.normal(1).abs(), ellips.means[:1]
+        far, (y, _, _) = FarRivals(kernel, torch.linalg.eigvalsh(ellips.precisions)[:, -1]), kernel.whiten(z)
+        needed = _number(radius[0]) ** 2 * _number(far._top(torch.tensor([0]))[0])
+        below = float(needed)
+        below = below if Fraction(below) <= needed else math.nextafter(below, 0)
+        assert not _proves_far(far, z, y, below, radius)
+        assert _proves_far(far, z, y, below * (1 + 1e-14), radius)
