@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ellips.certificates import METHODS, Certificate, Method, confirm
 from ellips.classifier import Ellips
-from ellips.input_certifiers.base import AuditTarget, Chain, InputCertifier
+from ellips.input_certifiers.base import AuditTarget, Chain, InputCertifier, validate_shared_alpha
 from ellips.lipschitz.base import checked
 from ellips.randomness import image_generator
 from ellips.types import ImageMap, LipschitzBound
@@ -185,16 +185,8 @@ class SmoothedEncoder(InputCertifier):
         return changed.double()
 
     def validate_run(self, count: int) -> None:
-        """Refuse a run over more images than share ``alpha``: all of them together would claim too much.
-
-        Raises:
-            ValueError: If there are more, and ``num_images`` is not 1 (each image by itself).
-        """
-        if 1 < self.num_images < count:
-            raise ValueError(
-                f"Expected at most num_images={self.num_images} images to share alpha={self.alpha:g} but got {count}; "
-                "raise `num_images`, or set it to 1 for a claim about each image by itself."
-            )
+        """Refuse a run over more images than share ``alpha``; see :func:`validate_shared_alpha`."""
+        validate_shared_alpha(self.num_images, self.alpha, count)
 
     def target(self, chain: Chain) -> AuditTarget:
         """Name the smoothed classifier, judged by its own certificates, abstentions included.
