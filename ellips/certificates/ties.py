@@ -58,11 +58,20 @@ def margin_sign(z: Sequence[float], first: StoredClass, second: StoredClass) -> 
                 2 * power * decimal.Decimal(2).ln(),
             ]
             total = sum(parts, decimal.Decimal(0))
-            error = sum(map(abs, parts), decimal.Decimal(0)).scaleb(2 - digits)
+            error = _error(parts, digits)
             if abs(total) > error:
                 return 1 if total > 0 else -1
         digits *= 2
     return None
+
+
+def _error(parts: Sequence[decimal.Decimal], digits: int) -> decimal.Decimal:
+    """Bound what the sum of the parts is off by, in 100 units of their last digit; at most 25 are needed.
+
+    A correctly rounded number is off by 5 units of ``10 ** -digits`` of itself. Each part is a logarithm or a quotient,
+    at most two products, and up to four sums.
+    """
+    return sum(map(abs, parts), decimal.Decimal(0)).scaleb(2 - digits)
 
 
 def _integer(x: float) -> int:

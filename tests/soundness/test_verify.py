@@ -14,7 +14,7 @@ from torch import Tensor
 from ellips import Ellips
 from ellips.certificates import verify
 from ellips.certificates.multipliers import find_multipliers
-from ellips.certificates.ties import StoredClass, margin_sign
+from ellips.certificates.ties import StoredClass, _error, margin_sign
 from ellips.certificates.verify import Kernel, positive_definite, rounding
 from tests.ellips.mixtures import random_mixture
 from tests.soundness.generators import DEAR, GENERATORS, Draw, make_case
@@ -333,6 +333,14 @@ def test_the_sign_is_right_where_no_fixed_number_of_digits_tells(digits: int) ->
             assert margin_sign(here.mean, here, there) == (1 if margin > 0 else -1)
             assert margin_sign(here.mean, there, here) == (-1 if margin > 0 else 1)
             assert (margin > 0) == (last > 0)
+
+
+@pytest.mark.parametrize("digits", [50, 100, 400])
+def test_the_error_of_a_sum_of_logarithms_is_allowed_for(digits: int) -> None:
+    parts = [decimal.Decimal(x) for x in ("3.25", "-1.5", "0", "-1e-30")]
+    needed = sum(abs(part) for part in parts) * 25
+    assert _error(parts, digits) >= needed.scaleb(-digits)
+    assert _error(parts, digits) <= 100 * needed.scaleb(-digits)
 
 
 def test_signs_agree_with_ball_arithmetic_at_near_ties() -> None:
