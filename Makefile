@@ -19,7 +19,7 @@ demo: $(DEMO)/.fitted $(DEMO)_lipschitz/.fitted $(DEMO)_smoothed/.fitted
 	$(CERTIFY) --config configs/certify/digits.yaml
 	$(CERTIFY) --config configs/certify/digits_clever.yaml --skip 18 --out $(DEMO)/certify/clever
 	$(RUN) certify.py $(LIPSCHITZ) --config configs/certify/digits_lipschitz.yaml --name demo_lipschitz
-	$(RUN) certify.py $(DIGITS) --config configs/certify/digits_votes.yaml --skip 6 --name demo_smoothed
+	$(RUN) certify.py $(DIGITS) --config configs/certify/digits_votes.yaml --skip 9 --name demo_smoothed
 	$(RUN) certify.py compare $(DEMO)/certify/test $(DEMO)_lipschitz/certify/test $(DEMO)_smoothed/certify/test
 
 $(DEMO)/.fitted: | $(VENV)/.installed
