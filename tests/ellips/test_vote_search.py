@@ -15,6 +15,7 @@ from scipy.stats import binomtest, norm
 from torch import Tensor, multiprocessing
 
 from ellips import ClassMoments, Ellips
+from ellips.distributed import close_process_group
 from ellips.gaussians import Regularization
 from ellips.gaussians.moments import Moments
 from ellips.regularization_search import Candidate, RegularizationSearch
@@ -121,7 +122,7 @@ def _search_on_a_rank(rank: int, port: int, folder: str) -> None:
     held, labels = make_split(31, 1, COPIES)
     _, candidates = select_by_votes(train_moments(), held[rank::2], labels[rank::2], SEARCH)
     torch.save([_numbers(c) for c in candidates], Path(folder, f"{rank}.pt"))
-    dist.destroy_process_group()
+    close_process_group()
 
 
 def _numbers(candidate: Candidate) -> list[float]:

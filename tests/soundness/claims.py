@@ -22,7 +22,7 @@ from ellips import Ellips
 from ellips.certificates import METHODS, Certificate, check, confirm
 from tests.soundness.enclosures import BITS, enclosed_distance
 from tests.soundness.generators import GENERATORS, make_case
-from tests.soundness.oracle import flint, nearest_distance
+from tests.soundness.oracle import flint, nearest_distance, working_precision
 
 # Claims per mixture; mixtures that are dear to make serve more points.
 POINTS = {"wide": 100, "many_classes": 100, "broad": 50, "vast": 20}
@@ -101,7 +101,7 @@ def _gap(ellips: Ellips, z: torch.Tensor, certificate: Certificate) -> float | N
         found = enclosed_distance(ellips, z, int(certificate.prediction))
         if found is None:
             return None
-        with flint.ctx.workprec(BITS):
+        with working_precision(BITS):
             gap = found.low - flint.arb(float(certificate.radius))
             return float(gap / found.low) if gap >= 0 else -1.0
     truth, radius = nearest_distance(ellips, z, int(certificate.prediction)), mpf(float(certificate.radius))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ellips import Ellips
 from ellips.certificates.multipliers import find_multipliers
-from tests.soundness.oracle import Balls, definite, flint
+from tests.soundness.oracle import Balls, definite, flint, working_precision
 
 BITS = 400
 _STEPS = 12  # of Newton's method, from float64's digits or fewer to 400 bits
@@ -39,7 +39,7 @@ def enclosed_distance(ellips: Ellips, z: Tensor, prediction: int) -> Enclosure |
 
     None where no finite one was enclosed, as where no class is ever reached, or in the hard case.
     """
-    with flint.ctx.workprec(BITS):
+    with working_precision(BITS):
         return _nearest(ellips, z, prediction)
 
 

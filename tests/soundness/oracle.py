@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import mpmath
@@ -81,9 +83,20 @@ def nearest_distance(ellips: Ellips, z: Tensor, prediction: int) -> mpf:
     return min(true_distance(ellips, z, prediction, k) for k in range(ellips.num_classes) if k != prediction)
 
 
+@contextmanager
+def working_precision(bits: int) -> Iterator[None]:
+    """Compute with so many bits, and with as many as before afterwards."""
+    before = flint.ctx.prec
+    flint.ctx.prec = bits
+    try:
+        yield
+    finally:
+        flint.ctx.prec = before
+
+
 def exact_winner(ellips: Ellips, z: Tensor, bits: int = 4000) -> int:
     """The class of the highest score at z, shape ``(d,)``; of those that so many bits cannot tell apart the lowest."""
-    with flint.ctx.workprec(bits):
+    with working_precision(bits):
         balls = Balls(ellips, bits)
         scores = [balls.matrix(z, k)[2] for k in range(ellips.num_classes)]
         return next(k for k, score in enumerate(scores) if not any(other > score for other in scores))
