@@ -73,7 +73,7 @@ class Sizes(NamedTuple):
     rounds: int
 
 
-SIZES = {"full": Sizes(10_000, 120, 8, 120, 100, 7), "quick": Sizes(10_000, 24, 4, 60, 50, 5)}
+SIZES = {"full": Sizes(10_000, 120, 8, 120, 100, 7), "quick": Sizes(10_000, 40, 4, 60, 50, 5)}
 
 
 class Task(NamedTuple):
