@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ellips.input_certifiers.base import Chain
 from ellips.input_certifiers.smoothed_decision import SmoothedDecision, Stopping
-from ellips.lipschitz.base import validate_eval_mode, validate_images
+from ellips.lipschitz.base import validate_by_image, validate_eval_mode, validate_images
 from ellips.smoothing import ImageNoise, Votes
 from ellips.types import ImageMap
 
@@ -42,6 +42,7 @@ class ArtSmoothedDecision(SmoothedDecision):
         """
         validate_images(images)
         validate_eval_mode(chain.latents)
+        validate_by_image(self.scores(chain), images, self.sigma)
         prediction, radius = _certify(self, self.scores(chain), images.detach())
         unknown = torch.full_like(prediction, -1)
         draws = torch.full_like(prediction, self.num_samples)

@@ -12,11 +12,11 @@ from torch import Tensor
 from ellips.certificates import Certificate
 from ellips.encoders.linear import LinearHead
 from ellips.input_certifiers.base import AuditTarget, Chain, InputCertifier, validate_shared_alpha
-from ellips.lipschitz.base import validate_eval_mode, validate_images
+from ellips.lipschitz.base import validate_by_image, validate_eval_mode, validate_images
 from ellips.smoothing import Decision, VotePlan, count_votes, majority, soft_votes
 from ellips.smoothing.voting import COPIES, LEVEL, Votes
 from ellips.types import ImageMap, Series
-from ellips.validation import all_at_least, at_least, fraction, one_of, positive
+from ellips.validation import at_least, fraction, one_of, positive
 
 Stopping = Literal["early", "fixed"]
 """When drawing ends: as soon as the radii that are asked for are decided, or after a fixed number of draws."""
@@ -81,7 +81,8 @@ class SmoothedDecision(InputCertifier):
         )
         one_of(get_args(Stopping), stopping=self.stopping)
         if self.radii is not None:
-            all_at_least(0, radii=torch.tensor(self.radii, dtype=torch.float64))
+            for radius in self.radii:
+                positive(radii=radius)
             object.__setattr__(self, "radii", tuple(float(radius) for radius in self.radii))  # a YAML list is one, too
 
     @property
@@ -104,6 +105,7 @@ class SmoothedDecision(InputCertifier):
         """
         validate_images(images)
         validate_eval_mode(chain.latents)
+        validate_by_image(self.scores(chain), images, self.sigma)
         return count_votes(
             self.decision(chain),
             images.detach(),

@@ -14,7 +14,7 @@ from torch import Tensor
 from ellips.certificates import METHODS, Certificate, Method, confirm
 from ellips.classifier import Ellips
 from ellips.input_certifiers.base import AuditTarget, Chain, InputCertifier, validate_shared_alpha
-from ellips.lipschitz.base import checked
+from ellips.lipschitz.base import checked, validate_by_image
 from ellips.randomness import image_generator
 from ellips.types import ImageMap, LipschitzBound
 from ellips.validation import at_least, fraction, one_of, positive
@@ -96,6 +96,7 @@ class SmoothedEncoder(InputCertifier):
             ValueError: As for every source.
         """
         with checked(latents, images) as inputs, torch.no_grad():  # in this order: the first enables gradients
+            validate_by_image(latents, inputs, self.sigma)
             found = [self._smooth_one(latents, image) for image in inputs]
             if not found:
                 empty = latents(inputs).double()

@@ -17,6 +17,9 @@ from ellips.lipschitz.capture import JITTER, UnprovenOperationError, captured
 from ellips.precision import full_precision
 from ellips.types import ImageMap, LipschitzBound
 
+_PROBES = 16
+_BY_IMAGE = 1e-3  # of the largest value: what other batch sizes may change by other orders of summation in float32
+
 
 class ConstantSource(ABC):
     """A way to obtain a Lipschitz constant of exactly the function that is handed in, and of no other.
@@ -112,7 +115,7 @@ def owning_module(function: ImageMap) -> nn.Module | None:
 
 
 def validate_eval_mode(function: ImageMap) -> None:
-    """Refuse layers in training mode: batch statistics and dropout make it another function at every call.
+    """Refuse layers in training mode or without running statistics: they make it another function at every call.
 
     Raises:
         ValueError: If the function, or the module it is a method of, has one.
@@ -127,6 +130,43 @@ def validate_eval_mode(function: ImageMap) -> None:
                 f"Expected every layer to be in eval mode but got `{name}` ({type(layer).__name__}) in training "
                 "mode; call .eval() on the classifier first."
             )
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.running_mean is None:
+            raise ValueError(
+                f"Expected every layer to map each image by itself but `{name}` ({type(layer).__name__}) has no "
+                "running statistics and uses those of the batch; train it with track_running_stats=True."
+            )
+
+
+@torch.no_grad()
+def validate_by_image(function: ImageMap, images: Tensor, sigma: float) -> None:
+    """Refuse functions whose value at an image depends on the other images of its batch, or on earlier calls.
+
+    A certificate is about a function of one image. The function is held against itself on noisy copies: twice, in a
+    part of the batch in another order, and alone. What is made to escape a test of some batches cannot be excluded.
+
+    Args:
+        function: Maps images to vectors.
+        images: Shape ``(N, C, H, W)``; without any there is nothing to hold.
+        sigma: Standard deviation of the copies' noise.
+
+    Raises:
+        ValueError: If values differ by more than rounding does.
+    """
+    if not len(images):
+        return
+    generator = torch.Generator().manual_seed(len(images))
+    some = images[torch.arange(_PROBES, device=images.device) % len(images)]
+    probes = some + sigma * torch.randn(some.shape, generator=generator).to(some)
+    whole, part = function(probes), torch.arange(_PROBES - 1, 0, -3, device=images.device)
+    again = torch.cat([function(probes), function(probes[part]), function(probes[:1])])
+    expected = torch.cat([whole, whole[part], whole[:1]])
+    largest = (again - expected).abs().max()
+    if not bool(largest <= _BY_IMAGE * expected.abs().max()):
+        raise ValueError(
+            "Expected a classifier that maps each image by itself, always in the same way, but its values change with "
+            f"the other images of a batch or from call to call (by {float(largest):.3g}); look for statistics of the "
+            "batch, dropout, noise, or something that is remembered."
+        )
 
 
 @contextmanager

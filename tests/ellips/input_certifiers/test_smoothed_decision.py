@@ -165,6 +165,7 @@ def test_settings_come_from_yaml_and_bad_ones_are_named() -> None:
         ({"batch_size": 0}, "batch_size"),
         ({"stopping": "never"}, "stopping"),
         ({"radii": (-1.0,)}, "radii"),
+        ({"radii": (float("inf"),)}, "radii"),
         ({"radii": (float("nan"),)}, "radii"),
     ]:
         with pytest.raises(ValueError, match=f"`{name}`"):
