@@ -27,7 +27,7 @@ from ellips.encoders import FrozenEncoder
 from ellips.gaussians import ClassMoments
 from ellips.head import EllipsHead
 from ellips.losses import CodingRateReduction, Isotropy, LatentLoss, Objective, VoteCrossEntropy, VoteRadius
-from ellips.regularization_search import RegularizationSearch
+from ellips.regularization_search import Candidate, RegularizationSearch
 from ellips.vote_search import select_by_votes
 from lightning_modules import Optimization
 
@@ -99,7 +99,7 @@ def evaluate(digits: Digits, fitted_to: Rows, latents_of: Callable[[Tensor], Ten
     collected.update(latents, fitted_to[1])
     moments = collected.compute()
 
-    def choose(rows: Rows, pooling: Sequence[float], shrinkage: Sequence[float], radius: float) -> Any:  # noqa: ANN401
+    def choose(rows: Rows, pooling: Sequence[float], shrinkage: Sequence[float], radius: float) -> Candidate:
         groups = latents_of(rows[0]).view(-1, digits.voters, latents.shape[1])
         search = RegularizationSearch(radius, pooling, shrinkage, sigma=digits.sigma, alpha=digits.alpha)
         return select_by_votes(moments, groups, rows[1][:: digits.voters], search)[0]

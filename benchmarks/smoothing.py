@@ -33,7 +33,7 @@ from torch import Tensor
 
 from benchmarks._common import interleaved_seconds, make_parser, median_ratio, report, seconds
 from ellips import Ellips
-from ellips.datamodules import ImageFolderDataModule
+from ellips.datamodules import ImageFolderDataModule, Split
 from ellips.encoders import CifarResNet, FrozenEncoder, LinearHead
 from ellips.gaussians.moments import ClassMoments
 from ellips.input_certifiers import Chain, SmoothedDecision, SmoothedEncoder
@@ -131,10 +131,10 @@ def cifar_task(folder: Path, weights: Path, sizes: Sizes) -> Task:
     recipe = json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))["recipe"]
     encoder = FrozenEncoder(CifarResNet(recipe["depth"], recipe["width"]), weights=weights)
     data = ImageFolderDataModule(encoder, folder)
-    rows = {"train": 20_000, "val": sizes.held_out, "test": sizes.images or 10_000}
-    parts = {}
+    rows: dict[Split, int] = {"train": 20_000, "val": sizes.held_out, "test": sizes.images or 10_000}
+    parts: dict[str, tuple[Tensor, Tensor]] = {}
     for part, wanted in rows.items():
-        source = data.source(part)  # type: ignore[arg-type]
+        source = data.source(part)
         # Evenly over the classes, which lie in folders one after the other.
         chosen = np.linspace(0, len(source) - 1, min(wanted, len(source))).astype(int).tolist()
         parts[part] = source.read(chosen)[0].float() / 255, torch.from_numpy(source.labels[chosen])
