@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,7 +74,7 @@ class Sizes(NamedTuple):
     rounds: int
 
 
-SIZES = {"full": Sizes(10_000, 120, 8, 120, 100, 7), "quick": Sizes(10_000, 40, 4, 60, 50, 5)}
+SIZES = {"full": Sizes(10_000, 120, 8, 600, 100, 7), "quick": Sizes(10_000, 40, 4, 60, 50, 5)}
 
 
 class Task(NamedTuple):
@@ -321,6 +322,7 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
     measurements: dict[str, Any] = {}
     for name, task in tasks.items():
         found, measurements[name] = measure(task, sizes, name)
+        print(json.dumps(found), file=sys.stderr, flush=True)  # the next data set may take an hour
         ratios |= found
     settings = {"quick": given.quick, "sigma": SIGMA, "alpha": ALPHA, "radii": list(RADII), **sizes._asdict()}
     return report("smoothing", ratios, settings, measurements=measurements, json_file=given.json)
