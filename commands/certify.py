@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning as L
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from rich.console import Console
 
 from ellips.callbacks import CertificateWriter
@@ -123,6 +124,7 @@ def certify(
         enable_progress_bar=False,
         inference_mode=False,  # certifiers differentiate
         callbacks=[CertificateWriter(journal, images.done, len(images.indices))],
+        plugins=_slurm(),
         **(hardware or {}),
     )
     try:
@@ -136,6 +138,12 @@ def certify(
             grids: dict[Space, Sequence[float]] = {"latent": radii, "input": input_radii}
             summary = _report(folder, journal, classifier, images, data, grids, confidence)
     return summary
+
+
+def _slurm() -> list[SLURMEnvironment]:
+    """Under SLURM, keep Lightning from saving and requeueing at a signal: the journal is what a run goes on from."""
+    started_by_srun = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
+    return [SLURMEnvironment(auto_requeue=False)] if started_by_srun else []
 
 
 def _report(
