@@ -67,8 +67,8 @@ class Claims(NamedTuple):
         rows = [record.index for record in batch.records]
         if series.space == "latent":
             return torch.stack([self.latents[row] for row in rows])
-        batch: ImageBatch = self.images.dataset[rows]
-        return batch.image
+        read: ImageBatch = self.images.dataset[rows]
+        return read.image
 
 
 def read_claims(folder: ResultsFolder, max_images: int | None, device: torch.device) -> Claims:

@@ -140,10 +140,10 @@ def certify(
     return summary
 
 
-def _slurm() -> list[SLURMEnvironment]:
+def _slurm() -> SLURMEnvironment | None:
     """Under SLURM, keep Lightning from saving and requeueing at a signal: the journal is what a run goes on from."""
     started_by_srun = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
-    return [SLURMEnvironment(auto_requeue=False)] if started_by_srun else []
+    return SLURMEnvironment(auto_requeue=False) if started_by_srun else None
 
 
 def _report(
