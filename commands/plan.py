@@ -140,8 +140,8 @@ def sizes(config: Namespace, data: EncodedDataModule, rows: Mapping[str, int], i
     mixture = mixture_bytes(*kind)
     checkpoint = checkpoint_bytes(projector, mixture, optimizer, train_mixture=model.train_mixture)
     weights = FLOAT32 * (parameter_count(data.encoder) + sum(projector))
-    held = rows["votes" if model.regularization and model.regularization.sigma else "val"] / processes
-    all_rows = rows["train"] if model.covariance_estimator != "moments" else 0
+    held = rows["votes" if model.regularization and model.regularization.sigma else "val"] // processes
+    held = rows["train"] if model.covariance_estimator != "moments" else held if model.regularization else 0
     cached = {f"disk: cache, {p}": cache_bytes(n, features, data.cache_dtype) for p, n in rows.items()}
     return {
         **(cached if data.cache_dir is not None else {}),
@@ -151,8 +151,7 @@ def sizes(config: Namespace, data: EncodedDataModule, rows: Mapping[str, int], i
         "GPU: encoder and projector": weights,
         "GPU: training the projector": checkpoint - mixture,
         f"GPU: fit and certificates, {PEAK} T": PEAK * covariance_bytes(*kind),
-        "GPU: latents of the search": round(held * images.latent_dim * FLOAT32) if model.regularization else 0,
-        "GPU: latents of the covariance estimator": all_rows * images.latent_dim * FLOAT32,
+        "GPU: latents of a search, or of an estimator": held * images.latent_dim * FLOAT32,
         "host: a batch of images for each reader": data.batch_size * images.pixels * FLOAT32 * max(1, data.num_workers),
     }
 
@@ -179,7 +178,8 @@ def plan(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
     data: EncodedDataModule = chosen["data"]
     rows, classes = count(data, config.counts)
     trainer, model = config.trainer, config.model
-    processes = config.processes or trainer.num_nodes * (trainer.devices if isinstance(trainer.devices, int) else 1)
+    devices = str(trainer.devices)  # "auto", or a list of some, tells nothing of another machine
+    processes = config.processes or trainer.num_nodes * (int(devices) if devices.isdecimal() else 1)
     total = config.counts[config.split] if config.counts else len(data.source(config.split))
     certified = len(range(0, total, config.skip)[: config.max])
     channels, size = data.encoder.preprocess.in_channels, data.encoder.preprocess.size or (1, 1)

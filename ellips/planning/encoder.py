@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ellips.encoders import FrozenEncoder
 from ellips.encoders.weights import shipped_names, shipped_provenance
 
-_KEPT = ("input_size", "in_channels")
+_KEPT = ("input_size", "in_channels", "mean", "std", "interpolation")
 
 
 class _Features(nn.Module):
@@ -52,7 +52,7 @@ def outline(arguments: Mapping[str, Any], feature_dim: int | None = None) -> Fro
     given = {name: arguments[name] for name in _KEPT if arguments.get(name) is not None}
     if isinstance(weights, str) and weights in shipped_names():
         record = shipped_provenance(weights)["preprocessing"]
-        given = {"input_size": record["size"], "in_channels": record["in_channels"]} | given
+        given = {"input_size": record["size"], **{k: v for k, v in record.items() if k in _KEPT}} | given
     return FrozenEncoder(_backbone(model, weights, arguments.get("projection"), given), **given)
 
 

@@ -19,7 +19,8 @@ from tests.shipped import arguments
 
 GRID = "{radius: 0.5, pooling: [0.0, 0.5], shrinkage: [0.3], method: pairwise}"
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
-FIT = [*arguments("data/digits", "model/digits"), "--model.hidden_dim", "32", "--trainer.max_epochs", "3"]
+FIT = [*arguments("data/digits", "model/digits"), "--model.hidden_dim", "400", "--trainer.max_epochs", "3"]
+FIT += ["--model.latent_dim", "80"]
 FIT += ["--trainer.check_val_every_n_epoch", "2", "--model.regularization", GRID, "--data.keep_images", "false"]
 
 
@@ -47,16 +48,22 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
-@pytest.mark.parametrize("sanity", ["0", "2"])
+def checkpoints(folder: Path) -> int:
+    return sum(path.stat().st_size for path in (folder / "runs/digits/checkpoints").iterdir())
+
+
+@pytest.mark.parametrize(("sanity", "optimizer"), [("0", "sgd"), ("2", "adamw")])
 def test_a_fit_without_a_cache_encodes_as_many_images_as_was_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counted: list[int], sanity: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counted: list[int], sanity: str, optimizer: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     given = [*FIT, "--trainer.num_sanity_val_steps", sanity, "--data.eval_batch_size", "100"]
+    given += ["--model.optimization.optimizer", optimizer]
     found = planned(tmp_path, *given)
     train(["fit", *given, *QUIET])
     assert sum(counted) == encoded(found, "fit") > 3 * 1168
     assert encoded(found, "encode") == 0
+    assert found["bytes"]["disk: checkpoints, best and last"] == pytest.approx(checkpoints(tmp_path), rel=0.02)
 
 
 def test_a_fit_with_a_cache_writes_and_encodes_as_much_as_was_said(
@@ -75,22 +82,6 @@ def test_a_fit_with_a_cache_writes_and_encodes_as_much_as_was_said(
         # A file begins with the length of its header, then the header, then the tensors.
         tensors = sum(len(shard) - 8 - struct.unpack("<Q", shard[:8])[0] for shard in shards)
         assert tensors == found["bytes"][f"disk: cache, {split}"], split
-    checkpoints = sum(path.stat().st_size for path in (tmp_path / "runs/digits/checkpoints").iterdir())
-    assert checkpoints - 2 * 25_000 < found["bytes"]["disk: checkpoints, best and last"] < checkpoints
-
-
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_checkpoints_of_wide_projectors_are_as_large_as_was_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    given = [*FIT, "--model.hidden_dim", "800", "--model.latent_dim", "150", "--trainer.max_epochs", "1"]
-    given += ["--model.optimization.optimizer", optimizer, "--trainer.check_val_every_n_epoch", "1", "--data.cache_dir"]
-    given += ["cache", "--model.regularization", "null", "--model.pooling", "0.5"]
-    train(["fit", *given, *QUIET])
-    written = sum(path.stat().st_size for path in (tmp_path / "runs/digits/checkpoints").iterdir())
-    said = planned(tmp_path, *given)["bytes"]["disk: checkpoints, best and last"]
-    assert said == pytest.approx(written, rel=0.02)
 
 
 def test_certifying_encodes_as_many_images_as_was_said(
@@ -105,7 +96,10 @@ def test_certifying_encodes_as_many_images_as_was_said(
 
     votes = "{class_path: ellips.input_certifiers.SmoothedDecision, init_args: {num_samples: 40, stopping: fixed, "
     votes += "num_selection: 1}}"
-    sources = ["Clever, init_args: {num_batches: 2, num_samples: 3}", "JacobianNorm, init_args: {num_iterations: 4}"]
+    sources = [
+        "Clever, init_args: {num_batches: 2, num_samples: 3, num_iterations: 2}",
+        "JacobianNorm, init_args: {num_iterations: 4}",
+    ]
     chosen = ", ".join(f"{{class_path: ellips.lipschitz.{source}}}" for source in sources)
     given = [*arguments("data/digits"), "--certifiers", f"[{chosen}, {votes}]", "--skip", "40", "--batch_size", "4"]
     found = planned(tmp_path, *given, "--model.latent_dim", "null")
@@ -123,7 +117,7 @@ def test_hours_are_those_of_the_processes(tmp_path: Path) -> None:
     votes = one["certify: smoothed-decision"]
     assert votes["hours"] == pytest.approx(votes["passes"] / 50 / 3600)
     assert 0 < votes["expected_hours"] < votes["hours"]
-    assert two["certify: smoothed-decision"]["hours"] == votes["hours"] / 2
+    assert two["certify: smoothed-decision"]["hours"] == pytest.approx(votes["hours"] / 2)
     assert "hours" not in planned(tmp_path, *given[:-2])["stages"]["test"]
 
 
