@@ -18,7 +18,6 @@ from ellips.input_certifiers import as_certifier, series_of
 from ellips.lightning_modules import GenEllips
 from ellips.planning import (
     FLOAT32,
-    PEAK,
     Cost,
     FitPlan,
     Images,
@@ -26,10 +25,8 @@ from ellips.planning import (
     audit_work,
     cache_bytes,
     certifier_cost,
-    checkpoint_bytes,
-    covariance_bytes,
     fit_flops,
-    mixture_bytes,
+    head_sizes,
     outline,
     parameter_count,
     projector_numbers,
@@ -59,9 +56,8 @@ def plan_parser() -> ArgumentParser:
     parser.add_class_arguments(GenEllips, "model", skip={"in_features", "num_classes"}, instantiate=False)
     parser.add_class_arguments(AttackSettings, "attack", help="How hard `ellips audit` attacks.")
     parser.add_argument("--weights_only", type=Any, help="Of training; not used.")
-    number = float | None
-    parser.add_argument("--images_per_second", type=number, default=None, help="Forward passes of one process.")
-    parser.add_argument("--gigaflops", type=number, default=None, help="Of one process, for the rest of the hours.")
+    parser.add_argument("--images_per_second", type=float | None, default=None, help="Forward passes of one process.")
+    parser.add_argument("--gigaflops", type=float | None, default=None, help="Of one process, for other hours.")
     parser.add_argument("--processes", type=int | None, default=None, help="GPUs; null: as the trainer's settings say.")
     parser.add_argument("--counts", type=dict[str, int], default={}, help="Images of train, val and test; classes.")
     parser.add_argument("--feature_dim", type=int | None, default=None, help="Of an encoder that is no timm model.")
@@ -86,8 +82,7 @@ def fit_plan(config: Namespace, data: EncodedDataModule, rows: Mapping[str, int]
     """Return the settings of the fit that decide how often images are encoded."""
     model, trainer = config.model, config.trainer
     sanity = 2 if trainer.num_sanity_val_steps is None else trainer.num_sanity_val_steps
-    batches = -(-rows["val"] // data.eval_batch_size)
-    per_batch = -(-rows["val"] // batches)
+    per_batch = -(-rows["val"] // -(-rows["val"] // data.eval_batch_size))
     search = None if model.regularization is None else "val" if model.regularization.sigma is None else "votes"
     return FitPlan(
         rows={part: n for part, n in rows.items() if part != "test"},
@@ -112,15 +107,13 @@ def stages(
     parameters = projector_numbers(chosen["data"].feature_dim, model.latent_dim, model.hidden_dim)[0]
     head = (images.classes, images.latent_dim, fit.fits)
     grid = model.regularization
-    tried = (
-        0 if grid is None else search_flops(len(grid.pooling) * len(grid.shrinkage), rows[fit.search or "val"], *head)
-    )
+    tried, searched = 0 if grid is None else len(grid.pooling) * len(grid.shrinkage), rows[fit.search or "val"]
     found: dict[str, tuple[Cost | None, float]] = {
         "encode: " + ", ".join(fit.rows): (Cost.fixed(fit.encode()), 0),
         "fit: training": (Cost.fixed(fit.training()), training_flops(parameters, rows["train"], fit.epochs)),
         "fit: exact fits": (Cost.fixed(fit.fitting()), fit_flops(parameters, rows["train"], *head)),
         "fit: validation": (Cost.fixed(fit.validation()), 0),
-        "fit: search for a regularisation": (Cost.fixed(fit.regularization()), tried),
+        "fit: regularisation": (Cost.fixed(fit.regularization()), search_flops(tried, searched, *head)),
         "encode: test" if fit.cached else "test": (Cost.fixed(Work(rows["test"])), 0),
         "certify: latents": (Cost.fixed(Work(images.count)), 0),
     }
@@ -133,24 +126,20 @@ def stages(
 
 def sizes(config: Namespace, data: EncodedDataModule, rows: Mapping[str, int], images: Images) -> dict[str, int]:
     """Return bytes by what takes them."""
-    model, features, processes = config.model, data.feature_dim, images.processes
-    kind = (model.covariance_type, images.classes, images.latent_dim, model.get("rank"))
-    projector = projector_numbers(features, model.latent_dim, model.hidden_dim)
-    optimizer = "sgd" if model.optimization is None else model.optimization.optimizer
-    mixture = mixture_bytes(*kind)
-    checkpoint = checkpoint_bytes(projector, mixture, optimizer, train_mixture=model.train_mixture)
-    weights = FLOAT32 * (parameter_count(data.encoder) + sum(projector))
-    held = rows["votes" if model.regularization and model.regularization.sigma else "val"] // processes
+    model, features = config.model, data.feature_dim
+    held = rows["votes" if model.regularization and model.regularization.sigma else "val"] // images.processes
     held = rows["train"] if model.covariance_estimator != "moments" else held if model.regularization else 0
     cached = {f"disk: cache, {p}": cache_bytes(n, features, data.cache_dtype) for p, n in rows.items()}
     return {
         **(cached if data.cache_dir is not None else {}),
-        "disk: checkpoints, best and last": 2 * checkpoint,
-        "disk: certificates with their classifier": len(config.methods) * mixture,
-        "covariances of all classes (T)": covariance_bytes(*kind),
-        "GPU: encoder and projector": weights,
-        "GPU: training the projector": checkpoint - mixture,
-        f"GPU: fit and certificates, {PEAK} T": PEAK * covariance_bytes(*kind),
+        **head_sizes(
+            (model.covariance_type, images.classes, images.latent_dim, model.get("rank")),
+            projector_numbers(features, model.latent_dim, model.hidden_dim),
+            "sgd" if model.optimization is None else model.optimization.optimizer,
+            encoder_parameters=parameter_count(data.encoder),
+            proofs=len(config.methods),
+            train_mixture=model.train_mixture,
+        ),
         "GPU: latents of a search, or of an estimator": held * images.latent_dim * FLOAT32,
         "host: a batch of images for each reader": data.batch_size * images.pixels * FLOAT32 * max(1, data.num_workers),
     }
@@ -182,7 +171,7 @@ def plan(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
     processes = config.processes or trainer.num_nodes * (int(devices) if devices.isdecimal() else 1)
     total = config.counts[config.split] if config.counts else len(data.source(config.split))
     certified = len(range(0, total, config.skip)[: config.max])
-    channels, size = data.encoder.preprocess.in_channels, data.encoder.preprocess.size or (1, 1)
+    channels, size = data.encoder.preprocess.in_channels, data.encoder.preprocess.size or (224, 224)
     images = Images(
         count=certified,
         batches=-(-certified // config.batch_size),
@@ -203,8 +192,7 @@ def plan(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Print the plan."""
-    parser = plan_parser()
-    config = parser.parse_args(None if args is None else list(args))
+    config = (parser := plan_parser()).parse_args(None if args is None else list(args))
     found = plan(parser, config)
     if config.json is not None:
         replace_file(config.json, json.dumps(found, indent=1) + "\n")

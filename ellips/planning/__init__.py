@@ -13,6 +13,7 @@ from ellips.planning.sizes import (
     checkpoint_bytes,
     covariance_bytes,
     covariance_numbers,
+    head_sizes,
     mixture_bytes,
     projector_numbers,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "expected_draws",
     "expected_selection",
     "fit_flops",
+    "head_sizes",
     "mixture_bytes",
     "outline",
     "parameter_count",

@@ -101,3 +101,34 @@ def cache_bytes(rows: int, feature_dim: int, dtype: str = "float32") -> int:
     at_least(0, rows=rows)
     one_of(tuple(CACHED), cache_dtype=dtype)
     return rows * (feature_dim * CACHED[dtype] + LABEL_AND_INDEX)
+
+
+def head_sizes(
+    covariances: tuple[str, int, int, int | None],
+    projector: tuple[int, int],
+    optimizer: str,
+    *,
+    encoder_parameters: int,
+    proofs: int,
+    train_mixture: bool = False,
+) -> dict[str, int]:
+    """Return the bytes that a head takes, by what takes them.
+
+    Args:
+        covariances: The arguments of :func:`covariance_numbers`.
+        projector: See :func:`projector_numbers`.
+        optimizer: ``"sgd"`` or ``"adamw"``.
+        encoder_parameters: Of the encoder.
+        proofs: Files of certificates of a run; each holds the mixture that it is about.
+        train_mixture: Whether the mixture has parameters.
+    """
+    total, mixture = covariance_bytes(*covariances), mixture_bytes(*covariances)
+    checkpoint = checkpoint_bytes(projector, mixture, optimizer, train_mixture=train_mixture)
+    return {
+        "disk: checkpoints, best and last": 2 * checkpoint,
+        "disk: certificates with their classifier": proofs * mixture,
+        "covariances of all classes (T)": total,
+        "GPU: encoder and projector": FLOAT32 * (encoder_parameters + sum(projector)),
+        "GPU: gradients and optimiser": checkpoint - mixture - FLOAT32 * projector[1],
+        f"GPU: fit and certificates, {PEAK} T": PEAK * total,
+    }

@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 
+from ellips.commands import collect
 from ellips.head import EllipsHead
 from tests.shipped import merged
 
@@ -156,6 +157,11 @@ def test_a_sweep_runs_one_job_per_value(cluster: dict[str, str], tmp_path: Path)
             EllipsHead.from_checkpoint(last_checkpoint(tmp_path, f"shrinkage-{value}")).ellips.regularization.shrinkage
             == value
         )
+    runs = sorted(str(path) for path in (tmp_path / "runs").glob("shrinkage-*"))
+    assert collect.main([*runs, "--out", str(tmp_path / "all.csv")]) == 1  # nothing is certified
+    rows = list(csv.DictReader((tmp_path / "all.csv").open()))
+    assert [row["model.shrinkage"] for row in rows] == ["0.1", "0.4"]
+    assert all(float(row["val/accuracy"]) > 0.8 for row in rows)
 
 
 def lines(folder: Path, pattern: str) -> int:
