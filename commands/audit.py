@@ -41,6 +41,7 @@ from ellips.versions import versions
 from .audit_tsv import main as audit_tsv
 from .certify import certify_parser, instantiate
 from .migration import current_config, current_series
+from .processes import add_processes, launch
 
 _NEEDED = ("data", "certifiers", "input_method")  # of a saved configuration
 
@@ -197,13 +198,10 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="Where `ellips certify` wrote its results.")
     parser.add_argument("--max", type=int | None, default=None, help="Attack at most so many images, spread evenly.")
     parser.add_argument("--overwrite", type=bool, default=False, help="Start anew, whatever a killed audit has found.")
-    parser.add_argument("--accelerator", type=str, default="auto", help="As in Lightning: auto, cpu, cuda.")
-    parser.add_argument("--devices", type=int, default=1, help="Processes per machine.")
-    parser.add_argument("--num_nodes", type=int, default=1, help="Machines.")
+    add_processes(parser)
     parser.add_class_arguments(AttackSettings, "attack", help="How hard to attack.")
     config = parser.parse_args(given)
     settings = parser.instantiate(config).attack
-    fabric = L.Fabric(accelerator=config.accelerator, devices=config.devices, num_nodes=config.num_nodes)
-    fabric.launch()
+    fabric = launch(config)
     found = audit(ResultsFolder(config.folder), settings, config.max, overwrite=config.overwrite, fabric=fabric)
     return int(any(entry["passed"] is False for entry in found["series"].values()))

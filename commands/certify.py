@@ -11,6 +11,7 @@ from typing import Any
 import lightning as L
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch.strategies import DDPStrategy
 from rich.console import Console
 
 from ellips.callbacks import CertificateWriter
@@ -27,6 +28,7 @@ from ellips.settings import describe
 from ellips.types import DEFAULT_RADII, Space
 
 from .migration import refuse_sources
+from .processes import PATIENCE
 
 DESCRIPTION = """Certify the images of a split with the classifier of a checkpoint.
 
@@ -125,7 +127,7 @@ def certify(
         inference_mode=False,  # certifiers differentiate
         callbacks=[CertificateWriter(journal, images.done, len(images.indices))],
         plugins=_slurm(),
-        **(hardware or {}),
+        **_patient(hardware or {}),
     )
     try:
         if images.batches():
@@ -144,6 +146,11 @@ def _slurm() -> SLURMEnvironment | None:
     """Under SLURM, keep Lightning from saving and requeueing at a signal: the journal is what a run goes on from."""
     started_by_srun = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
     return SLURMEnvironment(auto_requeue=False) if started_by_srun else None
+
+
+def _patient(hardware: dict[str, Any]) -> dict[str, Any]:
+    """Let processes wait for each other as long as it takes."""
+    return hardware | {"strategy": DDPStrategy(timeout=PATIENCE)} if hardware.get("strategy") == "ddp" else hardware
 
 
 def _report(
