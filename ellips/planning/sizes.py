@@ -24,8 +24,8 @@ OPTIMIZER_COPIES: Final = {"sgd": 1, "adamw": 2}
 def covariance_numbers(kind: str, classes: int, dim: int, rank: int | None = None) -> int:
     """Return how many numbers the covariances of all classes are.
 
-    ``full``: K d². ``diagonal``: K d. ``low_rank``: K d r + d², a basis and weights of each class over one common
-    matrix.
+    ``full``: K d². ``diagonal``: K d. ``low_rank``: K (d + 1) r + d², directions and their scales of each class over one
+    common matrix.
 
     Args:
         kind: The covariances' type.
@@ -41,7 +41,7 @@ def covariance_numbers(kind: str, classes: int, dim: int, rank: int | None = Non
         return classes * dim**2 if kind == "full" else classes * dim
     if rank is None:
         raise ValueError("Expected `rank` for covariance_type='low_rank' but got None.")
-    return classes * dim * rank + dim**2
+    return classes * (dim + 1) * rank + dim**2
 
 
 def covariance_bytes(kind: str, classes: int, dim: int, rank: int | None = None) -> int:

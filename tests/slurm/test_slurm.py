@@ -83,8 +83,8 @@ def show(cluster: dict[str, str], job: str) -> str:
 
 
 def wait(cluster: dict[str, str], job: str, folder: Path, until: Callable[[str], bool]) -> str:
-    """Wait until what SLURM says of the job is as wanted; on a failed job or after 200 s, fail with its log."""
-    deadline = time.monotonic() + 200
+    """Wait until what SLURM says of the job is as wanted; on a failed job or after 300 s, fail with its log."""
+    deadline = time.monotonic() + 300
     while True:
         said = show(cluster, job)
         if until(said):
@@ -187,7 +187,8 @@ def test_encode_certify_and_audit_are_requeued_and_end_as_if_they_had_not_been(
     over |= {"ckpt_path": str(digits_checkpoint)}
     (tmp_path / "data.yaml").write_text(yaml.safe_dump(data))
     (tmp_path / "certify.yaml").write_text(yaml.safe_dump({**data, **over}))
-    attack = ["--attack.steps=10", "--attack.restarts=1", "--attack.autoattack_points=0", "--attack.batch_size=4"]
+    attack = ["--attack.steps=3", "--attack.restarts=1", "--attack.autoattack_points=0", "--attack.batch_size=2"]
+    attack += ["--max=20"]
     jobs = {
         "encode": (["--config", "data.yaml", "--accelerator", "cpu"], "cache/test/shard-*", 20),
         "certify": (["--config", "certify.yaml", "--trainer.accelerator", "cpu"], "run/journal/rows-*.csv", 12),
@@ -209,7 +210,7 @@ def test_encode_certify_and_audit_are_requeued_and_end_as_if_they_had_not_been(
     assert rows == 2 * 80 + 2, "an image was certified twice"  # two series, two headers
     audited = list(csv.DictReader((tmp_path / "run/audit.csv").open()))
     names = [(row["series"], row["index"]) for row in audited]
-    assert len(names) == len(set(names)) > 80
+    assert len(names) == len(set(names)) > 20
     assert not (tmp_path / "run/audit-journal").exists()
 
 

@@ -33,8 +33,8 @@ def test_a_head_holds_what_is_said(kind: str, latent: int | None, hidden: int) -
     assert checkpoint_bytes(numbers, mixture, "adamw") == held(head.state_dict()) - 1 + kept
 
 
-def test_low_rank_has_a_basis_of_each_class_over_one_matrix() -> None:
-    assert covariance_numbers("low_rank", 10, 100, 5) == 10 * 100 * 5 + 100 * 100
+def test_low_rank_has_directions_and_scales_of_each_class_over_one_matrix() -> None:
+    assert covariance_numbers("low_rank", 10, 100, 5) == 10 * 100 * 5 + 10 * 5 + 100 * 100
     with pytest.raises(ValueError, match="`rank`"):
         covariance_numbers("low_rank", 10, 100)
     with pytest.raises(ValueError, match="covariance_type"):
