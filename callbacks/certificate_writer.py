@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 import lightning as L
@@ -47,13 +48,15 @@ class CertificateWriter(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Write a batch's images, each flushed by itself."""
+        """Write a batch's images, each flushed by itself; end after a SIGTERM, which Lightning only notes here."""
         for image in outputs:
             if image.records[0].index in self.done:
                 continue
             self.journal.append(image.records, image.latent, image.kept)
             if self._progress is not None:
                 self._progress.advance()
+        if trainer.received_sigterm:
+            raise SystemExit(128 + signal.SIGTERM)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Close the journal and wait until every process has."""

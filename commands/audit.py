@@ -3,50 +3,82 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import lightning as L
 import torch
 import yaml
 from jsonargparse import ArgumentParser
 from rich.console import Console
+from torch import Tensor
 
 from ellips.audit import (
+    AttackBatch,
     AttackSettings,
     AuditedImage,
-    audit_series,
+    attack_batches,
+    audit_batch,
     audit_table,
     latent_target,
     verdict,
     write_audit,
 )
 from ellips.datamodules import SelectionDataModule
-from ellips.files import Journal, ResultsFolder, read_table
-from ellips.input_certifiers import as_certifier, series_of
+from ellips.encoders.weights import file_digest
+from ellips.files import ImageRecord, Journal, LineJournal, ResultsFolder, read_table
+from ellips.input_certifiers import AuditTarget, as_certifier, series_of
 from ellips.pipeline import ImageClassifier
+from ellips.progress import ImageProgress
 from ellips.reporting.summary import records_by_series
+from ellips.types import ImageBatch, Series
 from ellips.versions import versions
 
 from .audit_tsv import main as audit_tsv
 from .certify import certify_parser, instantiate
 from .migration import current_config, current_series
+from .processes import add_processes, launch
 
 _NEEDED = ("data", "certifiers", "input_method")  # of a saved configuration
 
 
-def audit(folder: ResultsFolder, settings: AttackSettings, max_images: int | None = None) -> dict[str, Any]:
-    """Attack the claims of a run, print what was found and write it to audit.json and audit.csv.
+class Claims(NamedTuple):
+    """Everything that an audit of a run needs.
+
+    Attributes:
+        records: By series, the claims to attack.
+        targets: By series, the function that the claims are about.
+        latents: By position, what series in latent space are about.
+        images: The images.
+        settings: What the results depend on, beside the attack.
+    """
+
+    records: dict[Series, list[ImageRecord]]
+    targets: dict[Series, AuditTarget]
+    latents: dict[int, Tensor]
+    images: SelectionDataModule
+    settings: dict[str, Any]
+
+    def points(self, series: Series, batch: AttackBatch) -> Tensor:
+        """Return what a batch of claims is about: latents, or images."""
+        rows = [record.index for record in batch.records]
+        if series.space == "latent":
+            return torch.stack([self.latents[row] for row in rows])
+        read: ImageBatch = self.images.dataset[rows]
+        return read.image
+
+
+def read_claims(folder: ResultsFolder, max_images: int | None, device: torch.device) -> Claims:
+    """Read what a run claims, and of which function.
 
     Args:
         folder: Where :func:`ellips.commands.certify.certify` wrote its results.
-        settings: How hard to attack.
-        max_images: Attack at most so many images, spread evenly over the run; None: all.
-
-    Returns:
-        What was written to audit.json.
+        max_images: Take at most so many images of each series, spread evenly over the run; None: all.
+        device: Where the classifier shall be.
 
     Raises:
         FileNotFoundError: If the folder holds no results.
@@ -64,27 +96,90 @@ def audit(folder: ResultsFolder, settings: AttackSettings, max_images: int | Non
     present = {f"{part}_digest": digest for part, digest in classifier.digests().items()}
     if any(what[name] != digest for name, digest in present.items()):
         raise ValueError(f"Expected the classifier that was certified, but encoder or head changed since: {present}.")
+    classifier.to(device)
     images = SelectionDataModule(chosen["data"], what["split"], what["skip"], what["max"], what["batch_size"])
     by_series = records_by_series(read_table(folder.table))
     latents = Journal(folder, list(by_series), what).latents()
     names = current_series(series_of(certifiers, chosen["input_method"]), list(by_series))
-    targets = {name: c.target(classifier.chain) for name, c in zip(names, certifiers, strict=True)}
-    found: dict[str, list[AuditedImage]] = {}
-    verdicts: dict[str, Any] = {}
-    console = Console()
-    for number, (series, rows) in enumerate(by_series.items(), start=1):
-        rows = rows[:: max(1, -(-len(rows) // (max_images or len(rows))))]
-        if series.space == "latent":
-            target, points = latent_target(classifier.head.ellips), torch.stack([latents[row.index] for row in rows])
-        else:
-            target, points = targets[series], images.dataset[[row.index for row in rows]].image
-        with console.status(f"Series {number} of {len(by_series)}, {series}: attacking {len(rows)} images"):
-            found[series.name] = audit_series(rows, points, target, settings)
-        if found[series.name]:
-            verdicts[series.name] = verdict(found[series.name], target.alpha)
+    targets = {series: latent_target(classifier.head.ellips) for series in by_series if series.space == "latent"}
+    targets |= {name: c.target(classifier.chain) for name, c in zip(names, certifiers, strict=True)}
+    some = {series: rows[:: max(1, -(-len(rows) // (max_images or len(rows))))] for series, rows in by_series.items()}
+    return Claims(some, targets, latents, images, {"run": what, "table": file_digest(folder.table), "max": max_images})
+
+
+def attack(claims: Claims, settings: AttackSettings, journal: LineJournal, fabric: L.Fabric) -> None:
+    """Attack the claims batch by batch, each in one process, and write down what is found; every process calls it."""
+    batches = {
+        f"{series.name}/{number}": (series, batch)
+        for series, rows in claims.records.items()
+        for number, batch in enumerate(attack_batches(rows, settings))
+    }
+    done = journal.results()
+    fabric.barrier()  # every process has read it before any writes
+    left = [name for name in batches if name not in done]
+    total, world, rank = sum(len(batches[name][1].records) for name in left), fabric.world_size, fabric.global_rank
+    with (
+        journal.open(rank),
+        ImageProgress("Attacking", total, processes=world, show=rank == 0) as progress,
+    ):
+        for name in left[rank::world]:
+            series, batch = batches[name]
+            points = claims.points(series, batch).to(fabric.device)
+            journal.append(name, [asdict(image) for image in audit_batch(batch, points, claims.targets[series])])
+            progress.advance(len(batch.records))
+    fabric.barrier()
+
+
+def audit(
+    folder: ResultsFolder,
+    settings: AttackSettings,
+    max_images: int | None = None,
+    *,
+    overwrite: bool = False,
+    fabric: L.Fabric | None = None,
+) -> dict[str, Any]:
+    """Attack the claims of a run, print what was found and write it to audit.json and audit.csv.
+
+    A killed audit goes on where it was when it is started again with the same settings; a finished one starts anew.
+
+    Args:
+        folder: Where :func:`ellips.commands.certify.certify` wrote its results.
+        settings: How hard to attack.
+        max_images: Attack at most so many images, spread evenly over the run; None: all.
+        overwrite: Start anew, whatever an unfinished audit has found.
+        fabric: The processes that share the work, launched; None: this one, on the CPU.
+
+    Returns:
+        What was written to audit.json, in every process.
+
+    Raises:
+        FileNotFoundError: If the folder holds no results.
+        ValueError: If checkpoint or encoder are not those of the run, or an unfinished audit had other settings.
+    """
+    fabric = fabric or L.Fabric(accelerator="cpu", devices=1)
+    if overwrite and fabric.is_global_zero:
+        shutil.rmtree(folder.audit_journal, ignore_errors=True)
+    fabric.barrier()
+    claims = read_claims(folder, max_images, fabric.device)
+    depends = {**claims.settings, "attack": asdict(settings), "device": fabric.device.type}
+    journal = LineJournal(folder.audit_journal, depends)
+    attack(claims, settings, journal, fabric)
+    results = journal.results()
+    found = {
+        series: [
+            AuditedImage(**image)
+            for number, _ in enumerate(attack_batches(rows, settings))
+            for image in results[f"{series.name}/{number}"]
+        ]
+        for series, rows in claims.records.items()
+    }
+    verdicts = {s.name: verdict(images, claims.targets[s].alpha) for s, images in found.items() if images}
     result = {"series": verdicts, "attack": asdict(settings), "versions": versions()}
-    write_audit(folder, result, [image for images in found.values() for image in images])
-    console.print(audit_table(verdicts))
+    fabric.barrier()  # every process has read the journal
+    if fabric.is_global_zero:
+        write_audit(folder, result, [image for images in found.values() for image in images])
+        journal.delete()
+        Console().print(audit_table(verdicts))
     return result
 
 
@@ -102,8 +197,11 @@ def main(args: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("folder", type=Path, help="Where `ellips certify` wrote its results.")
     parser.add_argument("--max", type=int | None, default=None, help="Attack at most so many images, spread evenly.")
+    parser.add_argument("--overwrite", type=bool, default=False, help="Start anew, whatever a killed audit has found.")
+    add_processes(parser)
     parser.add_class_arguments(AttackSettings, "attack", help="How hard to attack.")
     config = parser.parse_args(given)
     settings = parser.instantiate(config).attack
-    found = audit(ResultsFolder(config.folder), settings, config.max)
+    fabric = launch(config)
+    found = audit(ResultsFolder(config.folder), settings, config.max, overwrite=config.overwrite, fabric=fabric)
     return int(any(entry["passed"] is False for entry in found["series"].values()))

@@ -10,6 +10,8 @@ from typing import Any
 
 import lightning as L
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch.strategies import DDPStrategy
 from rich.console import Console
 
 from ellips.callbacks import CertificateWriter
@@ -26,6 +28,7 @@ from ellips.settings import describe
 from ellips.types import DEFAULT_RADII, Space
 
 from .migration import refuse_sources
+from .processes import PATIENCE
 
 DESCRIPTION = """Certify the images of a split with the classifier of a checkpoint.
 
@@ -123,7 +126,8 @@ def certify(
         enable_progress_bar=False,
         inference_mode=False,  # certifiers differentiate
         callbacks=[CertificateWriter(journal, images.done, len(images.indices))],
-        **(hardware or {}),
+        plugins=_slurm(),
+        **_patient(hardware or {}),
     )
     try:
         if images.batches():
@@ -136,6 +140,17 @@ def certify(
             grids: dict[Space, Sequence[float]] = {"latent": radii, "input": input_radii}
             summary = _report(folder, journal, classifier, images, data, grids, confidence)
     return summary
+
+
+def _slurm() -> SLURMEnvironment | None:
+    """Under SLURM, keep Lightning from saving and requeueing at a signal: the journal is what a run goes on from."""
+    started_by_srun = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
+    return SLURMEnvironment(auto_requeue=False) if started_by_srun else None
+
+
+def _patient(hardware: dict[str, Any]) -> dict[str, Any]:
+    """Let processes wait for each other as long as it takes."""
+    return hardware | {"strategy": DDPStrategy(timeout=PATIENCE)} if hardware.get("strategy") == "ddp" else hardware
 
 
 def _report(

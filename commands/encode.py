@@ -14,11 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import yaml
 from jsonargparse import ArgumentParser
 
 from ellips.datamodules import EncodedDataModule, Part, encoding_precision
+
+from .processes import add_processes, launch
 
 
 def build(arguments: Sequence[str] | None = None) -> tuple[Any, EncodedDataModule]:
@@ -36,9 +37,7 @@ def build(arguments: Sequence[str] | None = None) -> tuple[Any, EncodedDataModul
     parser = ArgumentParser(prog="ellips encode", description="Fill the feature cache ahead of time.")
     parser.add_argument("--config", type=list[Path], help="training configurations, each with a --config of its own")
     parser.add_argument("--splits", type=list[Part] | None, default=None, help="what to encode; null: all there is")
-    parser.add_argument("--accelerator", type=str, default="auto", help="as in Lightning: auto, cpu, cuda")
-    parser.add_argument("--devices", type=int, default=1, help="processes per machine")
-    parser.add_argument("--num_nodes", type=int, default=1, help="machines")
+    add_processes(parser)
     parser.add_subclass_arguments(EncodedDataModule, "data", required=False)
     paths, rest = _config_paths(arguments)
     settings = _read_configs(paths)
@@ -85,8 +84,7 @@ def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Encode, and say how fast it went."""
     options, module = build(arguments)
-    fabric = L.Fabric(accelerator=options.accelerator, devices=options.devices, num_nodes=options.num_nodes)
-    fabric.launch()
+    fabric = launch(options)
     module.prepare_data()
     for split in module.parts if options.splits is None else options.splits:
         start = time.perf_counter()

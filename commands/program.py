@@ -15,11 +15,13 @@ COMMANDS = {
     "test": "test a checkpoint and draw its curves",
     "predict": "run a checkpoint over the test split",
     "train-encoder": "train an encoder, on noise or 1-Lipschitz, or a denoiser",
+    "plan": "say what a run needs in memory, disk and hours, before it runs",
     "encode": "fill the feature cache ahead of time",
     "certify": "certify the images of a split, one by one",
     "check": "check saved certificates, without trusting what made them",
     "audit": "attack every claim of a certification run",
     "compare": "put several runs, and files of other tools, side by side",
+    "collect": "put the runs of a sweep into one table",
     "theory": "does a robust classifier exist, how Gaussian are the latents, what does that cost",
     "configs": "copy the shipped configurations into a folder",
 }

@@ -27,6 +27,7 @@ ROOMS = (
     ("pipeline",),
     ("files",),
     ("reporting", "audit", "theory", "pretrained"),
+    ("planning",),
 )
 OWN_FOLDERS = ("ellips", *SHELLS)
 

@@ -1,14 +1,25 @@
 """Attacks on claims: predictions inside certified radii, and slopes inside the balls that Lipschitz constants cover."""
 
 from ellips.audit.attacks import AttackSettings, attack_balls
-from ellips.audit.claims import AuditedImage, audit_series, latent_target, verdict
+from ellips.audit.claims import (
+    AttackBatch,
+    AuditedImage,
+    attack_batches,
+    audit_batch,
+    audit_series,
+    latent_target,
+    verdict,
+)
 from ellips.audit.show import audit_table, write_audit
 from ellips.audit.slopes import steepest_slopes
 
 __all__ = [
+    "AttackBatch",
     "AttackSettings",
     "AuditedImage",
     "attack_balls",
+    "attack_batches",
+    "audit_batch",
     "audit_series",
     "audit_table",
     "latent_target",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -60,6 +61,71 @@ def latent_target(mixture: Mixture) -> AuditTarget:
     return AuditTarget(scores=mixture, predict=lambda z: predict(mixture, z))
 
 
+@dataclass(frozen=True)
+class AttackBatch:
+    """Claims that are attacked together. What is found depends on them alone, not on who else is attacked, or where.
+
+    Attributes:
+        records: Of one series, each with a positive radius.
+        radius: Finite radii to attack, one of each record.
+        settings: How hard to attack; AutoAttack gets those of these claims that are among the series' hardest.
+    """
+
+    records: tuple[ImageRecord, ...]
+    radius: tuple[float, ...]
+    settings: AttackSettings
+
+
+def attack_batches(records: Sequence[ImageRecord], settings: AttackSettings) -> list[AttackBatch]:
+    """Cut the claims of a series into batches.
+
+    Args:
+        records: Records of the series, of any of its images.
+        settings: How hard to attack.
+
+    Returns:
+        Every record whose radius is positive, in order, ``settings.batch_size`` in a batch. An infinite radius is
+        attacked at 10 times the largest finite one, or 10.
+    """
+    chosen = [record for record in records if record.radius > 0]
+    largest = max((record.radius for record in chosen if math.isfinite(record.radius)), default=1.0)
+    radius = [record.radius if math.isfinite(record.radius) else 10 * largest for record in chosen]
+    hardest = set(sorted(range(len(chosen)), key=radius.__getitem__)[: settings.autoattack_points])
+    batches = []
+    for start in range(0, len(chosen), settings.batch_size):
+        rows = range(start, min(start + settings.batch_size, len(chosen)))
+        own = replace(settings, autoattack_points=len(hardest.intersection(rows)))
+        part = slice(start, rows.stop)
+        batches.append(AttackBatch(tuple(chosen[part]), tuple(radius[part]), own))
+    return batches
+
+
+def audit_batch(batch: AttackBatch, points: Tensor, target: AuditTarget) -> list[AuditedImage]:
+    """Attack some claims of a series.
+
+    Args:
+        batch: The claims.
+        points: Shape ``(N, ...)``, the images of its records (the latents, for a series in latent space).
+        target: What was claimed, and of which function.
+
+    Returns:
+        One entry per record.
+    """
+    records, settings = batch.records, batch.settings
+    radius = torch.tensor(batch.radius, dtype=torch.float64, device=points.device)
+    prediction = torch.tensor([record.prediction for record in records], device=points.device)
+    rival = torch.tensor([max(record.rival, 0) for record in records], device=points.device)
+    attacked = attack_balls(target.scores, points.float(), radius, rival, settings)
+    violated = _violations(attacked, points.double(), radius, prediction, target.predict)
+    slopes = {} if target.function is None else _slopes(records, points.double(), target.function, settings)
+    return [
+        AuditedImage(
+            record.series.name, record.soundness, record.index, record.radius, **violated[i], **slopes.get(i, {})
+        )
+        for i, record in enumerate(records)
+    ]
+
+
 def audit_series(
     records: Sequence[ImageRecord],
     points: Tensor,
@@ -75,27 +141,13 @@ def audit_series(
         settings: How hard to attack.
 
     Returns:
-        One entry per record whose radius is positive. An infinite radius is attacked at 10 times the largest finite
-        one, or 10.
+        One entry per record whose radius is positive; see :func:`attack_batches`.
     """
-    rows = [i for i, record in enumerate(records) if record.radius > 0]
-    if not rows:
-        return []
-    chosen, points = [records[i] for i in rows], points[rows]
-    radius = torch.tensor([record.radius for record in chosen], dtype=torch.float64, device=points.device)
-    finite = radius[radius.isfinite()]
-    radius = torch.where(radius.isfinite(), radius, 10 * (finite.max() if len(finite) else 1.0))
-    prediction = torch.tensor([record.prediction for record in chosen], device=points.device)
-    rival = torch.tensor([max(record.rival, 0) for record in chosen], device=points.device)
-    attacked = attack_balls(target.scores, points.float(), radius, rival, settings)
-    violated = _violations(attacked, points.double(), radius, prediction, target.predict)
-    slopes = {} if target.function is None else _slopes(chosen, points.double(), target.function, settings)
-    return [
-        AuditedImage(
-            record.series.name, record.soundness, record.index, record.radius, **violated[i], **slopes.get(i, {})
-        )
-        for i, record in enumerate(chosen)
-    ]
+    rows = torch.tensor([i for i, record in enumerate(records) if record.radius > 0], dtype=torch.int64)
+    found: list[AuditedImage] = []
+    for batch, part in zip(attack_batches(records, settings), rows.split(settings.batch_size), strict=False):
+        found += audit_batch(batch, points[part.to(points.device)], target)
+    return found
 
 
 def _violations(

@@ -3,6 +3,7 @@
 from ellips.files.atomic import replace_file, replacing
 from ellips.files.folders import RUNS, ResultsFolder, RunFolder
 from ellips.files.journal import Journal
+from ellips.files.lines import LineJournal
 from ellips.files.proofs import SavedCertificates, load_certificates, save_certificates
 from ellips.files.records import (
     ImageRecord,
@@ -17,6 +18,7 @@ __all__ = [
     "RUNS",
     "ImageRecord",
     "Journal",
+    "LineJournal",
     "ResultsFolder",
     "RunFolder",
     "SavedCertificates",

@@ -57,6 +57,11 @@ class ResultsFolder:
         """What an audit found: per series (JSON) and per image (CSV)."""
         return self.path / "audit.json", self.path / "audit.csv"
 
+    @property
+    def audit_journal(self) -> Path:
+        """What an audit that is not finished has found so far."""
+        return self.path / "audit-journal"
+
     def tsv(self, series: Series) -> Path:
         """The tab-separated file of one series."""
         return self.path / f"{series.name}.tsv"

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ellips.files.atomic import replace_file
 from ellips.files.folders import ResultsFolder
+from ellips.files.lines import as_stored, refuse_other_settings
 from ellips.files.records import ImageRecord
 from ellips.files.table import read_table, table_lines
 from ellips.types import Series
@@ -45,30 +46,12 @@ class Journal:
         self.results = folder
         self.folder = folder.journal
         self.series = tuple(series)
-        # Through JSON and back, so that tuples and the like compare equal to what a file gives.
-        self.settings: dict[str, Any] = json.loads(json.dumps(dict(settings)))
-        self._check_settings()
+        self.settings: dict[str, Any] = as_stored(settings)
+        refuse_other_settings(folder.settings, self.settings, folder.path)
         self._rows: BinaryIO | None = None
         self._latents: BinaryIO | None = None
         self._kept: dict[Series, BinaryIO] = {}
         self._rank = 0
-
-    def _check_settings(self) -> None:
-        path = self.results.settings
-        if not path.exists():
-            return
-        found = json.loads(path.read_text(encoding="utf-8"))
-        keys = sorted(found.keys() | self.settings.keys())
-        differing = [
-            f"{k} (there {found.get(k)!r}, here {self.settings.get(k)!r})"
-            for k in keys
-            if found.get(k) != self.settings.get(k)
-        ]
-        if differing:
-            raise ValueError(
-                f"Expected {self.folder.parent} to be empty or to hold a run with the same settings but it differs in "
-                f"{'; '.join(differing)}. Choose another folder, or delete this one."
-            )
 
     # ------------------------------------------------------------------ writing
 

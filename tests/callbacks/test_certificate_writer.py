@@ -18,9 +18,15 @@ SERIES = Series("latent", "exact")
 MODULE: Any = None  # the writer does not look at it
 
 
-def trainer(rank: int = 0, world: int = 1) -> SimpleNamespace:
+def trainer(rank: int = 0, world: int = 1, received_sigterm: bool = False) -> SimpleNamespace:
     strategy = SimpleNamespace(barrier=lambda name: None)
-    return SimpleNamespace(strategy=strategy, global_rank=rank, world_size=world, is_global_zero=rank == 0)
+    return SimpleNamespace(
+        strategy=strategy,
+        global_rank=rank,
+        world_size=world,
+        is_global_zero=rank == 0,
+        received_sigterm=received_sigterm,
+    )
 
 
 def image(index: int) -> CertifiedImage:
@@ -39,6 +45,15 @@ def test_images_of_an_interrupted_run_are_not_written_again(journal: Journal) ->
     assert [record.index for record in journal.records()] == [1]  # before the journal is closed
     writer.on_exception(trainer(), MODULE, KeyboardInterrupt())
     assert [record.index for record in journal.records()] == [1]
+
+
+def test_a_process_that_is_to_end_ends_with_its_batch_on_disk(journal: Journal) -> None:
+    writer = CertificateWriter(journal, done=set(), total=5)
+    writer.on_predict_start(trainer(), MODULE)
+    with pytest.raises(SystemExit) as stop:
+        writer.on_predict_batch_end(trainer(received_sigterm=True), MODULE, [image(0), image(1)], None, 0)
+    assert stop.value.code == 143  # what a batch script takes for SIGTERM
+    assert [record.index for record in journal.records()] == [0, 1]
 
 
 @pytest.mark.parametrize(("rank", "lines"), [(0, 2), (1, 0)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from itertools import pairwise
 from pathlib import Path
 
@@ -118,12 +119,30 @@ def test_every_entry_of_the_data_is_explained(name: str) -> None:
             assert "#" in value or before.strip().startswith("#"), line
 
 
-def test_batch_scripts_are_shell_and_name_what_exists() -> None:
-    scripts = sorted((CONFIGS / "slurm").glob("*.sbatch"))
-    assert [path.name for path in scripts] == ["sweep.sbatch", "train.sbatch"]
-    for path in scripts:
-        assert os.system(f"bash -n {path}") == 0
-        assert "ellips.callbacks.SafeRequeue" in path.read_text()
+def test_the_batch_script_starts_each_command_and_requeues_what_a_signal_ended(tmp_path: Path) -> None:
+    """The script with `srun` and `squeue` in place of SLURM's: what it would start, and when it requeues."""
+    (script,) = sorted((CONFIGS / "slurm").glob("*.sbatch"))
+    for name, text in {"srun": 'echo "$@"; exit ${CODE:-0}', "squeue": "echo $STATE", "scontrol": "echo $@"}.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    given = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "7"}
+    given |= {"SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "4", "STATE": "RUNNING"}
+
+    def said(*command: str, **more: str) -> list[str]:
+        done = subprocess.run(["bash", str(script), *command], env=given | more, capture_output=True, text=True)
+        return done.stdout.splitlines()
+
+    trainer = "--trainer.num_nodes 2 --trainer.devices 4 --trainer.strategy ddp"
+    assert said("certify", "--skip", "2") == [f"ellips certify --skip 2 {trainer}"]
+    assert said("certify", SLURM_RESTART_COUNT="1") == [f"ellips certify {trainer} --overwrite false"]
+    assert said("audit", "x") == ["ellips audit x --num_nodes 2 --devices 4"]
+    sweep = {"SETTING": "model.pooling", "VALUES": "0.1 0.4", "NAME": "p", "SLURM_ARRAY_TASK_ID": "1"}
+    (fit,) = said("fit", **sweep)
+    assert fit.startswith(f"ellips fit {trainer} --trainer.callbacks+=ellips.callbacks.SafeRequeue --ckpt_path last")
+    assert fit.endswith("--model.pooling 0.4 --name p-0.4")
+    assert said("compare") == []
+    for code, state, requeued in (("138", "RUNNING", 1), ("143", "RUNNING", 1), ("1", "RUNNING", 0), ("143", "C", 0)):
+        assert said("encode", CODE=code, STATE=state)[1:] == ["requeue 7"] * requeued
 
 
 def test_the_configuration_for_folders_trains_and_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

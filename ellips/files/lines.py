@@ -1,0 +1,112 @@
+"""A journal of results that are done one by one: each is a line on disk as soon as it exists."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from ellips.files.atomic import replace_file
+
+
+def as_stored(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as JSON gives them back, so that tuples and the like compare equal to what a file holds."""
+    stored: dict[str, Any] = json.loads(json.dumps(dict(settings)))
+    return stored
+
+
+def refuse_other_settings(path: Path, settings: Mapping[str, Any], folder: Path) -> None:
+    """Refuse a folder that was begun with other settings.
+
+    Args:
+        path: The file with its settings; none is there in a new folder.
+        settings: As :func:`as_stored` returns them.
+        folder: What the message is about.
+
+    Raises:
+        ValueError: If they differ; what differs is named.
+    """
+    if not path.exists():
+        return
+    found = json.loads(path.read_text(encoding="utf-8"))
+    differing = [
+        f"{k} (there {found.get(k)!r}, here {settings.get(k)!r})"
+        for k in sorted(found.keys() | settings.keys())
+        if found.get(k) != settings.get(k)
+    ]
+    if differing:
+        raise ValueError(
+            f"Expected {folder} to be empty or to hold a run with the same settings but it differs in "
+            f"{'; '.join(differing)}. Choose another folder, or delete this one."
+        )
+
+
+class LineJournal:
+    """Results by name, from any number of processes; a killed run goes on where it was.
+
+    Every process appends to a file of its own. A line that was cut off counts as not there.
+
+    Args:
+        folder: Of the journal alone; comes into being when it is opened.
+        settings: Everything that the results depend on, as JSON can hold it.
+
+    Raises:
+        ValueError: If the folder holds results of other settings; what differs is named.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.settings = as_stored(settings)
+        self._file: BinaryIO | None = None
+        refuse_other_settings(self._settings_file, self.settings, folder)
+
+    @property
+    def _settings_file(self) -> Path:
+        return self.folder / "settings.json"
+
+    def open(self, rank: int) -> LineJournal:
+        """Open this process's file for appending, without what a killed process left unfinished."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if rank == 0:
+            replace_file(self._settings_file, json.dumps(self.settings, indent=1))
+        path = self.folder / f"lines-{rank}.jsonl"
+        replace_file(path, "".join(f"{line}\n" for line in _whole_lines(path)))
+        self._file = path.open("ab")
+        return self
+
+    def __enter__(self) -> LineJournal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def append(self, name: str, result: Any) -> None:  # noqa: ANN401 - whatever JSON can hold
+        """Put one result on disk.
+
+        Raises:
+            RuntimeError: If the journal is not open.
+        """
+        if self._file is None:
+            raise RuntimeError("Expected the journal to be open but it is not; call `open` first.")
+        self._file.write((json.dumps({"name": name, "result": result}) + "\n").encode())
+        self._file.flush()
+
+    def results(self) -> dict[str, Any]:
+        """Return everything that is done, by name."""
+        lines = [json.loads(line) for path in sorted(self.folder.glob("lines-*.jsonl")) for line in _whole_lines(path)]
+        return {line["name"]: line["result"] for line in lines}
+
+    def delete(self) -> None:
+        """Remove the journal, when what it was kept for is written."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _whole_lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []

@@ -1,0 +1,148 @@
+"""`ellips audit`: shared by processes, killed in the middle, and after a run that changed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("art", reason="the audit's attacks come with the extra `bench`")
+
+from ellips.audit import AttackSettings
+from ellips.commands import audit as command
+from ellips.commands import certify, encode
+from ellips.files import ResultsFolder
+
+ROOT = Path(__file__).parents[2]
+QUICK = AttackSettings(steps=2, restarts=1, autoattack_points=1, queries=2, batch_size=4)
+IMAGES = 10
+
+
+def data_arguments(folder: Path) -> list[str]:
+    arguments = {
+        "data": "ellips.datamodules.DigitsDataModule",
+        "data.encoder": "ellips.encoders.FrozenEncoder",
+        "data.encoder.model": "test_resnet",
+        "data.encoder.weights": "digits",
+        "data.cache_dir": str(folder / "cache"),
+        "data.shard_rows": "100",
+    }
+    return [f"--{name}={value}" for name, value in arguments.items()]
+
+
+def certify_arguments(folder: Path, checkpoint: Path) -> list[str]:
+    arguments = {
+        "certifiers": "[{class_path: ellips.lipschitz.JacobianNorm, init_args: {num_iterations: 5}}]",
+        "methods": "[exact]",
+        "batch_size": "4",
+        "max": str(IMAGES),
+        "ckpt_path": str(checkpoint),
+        "out": str(folder / "run"),
+        "trainer.accelerator": "cpu",
+    }
+    return [*data_arguments(folder), *(f"--{name}={value}" for name, value in arguments.items())]
+
+
+@pytest.fixture(scope="module")
+def run(digits_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the cache of a split, a run and its audit, all made by this process alone."""
+    folder = tmp_path_factory.mktemp("alone")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the processes
+    encode.main([*data_arguments(folder), "--accelerator=cpu", "--splits=[test]"])
+    assert certify.main(certify_arguments(folder, digits_checkpoint)) == 0
+    command.audit(ResultsFolder(folder / "run"), QUICK)
+    torch.set_num_threads(threads)
+    return folder
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((folder / "audit.csv").open()))
+
+
+def test_encode_certify_and_audit_give_in_two_processes_what_they_give_in_one(
+    run: Path, digits_checkpoint: Path, tmp_path: Path
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    attack = [f"--attack.{name}={getattr(QUICK, name)}" for name in ("steps", "restarts", "queries", "batch_size")]
+    both = ["--accelerator=cpu", "--devices=2"]
+    commands = [
+        ["encode", *data_arguments(tmp_path), *both, "--splits=[test]"],
+        [
+            "certify",
+            *certify_arguments(tmp_path, digits_checkpoint),
+            "--trainer.devices=2",
+            "--trainer.strategy=ddp",
+        ],
+        ["audit", str(tmp_path / "run"), *both, *attack, "--attack.autoattack_points=1"],
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    # As torchrun sets them: Lightning then starts no processes of its own.
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    environment |= {"TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": "0"}
+    script = [sys.executable, str(Path(__file__).with_name("in_turn.py")), json.dumps(commands)]
+    processes = [
+        subprocess.Popen(
+            script,
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=200)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    for name in ("manifest.json", "shard-00003.safetensors"):
+        assert (tmp_path / "cache/test" / name).read_bytes() == (run / "cache/test" / name).read_bytes(), name
+    shares = [path.read_text().count("\n") - 1 for path in (tmp_path / "run/journal").glob("rows-*.csv")]
+    assert sorted(shares) == [8, 12]  # two series of ten images in batches of four
+    assert "Audit" in said[0]
+    assert "Audit" not in said[1]
+    assert rows(tmp_path / "run") == rows(run / "run")
+    assert not (tmp_path / "run/audit-journal").exists()
+
+
+def test_a_killed_audit_goes_on_where_it_was(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, folder = rows(run / "run"), ResultsFolder(run / "run")
+    assert len(expected) == 2 * IMAGES
+    attacked: list[int] = []
+    whole = command.audit_batch
+
+    def counted(batch: command.AttackBatch, *rest: object) -> object:
+        if len(attacked) == 4:
+            raise KeyboardInterrupt
+        attacked.append(len(batch.records))
+        return whole(batch, *rest)
+
+    monkeypatch.setattr(command, "audit_batch", counted)
+    with pytest.raises(KeyboardInterrupt):
+        command.audit(folder, QUICK)
+    with (folder.audit_journal / "lines-0.jsonl").open("a") as file:
+        file.write('{"name": "latent-exact/')  # as a killed process leaves it
+    with pytest.raises(ValueError, match=r"differs in attack .*'steps': 2.*'steps': 9"):
+        command.audit(folder, AttackSettings(steps=9))
+    monkeypatch.setattr(command, "audit_batch", lambda batch, *rest: attacked.append(9) or whole(batch, *rest))
+    found = command.audit(folder, QUICK)
+    assert attacked == [4, 4, 2, 4, 9, 9]  # six batches in all, none twice
+    assert found["series"]["latent-exact"]["violations"] == 0
+    assert rows(run / "run") == expected
+
+
+def test_an_audit_that_shall_start_anew_forgets_what_was_found(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = ResultsFolder(run / "run")
+    command.LineJournal(folder.audit_journal, {"attack": "another"}).open(0)
+    monkeypatch.setattr(command, "audit_batch", lambda *rest: [])
+    with pytest.raises(ValueError, match="another"):
+        command.audit(folder, QUICK)
+    assert command.audit(folder, QUICK, overwrite=True)["series"] == {}
