@@ -26,7 +26,7 @@ from ellips.audit import (
 from ellips.datamodules import SelectionDataModule
 from ellips.files import Journal, ResultsFolder, read_table
 from ellips.input_certifiers import as_certifier, series_of
-from ellips.pipeline import ImageClassifier
+from ellips.pipeline import ImageClassifier, check_fingerprint
 from ellips.reporting.summary import records_by_series
 from ellips.versions import versions
 
@@ -61,6 +61,8 @@ def audit(folder: ResultsFolder, settings: AttackSettings, max_images: int | Non
     certifiers = [as_certifier(given) for given in chosen["certifiers"]]
     what = json.loads(folder.settings.read_text(encoding="utf-8"))
     classifier = ImageClassifier.from_checkpoint(what["checkpoint"], chosen["data"].encoder)
+    fingerprint = getattr(classifier.encoder, "fingerprint", dict)()
+    check_fingerprint(what.get("encoder", {**fingerprint, "precision": "32"}), fingerprint)  # 0.1 wrote none, used 32
     present = {f"{part}_digest": digest for part, digest in classifier.digests().items()}
     if any(what[name] != digest for name, digest in present.items()):
         raise ValueError(f"Expected the classifier that was certified, but encoder or head changed since: {present}.")

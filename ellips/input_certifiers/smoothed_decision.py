@@ -12,7 +12,7 @@ from torch import Tensor
 from ellips.certificates import Certificate
 from ellips.encoders.linear import LinearHead
 from ellips.input_certifiers.base import AuditTarget, Chain, InputCertifier, validate_shared_alpha
-from ellips.lipschitz.base import validate_by_image, validate_eval_mode, validate_images
+from ellips.lipschitz.base import owning_module, validate_by_image, validate_eval_mode, validate_images
 from ellips.smoothing import Decision, VotePlan, count_votes, majority, soft_votes
 from ellips.smoothing.voting import COPIES, LEVEL, Votes
 from ellips.types import ImageMap, Series
@@ -105,7 +105,7 @@ class SmoothedDecision(InputCertifier):
         """
         validate_images(images)
         validate_eval_mode(chain.latents)
-        validate_by_image(self.scores(chain), images, self.sigma)
+        validate_by_image(self.scores(chain), images, self.sigma, owning_module(chain.latents))
         return count_votes(
             self.decision(chain),
             images.detach(),

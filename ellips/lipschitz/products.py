@@ -152,7 +152,7 @@ def _batch_norm(
     if bias is not None:
         shift = shift + bias
     per_channel = (-1, *[1] * (input.ndim - 2))
-    return torch.addcmul(shift.view(per_channel), input, scale.view(per_channel))
+    return torch.addcmul(shift.view(per_channel), input, scale.view(per_channel)).to(input.dtype)
 
 
 def _convolution(
@@ -198,7 +198,7 @@ class _Convolution(torch.autograd.Function):
         # Strides skip the last rows of some sizes; the transposed convolution has to be told.
         missing = tuple(size - ((o - 1) * s - 2 * p + d * (k - 1) + 1) for size, k, o, s, p, d in axes)
         ctx.settings = (stride, padding, dilation, True, missing, groups)
-        ctx.save_for_backward(weight)
+        ctx.save_for_backward(weight.to(output.dtype))  # another than the weight's under autocast
         return output
 
     @staticmethod
