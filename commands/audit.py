@@ -61,7 +61,7 @@ def audit(folder: ResultsFolder, settings: AttackSettings, max_images: int | Non
     certifiers = [as_certifier(given) for given in chosen["certifiers"]]
     what = json.loads(folder.settings.read_text(encoding="utf-8"))
     classifier = ImageClassifier.from_checkpoint(what["checkpoint"], chosen["data"].encoder)
-    fingerprint = getattr(classifier.encoder, "fingerprint", dict)()
+    fingerprint: dict[str, str] = getattr(classifier.encoder, "fingerprint", dict)()
     check_fingerprint(what.get("encoder", {**fingerprint, "precision": "32"}), fingerprint)  # 0.1 wrote none, used 32
     present = {f"{part}_digest": digest for part, digest in classifier.digests().items()}
     if any(what[name] != digest for name, digest in present.items()):

@@ -18,7 +18,8 @@ PACKAGES = ("datamodules", "callbacks", "lightning_modules")
 def current_config(saved: Any) -> Any:  # noqa: ANN401 - whatever YAML holds
     """Return a saved configuration of a certification run with the names of today.
 
-    The datamodule's ``precision`` is left out: it was that of features, never that of certificates. Class paths of a clone, such as ``datamodules.DigitsDataModule``, get the names that they have in the wheel, too.
+    Class paths of a clone, such as ``datamodules.DigitsDataModule``, get the names that they have in the wheel, too.
+    The datamodule's ``precision`` is left out: it was that of features, never that of certificates.
 
     Args:
         saved: What a ``config.yaml`` holds.

@@ -55,8 +55,8 @@ class EncodedDataModule(SplitDataModule):
             (:meth:`votes_dataloader`). Evaluation stays on clean images.
         batch_by_image: Keep all copies of an image in one training batch, as losses on votes need it.
         cache_dir: Folder of the feature cache, one sub-folder per split; None: no cache.
-        cache_dtype: Type of the stored features: ``"float32"``, or that of the encoder's precision, which loses nothing:
-            ``"float16"`` or ``"bfloat16"``.
+        cache_dtype: Type of the stored features: ``"float32"``, or ``"float16"`` or ``"bfloat16"`` where the encoder
+            computes in it, which loses nothing.
         shard_rows: Images per file of the cache: what an interruption costs at most.
         precision: Only to tell who still gives it that it is the encoder's.
 
@@ -188,7 +188,7 @@ class EncodedDataModule(SplitDataModule):
         if precision in ("16-true", "bf16-true"):
             raise ValueError(
                 f"Expected the trainer's precision to leave images and features as they are but got {precision!r}, "
-                f"which rounds them; take {precision.replace('true', 'mixed')!r}, and give the encoder its own precision."
+                f"which rounds; take {precision.replace('true', 'mixed')!r} and give the encoder its own precision."
             )
         super().setup(stage)
         if "votes" in self.parts and "train" in splits_of(stage):
@@ -328,8 +328,8 @@ def _validate_dtype(encoder: FrozenEncoder, cache_dtype: str) -> None:
         needed = next(name for name, half in HALF_TYPES.items() if half == DTYPES[cache_dtype])
         raise ValueError(
             f"Expected cache_dtype='float32' with an encoder of precision {encoder.precision!r} but got "
-            f"{cache_dtype!r}: the Gaussians would be fitted to other features than are certified; leave it out, or give "
-            f"the encoder precision={needed!r}."
+            f"{cache_dtype!r}: the Gaussians would be fitted to other features than are certified; leave it out, or "
+            f"give the encoder precision={needed!r}."
         )
 
 

@@ -158,7 +158,7 @@ class FrozenEncoder(OnePrecision):
             self.backbone.eval()
 
     def _rounded(self, features: Tensor) -> Tensor:
-        """Features as float32, rounded to half precision where the last layer was not, so that a cache loses nothing."""
+        """Return features as float32, rounded to half precision even where the last layer was not."""
         half = HALF_TYPES.get(self.precision, features.dtype)
         return features if features.dtype == torch.float64 else features.to(half).float()
 

@@ -172,10 +172,17 @@ def _convolution(
         values = (setting,) if isinstance(setting, int) else tuple(setting)
         return values * spatial if len(values) == 1 else values
 
-    result: Tensor = _Convolution.apply(
-        input, weight, bias, per_axis(stride), per_axis(padding), per_axis(dilation), groups
-    )
+    tensors = (x if x is None else _autocast(x) for x in (input, weight, bias))
+    result: Tensor = _Convolution.apply(*tensors, per_axis(stride), per_axis(padding), per_axis(dilation), groups)
     return result
+
+
+def _autocast(tensor: Tensor) -> Tensor:
+    """What autocast makes of a convolution's argument; torch does it for its own functions only."""
+    kind = tensor.device.type
+    if torch.is_autocast_enabled(kind) and tensor.dtype != torch.float64:
+        return tensor.to(torch.get_autocast_dtype(kind))
+    return tensor
 
 
 class _Convolution(torch.autograd.Function):
@@ -198,7 +205,7 @@ class _Convolution(torch.autograd.Function):
         # Strides skip the last rows of some sizes; the transposed convolution has to be told.
         missing = tuple(size - ((o - 1) * s - 2 * p + d * (k - 1) + 1) for size, k, o, s, p, d in axes)
         ctx.settings = (stride, padding, dilation, True, missing, groups)
-        ctx.save_for_backward(weight.to(output.dtype))  # another than the weight's under autocast
+        ctx.save_for_backward(weight)
         return output
 
     @staticmethod
