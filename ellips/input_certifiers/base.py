@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ellips.certificates import Certificate, Prover
+from ellips.chunks import Chunks
 from ellips.classifier import Ellips
 from ellips.lipschitz.base import in_float64, owning_module
 from ellips.precision import reduced_precision
@@ -178,6 +179,6 @@ def chain_target(chain: Chain, *, constant: bool) -> AuditTarget:
 
 
 @torch.no_grad()
-def predict(scores: ImageMap, points: Tensor, batch_size: int = 256) -> Tensor:
-    """Return the classes of the highest scores, some points at a time."""
-    return torch.cat([scores(part).argmax(1) for part in points.split(batch_size)])
+def predict(scores: ImageMap, points: Tensor) -> Tensor:
+    """Return the classes of the highest scores, as many points at a time as memory takes."""
+    return Chunks("auto", 256).run(lambda part: (scores(part).argmax(1),), points)[0]
