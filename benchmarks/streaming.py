@@ -39,7 +39,7 @@ from ellips.encoders import FrozenEncoder
 from ellips.types import FeatureBatch
 
 COUNTS = {"full": {"test_resnet": 20_000, "resnet10t": 512}, "quick": {"test_resnet": 2_000, "resnet10t": 64}}
-FILES = {"full": 512, "quick": 64}
+FILES = {"full": 512, "quick": 128}
 BATCH_SIZES = {"test_resnet": 512, "resnet10t": 64}
 
 
