@@ -31,6 +31,7 @@ from ellips.encoders import FrozenEncoder
 from ellips.head import EllipsHead
 from ellips.input_certifiers import MarginClever
 from ellips.lipschitz import Clever
+from ellips.lipschitz.clever import WAVE
 from ellips.losses import CodingRateReduction
 from ellips.pipeline import ImageClassifier
 from ellips.splits import digits_part
@@ -151,7 +152,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     batches = {"num_batches": sizes.points // 32, "num_samples": 32}
     source = Clever(options.radius, **batches)
     times = products(classifier, source, images[0], sizes.rounds)
-    pools = {"art_clever_u": ART_POOL_FACTOR, "art_clever_u_in_large_batches": min(source.chunk_size, sizes.points)}
+    pools = {"art_clever_u": ART_POOL_FACTOR, "art_clever_u_in_large_batches": min(WAVE, sizes.points)}
     per_image = {
         "clever": lambda: source(classifier.latents, images[:1]),
         "margin_clever": lambda: MarginClever(options.radius, **batches).margins(classifier, images[:1]),
@@ -171,6 +172,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "points": sizes.points,
         "num_iterations": source.num_iterations,
         "chunk_size": source.chunk_size,
+        "wave": WAVE,
         "rounds": sizes.rounds,
         "art_pool_factor": ART_POOL_FACTOR,
     }

@@ -223,7 +223,7 @@ def measure(task: Task, sizes: Sizes, name: str) -> tuple[dict[str, float], dict
     spent = {"fixed": seconds(lambda: found.update(fixed_outcomes(task, images, labels, ellips, head, ball, sizes)))}
     chain = Chain(task.encoder.encode, ellips)
     for kind, radii in (("early", RADII), ("early_3_sigma", RADII_3_SIGMA)):
-        certifier = SmoothedDecision(SIGMA, sizes.draws, ALPHA, radii=radii, batch_size=BATCH)
+        certifier = SmoothedDecision(SIGMA, sizes.draws, ALPHA, radii=radii, chunk_size=BATCH)
         spent[kind] = seconds(lambda c=certifier, k=kind: found.update({k: early_outcome(c, chain, images, labels)}))
     times = throughput(task, chain, images, sizes.rounds)
     fixed = found["ellips"]

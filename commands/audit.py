@@ -32,7 +32,7 @@ from ellips.datamodules import SelectionDataModule
 from ellips.encoders.weights import file_digest
 from ellips.files import ImageRecord, Journal, LineJournal, ResultsFolder, read_table
 from ellips.input_certifiers import AuditTarget, as_certifier, series_of
-from ellips.pipeline import ImageClassifier
+from ellips.pipeline import ImageClassifier, check_fingerprint
 from ellips.progress import ImageProgress
 from ellips.reporting.summary import records_by_series
 from ellips.types import ImageBatch, Series
@@ -93,6 +93,8 @@ def read_claims(folder: ResultsFolder, max_images: int | None, device: torch.dev
     certifiers = [as_certifier(given) for given in chosen["certifiers"]]
     what = json.loads(folder.settings.read_text(encoding="utf-8"))
     classifier = ImageClassifier.from_checkpoint(what["checkpoint"], chosen["data"].encoder)
+    fingerprint: dict[str, str] = getattr(classifier.encoder, "fingerprint", dict)()
+    check_fingerprint(what.get("encoder", {**fingerprint, "precision": "32"}), fingerprint)  # 0.1 wrote none, used 32
     present = {f"{part}_digest": digest for part, digest in classifier.digests().items()}
     if any(what[name] != digest for name, digest in present.items()):
         raise ValueError(f"Expected the classifier that was certified, but encoder or head changed since: {present}.")

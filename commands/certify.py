@@ -115,6 +115,7 @@ def certify(
         "certifiers": describe(certifier.certifiers),
         "input_method": input_method,
         "seed": seed_everything,
+        "encoder": _fingerprint(classifier),
         **{f"{part}_digest": digest for part, digest in classifier.digests().items()},
     }
     journal = Journal(folder, certifier.series, settings)
@@ -163,8 +164,7 @@ def _report(
     confidence: float,
 ) -> dict[str, Any]:
     records = journal.records()
-    fingerprint = getattr(classifier.encoder, "fingerprint", dict)
-    info = {"settings": journal.settings, "encoder": fingerprint(), "digests": classifier.digests()}
+    info = {"settings": journal.settings, "encoder": _fingerprint(classifier), "digests": classifier.digests()}
     what = journal.settings
     title = f"Certified accuracy, {what['data']}, {what['split']} split ({len(images.indices)} images)"
     proofs = (classifier.head.ellips.cpu(), journal.latents())
@@ -173,6 +173,11 @@ def _report(
     if records:
         report.show(Console(), summary)
     return summary
+
+
+def _fingerprint(classifier: ImageClassifier) -> dict[str, str]:
+    found: dict[str, str] = getattr(classifier.encoder, "fingerprint", dict)()
+    return found
 
 
 def _pictures(report: RunReport, images: SelectionDataModule, data: Any) -> list[ReportImage]:  # noqa: ANN401

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser
 
-from ellips.datamodules import EncodedDataModule, Part, encoding_precision
+from ellips.datamodules import EncodedDataModule, Part
 
 from .processes import add_processes, launch
 
@@ -29,7 +29,7 @@ def build(arguments: Sequence[str] | None = None) -> tuple[Any, EncodedDataModul
         arguments: The command line without the program's name; None: that of this process.
 
     Returns:
-        The options, and the datamodule under the precision that the configuration's trainer would have.
+        The options, and the datamodule.
 
     Raises:
         ValueError: If the configuration has no ``data`` section or that has no ``cache_dir``.
@@ -53,8 +53,6 @@ def build(arguments: Sequence[str] | None = None) -> tuple[Any, EncodedDataModul
         raise ValueError(
             "Expected the data section to have a `cache_dir`; give one, e.g. --data.cache_dir cache/cifar10."
         )
-    if module.precision is None:
-        module.precision = encoding_precision((settings.get("trainer") or {}).get("precision", "32-true"))
     return options, module
 
 

@@ -16,15 +16,19 @@ PACKAGES = ("datamodules", "callbacks", "lightning_modules")
 
 
 def current_config(saved: Any) -> Any:  # noqa: ANN401 - whatever YAML holds
-    """Return a saved configuration with the names of today.
+    """Return a saved configuration of a certification run with the names of today.
 
     Class paths of a clone, such as ``datamodules.DigitsDataModule``, get the names that they have in the wheel, too.
+    The datamodule's ``precision`` is left out: it was that of features, never that of certificates.
 
     Args:
         saved: What a ``config.yaml`` holds.
     """
     if isinstance(saved, dict):
         renamed = {"certifiers" if name == "sources" else name: value for name, value in saved.items()}
+        if isinstance(data := renamed.get("data"), dict) and isinstance(arguments := data.get("init_args"), dict):
+            kept = {name: value for name, value in arguments.items() if name != "precision"}
+            renamed["data"] = {**data, "init_args": kept}
         return {name: _current_path(v) if name == "class_path" else current_config(v) for name, v in renamed.items()}
     return [current_config(item) for item in saved] if isinstance(saved, list) else saved
 

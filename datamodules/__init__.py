@@ -6,7 +6,7 @@ from .base import PARTS, SPLITS, Part, Split, SplitDataModule
 from .cache import CacheMismatchError
 from .cifar10 import CIFAR10DataModule
 from .digits import DigitsDataModule
-from .encoded import EncodedDataModule, encoding_precision
+from .encoded import EncodedDataModule
 from .folder import BadImageError
 from .gaussian_mixture import GaussianMixtureDataModule
 from .image_folder import ImageFolderDataModule, ImageNetDataModule
@@ -33,5 +33,4 @@ __all__ = [
     "SelectionDataModule",
     "Split",
     "SplitDataModule",
-    "encoding_precision",
 ]

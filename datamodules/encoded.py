@@ -6,13 +6,14 @@ import hashlib
 from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ellips.encoders import FrozenEncoder
+from ellips.precision import HALF_TYPES
 from ellips.progress import ImageProgress
 from ellips.types import FeatureBatch, ImageBatch
 from ellips.validation import at_least, one_of
@@ -28,9 +29,6 @@ from .sources import FeatureDataset, ImageDataset, ImageSource
 Augmentation = Callable[[Tensor], Any]
 """Maps an image ``(C, H, W)`` with values in [0, 1] to another of that kind."""
 
-Precision = Literal["32", "16", "bf16"]
-HALF_TYPES: dict[str, torch.dtype] = {"16": torch.float16, "bf16": torch.bfloat16}
-
 
 class EncodedDataModule(SplitDataModule):
     """Images stream in, features come out.
@@ -41,7 +39,7 @@ class EncodedDataModule(SplitDataModule):
     subclass with :attr:`class_names` and :meth:`make_source`.
 
     Args:
-        encoder: The frozen encoder; the datamodule owns it.
+        encoder: The frozen encoder; the datamodule owns it. It runs in its own precision under any trainer.
         batch_size: Largest training batch of one process.
         eval_batch_size: Largest batch of the other loaders, and of encoding; None: like ``batch_size``.
         num_workers: Processes that read images; 0 reads in the main process.
@@ -57,9 +55,10 @@ class EncodedDataModule(SplitDataModule):
             (:meth:`votes_dataloader`). Evaluation stays on clean images.
         batch_by_image: Keep all copies of an image in one training batch, as losses on votes need it.
         cache_dir: Folder of the feature cache, one sub-folder per split; None: no cache.
-        cache_dtype: Type of the stored features: ``"float32"``, ``"float16"`` or ``"bfloat16"``.
+        cache_dtype: Type of the stored features: ``"float32"``, or ``"float16"`` or ``"bfloat16"`` where the encoder
+            computes in it, which loses nothing.
         shard_rows: Images per file of the cache: what an interruption costs at most.
-        precision: The encoder runs under: ``"32"``, ``"16"`` or ``"bf16"``; None: what the trainer says.
+        precision: Only to tell who still gives it that it is the encoder's.
 
     Raises:
         ValueError: If a size, a count or a name is out of range.
@@ -81,12 +80,17 @@ class EncodedDataModule(SplitDataModule):
         cache_dir: str | Path | None = None,
         cache_dtype: Literal["float32", "float16", "bfloat16"] = "float32",
         shard_rows: int = 4096,
-        precision: Precision | None = None,
+        precision: str | None = None,
     ) -> None:
         super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, num_workers=num_workers, seed=seed)
         at_least(1, shard_rows=shard_rows)
         one_of(tuple(DTYPES), cache_dtype=cache_dtype)
-        one_of((*get_args(Precision), None), precision=precision)
+        if precision is not None:
+            raise ValueError(
+                "Expected the precision to be given to the encoder, which it is a part of since version 0.2, but got "
+                f"precision={precision!r} for the data; give it to the encoder: FrozenEncoder(..., precision='bf16')."
+            )
+        _validate_dtype(encoder, cache_dtype)
         self.encoder = encoder
         self.keep_images = keep_images
         self.augment = augment
@@ -100,7 +104,6 @@ class EncodedDataModule(SplitDataModule):
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.cache_dtype = cache_dtype
         self.shard_rows = shard_rows
-        self.precision = precision
         self._sources: dict[Split, ImageSource] = {}
         self._caches: dict[Part, FeatureCache] = {}
 
@@ -114,7 +117,7 @@ class EncodedDataModule(SplitDataModule):
         return self.encoder.feature_dim
 
     def encoder_fingerprint(self) -> dict[str, str]:
-        """What the features depend on: architecture, weights digest, preprocessing."""
+        """What the features depend on: architecture, weights digest, preprocessing, precision."""
         return self.encoder.fingerprint()
 
     def source(self, split: Split) -> ImageSource:
@@ -176,7 +179,17 @@ class EncodedDataModule(SplitDataModule):
         return ImageDataset(self.source("train"), self.augment)
 
     def setup(self, stage: str) -> None:
-        """Open what a stage reads, so that what is wrong is said before anything runs."""
+        """Open what a stage reads, so that what is wrong is said before anything runs.
+
+        Raises:
+            ValueError: If the trainer would round images, features and the projector to half precision.
+        """
+        precision = str(self.trainer.precision) if self.trainer is not None else "32-true"
+        if precision in ("16-true", "bf16-true"):
+            raise ValueError(
+                f"Expected the trainer's precision to leave images and features as they are but got {precision!r}, "
+                f"which rounds; take {precision.replace('true', 'mixed')!r} and give the encoder its own precision."
+            )
         super().setup(stage)
         if "votes" in self.parts and "train" in splits_of(stage):
             self.dataset("votes")
@@ -207,17 +220,14 @@ class EncodedDataModule(SplitDataModule):
         return self.encode(batch) if isinstance(batch, ImageBatch) else batch
 
     def encode(self, batch: ImageBatch) -> FeatureBatch:
-        """Encode a batch where it is, under the trainer's precision."""
+        """Encode a batch where it is."""
         device = batch.image.device
         if self.encoder.preprocess.mean.device != device:
             self.encoder.to(device)
         if len(batch.image) == 0:
             features = torch.zeros(0, self.feature_dim, device=device)
         else:
-            # Autocast even under "16-true": the encoder's weights, and so its fingerprint, must not change.
-            half = HALF_TYPES.get(self._encoding_precision())
-            with torch.autocast(device.type, dtype=half, enabled=half is not None):
-                features = self.encoder.encode(batch.image)
+            features = self.encoder.encode(batch.image)
         return FeatureBatch(features, batch.label, batch.index, batch.image if self.keep_images else None)
 
     def open_cache(
@@ -295,10 +305,12 @@ class EncodedDataModule(SplitDataModule):
 
     def _plan(self, split: Part) -> Plan:
         images = self.image_dataset(split)
+        encoder = self.encoder_fingerprint()
         identity: dict[str, Any] = {
             "data": {**images.source.identity(), "classes_sha256": _digest_of_names(self.class_names)},
-            "encoder": self.encoder_fingerprint(),
-            "precision": self._encoding_precision(),
+            # Beside the encoder, where caches of version 0.1 have it: they say which precision they are in.
+            "precision": _cached_precision(encoder.pop("precision", "32")),
+            "encoder": encoder,
         }
         if isinstance(images, NoisyImages):
             identity["noise"] = images.identity()
@@ -309,21 +321,21 @@ class EncodedDataModule(SplitDataModule):
             return self.trainer.strategy.root_device
         return self.encoder.preprocess.mean.device
 
-    def _encoding_precision(self) -> Precision:
-        if self.precision is not None:
-            return self.precision
-        return encoding_precision(self.trainer.precision if self.trainer is not None else "32-true")
+
+def _validate_dtype(encoder: FrozenEncoder, cache_dtype: str) -> None:
+    """Refuse to store features with fewer digits than those have that certificates are computed from."""
+    if DTYPES[cache_dtype] not in (torch.float32, HALF_TYPES.get(encoder.precision)):
+        needed = next(name for name, half in HALF_TYPES.items() if half == DTYPES[cache_dtype])
+        raise ValueError(
+            f"Expected cache_dtype='float32' with an encoder of precision {encoder.precision!r} but got "
+            f"{cache_dtype!r}: the Gaussians would be fitted to other features than are certified; leave it out, or "
+            f"give the encoder precision={needed!r}."
+        )
 
 
-def encoding_precision(name: str | int | None) -> Precision:
-    """What the encoder runs under when the trainer runs under a precision that Lightning knows by this name."""
-    match str(name).partition("-")[0]:
-        case "16":
-            return "16"
-        case "bf16":
-            return "bf16"
-        case _:
-            return "32"
+def _cached_precision(precision: str) -> str:
+    """What a manifest says; version 0.1 wrote the name alone where features of half precision were not all rounded."""
+    return precision if precision == "32" else f"{precision}, features too"
 
 
 def _digest_of_names(names: list[str]) -> str:

@@ -19,7 +19,7 @@ from ellips.validation import fraction, one_of
 
 from .base import Part, Split
 from .encoded import EncodedDataModule
-from .folder import FolderSource, OnBadImage, Reading, SkipLog, find_class_names, list_images
+from .folder import FolderSource, OnBadImage, Reading, Resizing, SkipLog, find_class_names, list_images
 from .sampling import process_rank
 
 
@@ -42,6 +42,9 @@ class ImageFolderDataModule(EncodedDataModule):
         resize: Length of the shorter side after resizing; None: as they are.
         crop: Side of the square cut from the middle; None: no crop. ``resize`` and ``crop`` make the images that radii
             are measured on; what the encoder resizes afterwards lies inside the certified map.
+        resizing: ``"pillow"``, or ``"torch"``: several times faster, with other pixels by a level or two of 255.
+        scaled_decoding: Decode JPEG files much larger than ``resize`` at a fraction of their size, as Pillow's draft
+            mode does: faster, with a little other pixels. A feature cache knows which of these it was made with.
         on_bad_image: ``"raise"``, or ``"skip"``: go on without the file, and list it at the end and in
             ``skipped_images.tsv`` in the run folder.
         **base_args: Of :class:`EncodedDataModule`.
@@ -65,6 +68,8 @@ class ImageFolderDataModule(EncodedDataModule):
         convert: bool = False,
         resize: int | None = None,
         crop: int | None = None,
+        resizing: Resizing = "pillow",
+        scaled_decoding: bool = False,
         on_bad_image: OnBadImage = "raise",
         **base_args: Any,
     ) -> None:
@@ -76,7 +81,7 @@ class ImageFolderDataModule(EncodedDataModule):
         self.val_dir = val_dir
         self.test_dir = test_dir
         self.val_fraction = val_fraction
-        self.reading = Reading(mode, convert, resize, crop)
+        self.reading = Reading(mode, convert, resize, crop, resizing, scaled_decoding)
         self.on_bad_image = on_bad_image
         self._log = _temporary_log() if on_bad_image == "skip" else None
 
@@ -141,6 +146,8 @@ class ImageNetDataModule(ImageFolderDataModule):
         val_fraction: Share of the training images set apart for validation.
         resize: Length of the shorter side after resizing.
         crop: Side of the square cut from the middle.
+        resizing: As for :class:`ImageFolderDataModule`.
+        scaled_decoding: As for :class:`ImageFolderDataModule`.
         on_bad_image: ``"raise"`` or ``"skip"``.
         **base_args: Of :class:`EncodedDataModule`.
     """
@@ -153,6 +160,8 @@ class ImageNetDataModule(ImageFolderDataModule):
         val_fraction: float = 0.01,
         resize: int | None = 256,
         crop: int | None = 224,
+        resizing: Resizing = "pillow",
+        scaled_decoding: bool = False,
         on_bad_image: OnBadImage = "raise",
         **base_args: Any,
     ) -> None:
@@ -164,6 +173,8 @@ class ImageNetDataModule(ImageFolderDataModule):
             convert=True,
             resize=resize,
             crop=crop,
+            resizing=resizing,
+            scaled_decoding=scaled_decoding,
             on_bad_image=on_bad_image,
             **base_args,
         )

@@ -122,12 +122,14 @@ def check_fingerprint(recorded: Mapping[str, object], present: Mapping[str, obje
     """Refuse an encoder that is not the one a head was trained on.
 
     Args:
-        recorded: Fingerprint from the checkpoint.
+        recorded: Fingerprint from the checkpoint. One that does not name its precision, as version 0.1 wrote them, is
+            of float32, which is what that version certified in.
         present: Fingerprint of the encoder at hand.
 
     Raises:
         EncoderMismatchError: If they differ; every difference is named.
     """
+    recorded, present = {"precision": "32", **recorded}, {"precision": "32", **present}
     keys = sorted(recorded.keys() | present.keys())
     differing = [
         f"{k}: {recorded.get(k)!r} against {present.get(k)!r}" for k in keys if recorded.get(k) != present.get(k)
@@ -135,5 +137,5 @@ def check_fingerprint(recorded: Mapping[str, object], present: Mapping[str, obje
     if differing:
         raise EncoderMismatchError(
             "Expected the encoder that this head was trained on but got another one (trained on, present): "
-            f"{'; '.join(differing)}. Use the encoder of the checkpoint, or fit a new head."
+            f"{'; '.join(differing)}. Use the encoder of the checkpoint, its `precision` included, or fit a new head."
         )

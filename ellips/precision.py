@@ -1,14 +1,21 @@
-"""Keep what must stay float64 in float64, and float32 what says it is float32."""
+"""Keep what must stay float64 in float64, float32 what says it is float32, and an encoder in its own precision."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import reduce
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from ellips.validation import one_of
+
+Precision = Literal["32", "16", "bf16"]
+"""What an encoder computes in: float32, or under autocast with float16 or bfloat16."""
+
+HALF_TYPES = {"16": torch.float16, "bf16": torch.bfloat16}
 
 # Where torch keeps whether products of float32 numbers may be computed with fewer digits. Since torch 2.9 one name per
 # kind of computation ("ieee" allows nothing); before, two flags; both exist side by side.
@@ -35,6 +42,53 @@ def keep_dtype(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         return moved if moved.dtype == tensor.dtype else tensor.to(device=moved.device)
 
     return move
+
+
+class OnePrecision(nn.Module):
+    """A module that says itself which precision it computes in, whatever autocast and TF32 are set to around it.
+
+    Attributes:
+        precision: One of :data:`Precision`.
+    """
+
+    precision: Precision = "32"
+
+    @contextmanager
+    def arithmetic(self, device: torch.device) -> Iterator[None]:
+        """Compute in :attr:`precision` and in no other.
+
+        Float64 numbers stay what they are: a float64 copy of the module computes in float64.
+
+        Raises:
+            ValueError: If the precision is none that there is.
+        """
+        one_of(get_args(Precision), precision=self.precision)
+        half = HALF_TYPES.get(self.precision)
+        # Where autocast is off already it is not touched: a graph that torch.export captures would hold the region.
+        as_it_is = half is None and not torch.is_autocast_enabled(device.type)
+        autocast = nullcontext() if as_it_is else torch.autocast(device.type, dtype=half, enabled=half is not None)
+        with full_precision(), autocast:
+            yield
+
+
+def reduced_precision(module: nn.Module | None) -> bool:
+    """Whether a part of the module computes in less than float32 by its own word."""
+    parts = () if module is None else module.modules()
+    return any(isinstance(part, OnePrecision) and part.precision != "32" for part in parts)
+
+
+@contextmanager
+def in_float32(module: nn.Module | None) -> Iterator[None]:
+    """Have all parts of a module compute in float32 for a while."""
+    parts = [] if module is None else [part for part in module.modules() if isinstance(part, OnePrecision)]
+    before = [part.precision for part in parts]
+    try:
+        for part in parts:
+            part.precision = "32"
+        yield
+    finally:
+        for part, precision in zip(parts, before, strict=True):
+            part.precision = precision
 
 
 @contextmanager

@@ -15,6 +15,8 @@ SHELLS = ("lightning_modules", "datamodules", "callbacks", "commands")
 ROOMS = (
     ("errors", "validation", "versions", "_clone"),
     ("types", "precision", "distributed", "settings", "splits", "progress", "randomness"),
+    ("memory",),
+    ("chunks",),
     ("metrics",),
     ("gaussians", "smoothing"),
     ("certificates",),

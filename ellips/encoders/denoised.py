@@ -19,7 +19,8 @@ class Denoised(FrozenEncoder):
     noisy images.
 
     Args:
-        encoder: The encoder; its backbone and preprocessing are taken over, not copied.
+        encoder: The encoder; its backbone and preprocessing are taken over, not copied, and the denoiser computes in
+            its precision, too.
         denoiser: The denoiser; frozen from now on.
 
     Attributes:
@@ -34,6 +35,7 @@ class Denoised(FrozenEncoder):
         nn.Module.__init__(self)
         if isinstance(encoder, Denoised):
             raise TypeError("Expected an encoder without a denoiser but got one that has one.")
+        self.precision = encoder.precision
         self.architecture = encoder.architecture
         self.feature_dim = encoder.feature_dim
         self.preprocess = encoder.preprocess
@@ -49,7 +51,7 @@ class Denoised(FrozenEncoder):
             images: Shape ``(N, C, H, W)``, values in [0, 1] but for noise, of a kind that the denoiser takes.
 
         Returns:
-            Features ``(N, feature_dim)``; float32 even where autocast ran the backbone in half precision.
+            Features ``(N, feature_dim)``; float32 even where their values are those of half precision.
 
         Raises:
             TypeError: If the images are not floating point.
@@ -78,7 +80,8 @@ class Denoised(FrozenEncoder):
     def _denoise(self, images: Tensor) -> Tensor:
         self._stay_frozen()
         known = images.is_floating_point()  # what is not, the denoiser refuses
-        denoised: Tensor = self.denoiser(images.to(self.preprocess.mean.dtype) if known else images)
+        with self.arithmetic(images.device):
+            denoised: Tensor = self.denoiser(images.to(self.preprocess.mean.dtype) if known else images)
         return denoised
 
     def _stay_frozen(self) -> None:

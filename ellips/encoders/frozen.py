@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from timm.models import get_pretrained_cfg
@@ -12,16 +12,21 @@ from torch import Tensor, nn
 
 from ellips.encoders.preprocessing import Preprocess
 from ellips.encoders.weights import create_timm, load_file, shipped_names, shipped_provenance, state_digest
+from ellips.precision import HALF_TYPES, OnePrecision, Precision
+from ellips.validation import one_of
 
 _PROBE_SIZE = 32  # side of the image that measures the feature width of a module that takes any size
 
 
-class FrozenEncoder(nn.Module):
+class FrozenEncoder(OnePrecision):
     """Resize, normalise, backbone: the whole map from images with values in [0, 1] to features, frozen.
 
     Frozen means: no parameter requires a gradient, and every layer stays in eval mode whatever :meth:`train` is told,
     so running statistics do not move either. Gradients with respect to the *images* flow, which is what Lipschitz
     estimates need.
+
+    It computes in one precision, its own, wherever it is used: for features, latents and certificates alike, under any
+    trainer. What a certificate says of an encoder in half precision is in docs/promises.md.
 
     Args:
         model: A timm model name (``"test_resnet"``, ``"vit_base_patch16_224.augreg_in21k"``) or any module that maps
@@ -37,6 +42,8 @@ class FrozenEncoder(nn.Module):
         in_channels: Channels the backbone takes. None takes the model's configuration, 3 where there is none.
         projection: Keep the backbone's last linear layer. None keeps it for OpenCLIP state dicts alone, whose image
             features include it.
+        precision: ``"32"`` (float32), or ``"bf16"`` or ``"16"``: autocast with float32 weights, and features that are
+            numbers of that type.
         seed: Seed of ``weights="random"``.
 
     Raises:
@@ -60,9 +67,12 @@ class FrozenEncoder(nn.Module):
         interpolation: str | None = None,
         in_channels: int | None = None,
         projection: bool | None = None,
+        precision: Precision = "32",
         seed: int = 0,
     ) -> None:
         super().__init__()
+        one_of(get_args(Precision), precision=precision)
+        self.precision = precision
         given = {"mean": mean, "std": std, "interpolation": interpolation, "in_channels": in_channels}
         config = _own_config(model, weights)
         config.update({key: value for key, value in given.items() if value is not None})
@@ -89,14 +99,15 @@ class FrozenEncoder(nn.Module):
             images: Shape ``(N, C, H, W)``, values in [0, 1], any resolution, C = 1 or as many as the backbone takes.
 
         Returns:
-            Features ``(N, feature_dim)``; float32 even where autocast ran the backbone in half precision.
+            Features ``(N, feature_dim)``; float32 even where their values are those of half precision.
 
         Raises:
             TypeError: If the images are not floating point.
             ValueError: If their shape does not fit.
         """
         self._stay_frozen()
-        return _widen(self.backbone(self.preprocess(images)))
+        with self.arithmetic(images.device):
+            return self._rounded(self.backbone(self.preprocess(images)))
 
     def encode(self, images: Tensor) -> Tensor:
         """Like :meth:`forward`, for images whose gradients nobody will ask for: inference mode, channels last.
@@ -112,9 +123,9 @@ class FrozenEncoder(nn.Module):
             ValueError: If their shape does not fit.
         """
         self._stay_frozen()
-        with torch.inference_mode():
+        with torch.inference_mode(), self.arithmetic(images.device):
             inputs = self.preprocess(images).contiguous(memory_format=torch.channels_last)
-            features = _widen(self.backbone(inputs))
+            features = self._rounded(self.backbone(inputs))
         return features.clone()  # outside inference mode, so that autograd accepts it
 
     def train(self, mode: bool = True) -> FrozenEncoder:
@@ -126,8 +137,8 @@ class FrozenEncoder(nn.Module):
         """What the features depend on, as short strings that can be compared and stored.
 
         Returns:
-            ``architecture``, ``weights`` (SHA-256 over all parameters and buffers), ``preprocessing`` and
-            ``feature_dim``.
+            ``architecture``, ``weights`` (SHA-256 over all parameters and buffers), ``preprocessing``,
+            ``feature_dim`` and ``precision``.
             Read from the weights as they are now, so it tells if someone has changed them.
         """
         return {
@@ -135,15 +146,21 @@ class FrozenEncoder(nn.Module):
             "weights": f"sha256:{state_digest(self.backbone)}",
             "preprocessing": self.preprocess.describe(),
             "feature_dim": str(self.feature_dim),
+            "precision": self.precision,
         }
 
     def extra_repr(self) -> str:
-        """Architecture and feature width, for ``print``."""
-        return f"architecture={self.architecture!r}, feature_dim={self.feature_dim}"
+        """Architecture, feature width and precision, for ``print``."""
+        return f"architecture={self.architecture!r}, feature_dim={self.feature_dim}, precision={self.precision!r}"
 
     def _stay_frozen(self) -> None:
         if self.backbone.training:  # someone reached past train(), to the backbone itself
             self.backbone.eval()
+
+    def _rounded(self, features: Tensor) -> Tensor:
+        """Return features as float32, rounded to half precision even where the last layer was not."""
+        half = HALF_TYPES.get(self.precision, features.dtype)
+        return features if features.dtype == torch.float64 else features.to(half).float()
 
     def _measure_width(self) -> int:
         size = self.preprocess.size or (_PROBE_SIZE, _PROBE_SIZE)
@@ -159,10 +176,6 @@ class FrozenEncoder(nn.Module):
                 "wrap it in a module that pools, or flattens, its output."
             )
         return int(features.shape[1])
-
-
-def _widen(features: Tensor) -> Tensor:
-    return features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
 
 
 def _own_config(model: str | nn.Module, weights: str | Path | None) -> dict[str, Any]:

@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ellips.chunks import Chunks
 from ellips.input_certifiers.base import Chain
 from ellips.input_certifiers.smoothed_decision import SmoothedDecision, Stopping
-from ellips.lipschitz.base import validate_by_image, validate_eval_mode, validate_images
+from ellips.lipschitz.base import owning_module, validate_by_image, validate_eval_mode, validate_images
 from ellips.smoothing import ImageNoise, Votes
+from ellips.smoothing.voting import MOST
 from ellips.types import ImageMap
 
 
@@ -42,7 +44,7 @@ class ArtSmoothedDecision(SmoothedDecision):
         """
         validate_images(images)
         validate_eval_mode(chain.latents)
-        validate_by_image(self.scores(chain), images, self.sigma)
+        validate_by_image(self.scores(chain), images, self.sigma, owning_module(chain.latents))
         prediction, radius = _certify(self, self.scores(chain), images.detach())
         unknown = torch.full_like(prediction, -1)
         draws = torch.full_like(prediction, self.num_samples)
@@ -66,13 +68,14 @@ def _certify(certifier: SmoothedDecision, scores: ImageMap, images: Tensor) -> t
             return copies
 
         def _predict_classifier(self, x: Tensor, batch_size: int, training_mode: bool, **kwargs: Any) -> Any:  # noqa: ANN401
-            del training_mode, kwargs
-            return torch.cat([scores(part) for part in x.split(batch_size)]).cpu().numpy()
+            del batch_size, training_mode, kwargs
+            return chunks.run(lambda part: (scores(part),), x)[0].cpu().numpy()
 
+    chunks = Chunks(certifier.chunk_size, MOST)
     purposes = iter(("selection", "estimation") * len(images))
     alpha = certifier.alpha / certifier.num_images
     toolbox = Smoothed(sample_size=certifier.num_selection, scale=certifier.sigma, alpha=alpha)
     with torch.no_grad():
-        found = toolbox.certify(images.cpu().numpy(), n=certifier.num_samples, batch_size=certifier.batch_size)
+        found = toolbox.certify(images.cpu().numpy(), n=certifier.num_samples, batch_size=certifier.num_samples)
     prediction, radius = (torch.from_numpy(np.asarray(x)).to(images.device) for x in found)
     return prediction.long(), radius.double().clamp(min=0)

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from ellips.certificates import Certificate, Prover
+from ellips.chunks import Chunks
 from ellips.classifier import Ellips
-from ellips.lipschitz.base import in_float64
+from ellips.lipschitz.base import in_float64, owning_module
+from ellips.precision import reduced_precision
 from ellips.types import ImageMap, Series
 
 Predictor = Callable[[Tensor], Tensor]
@@ -159,21 +161,24 @@ def validate_shared_alpha(num_images: int, alpha: float, count: int) -> None:
 def chain_target(chain: Chain, *, constant: bool) -> AuditTarget:
     """Return the chain itself as a target, judged by a float64 copy.
 
-    So float32 rounding at the very boundary is not taken for a violation.
+    So float32 rounding at the very boundary is not taken for a violation. Predictions of an encoder in half precision
+    are another function's than those of float64, and are judged as they are made.
 
     Args:
         chain: The classifier.
         constant: Whether a Lipschitz constant of ``chain.latents`` is claimed.
     """
     precise = in_float64(chain.latents)
+    as_it_is = reduced_precision(owning_module(chain.latents))
+    judge = Chain((lambda points: chain.latents(points.float())) if as_it_is else precise, chain.ellips)
     return AuditTarget(
         scores=chain.scores,
-        predict=lambda points: predict(Chain(precise, chain.ellips).scores, points),
+        predict=lambda points: predict(judge.scores, points),
         function=precise if constant else None,
     )
 
 
 @torch.no_grad()
-def predict(scores: ImageMap, points: Tensor, batch_size: int = 256) -> Tensor:
-    """Return the classes of the highest scores, some points at a time."""
-    return torch.cat([scores(part).argmax(1) for part in points.split(batch_size)])
+def predict(scores: ImageMap, points: Tensor) -> Tensor:
+    """Return the classes of the highest scores, as many points at a time as memory takes."""
+    return Chunks("auto", 256).run(lambda part: (scores(part).argmax(1),), points)[0]

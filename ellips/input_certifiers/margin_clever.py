@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ellips.certificates import Certificate, round_down
+from ellips.chunks import Chunks
 from ellips.input_certifiers.base import AuditTarget, Chain, InputCertifier, chain_target
 from ellips.lipschitz.base import checked
 from ellips.lipschitz.clever import BallSampler
@@ -62,17 +63,22 @@ class MarginClever(BallSampler, InputCertifier):
             scores: Maps images to scores ``(N, K)``.
             images: Shape ``(N, C, H, W)``, values in [0, 1].
         """
-        found = [self._margins_of(scores, image) for image in images]
+        chunks = self.chunks()
+        found = [self._margins_of(scores, image, chunks) for image in images]
         if not found:
             empty = scores(images).double()
             return Margins(empty.argmax(1), empty, empty, empty)
         return Margins(*(torch.stack(column) for column in zip(*found, strict=True)))
 
-    def _margins_of(self, scores: ImageMap, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _margins_of(self, scores: ImageMap, image: Tensor, chunks: Chunks) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         with torch.no_grad():
             values = scores(image[None])[0].double()
         prediction = values.argmax()
-        norms = torch.cat([_margin_gradients(scores, points, int(prediction)) for points in self.points(image)])
+
+        def of_chunk(points: Tensor) -> tuple[Tensor]:
+            return (_margin_gradients(scores, points, int(prediction)),)
+
+        norms = torch.cat([chunks.run(of_chunk, points)[0] for points in self.points(image)])
         constant, pvalue = torch.zeros_like(values), torch.ones_like(values)
         for rival in range(len(values)):
             if rival != int(prediction):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from functools import lru_cache
 from typing import Literal, get_args
 
@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from ellips.certificates import Certificate
+from ellips.chunks import ChunkSize, validate_chunk_size
 from ellips.encoders.linear import LinearHead
 from ellips.input_certifiers.base import AuditTarget, Chain, InputCertifier, validate_shared_alpha
-from ellips.lipschitz.base import validate_by_image, validate_eval_mode, validate_images
+from ellips.lipschitz.base import owning_module, validate_by_image, validate_eval_mode, validate_images
+from ellips.settings import UNRECORDED
 from ellips.smoothing import Decision, VotePlan, count_votes, majority, soft_votes
 from ellips.smoothing.voting import COPIES, LEVEL, Votes
 from ellips.types import ImageMap, Series
@@ -50,7 +52,8 @@ class SmoothedDecision(InputCertifier):
         linear_head: A file of :class:`ellips.encoders.LinearHead`, as ``ellips train-encoder`` writes it: votes are
             then those of the encoder with its own linear classifier, the peer of Gaussians on the same noise; None:
             of the Gaussians.
-        batch_size: Noisy copies that go through the network at once, of whichever image of a batch.
+        chunk_size: Noisy copies that go through the network at once, of whichever image of a batch; ``"auto"``: as
+            many as memory takes, at most 1,024. It changes no vote.
         seed: Seed; noise depends on the image, the seed and the kind of device only.
 
     Raises:
@@ -66,7 +69,7 @@ class SmoothedDecision(InputCertifier):
     stopping: Stopping = "early"
     radii: tuple[float, ...] | None = None
     linear_head: str | None = None
-    batch_size: int = 512
+    chunk_size: ChunkSize = field(default="auto", repr=False, compare=False, metadata=UNRECORDED)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -77,8 +80,8 @@ class SmoothedDecision(InputCertifier):
             num_samples=self.num_samples,
             num_images=self.num_images,
             num_selection=self.num_selection,
-            batch_size=self.batch_size,
         )
+        validate_chunk_size(self.chunk_size)
         one_of(get_args(Stopping), stopping=self.stopping)
         if self.radii is not None:
             for radius in self.radii:
@@ -105,14 +108,14 @@ class SmoothedDecision(InputCertifier):
         """
         validate_images(images)
         validate_eval_mode(chain.latents)
-        validate_by_image(self.scores(chain), images, self.sigma)
+        validate_by_image(self.scores(chain), images, self.sigma, owning_module(chain.latents))
         return count_votes(
             self.decision(chain),
             images.detach(),
             self.plan,
             num_selection=self.num_selection,
             seed=self.seed,
-            batch_size=self.batch_size,
+            chunk_size=self.chunk_size,
         )
 
     def scores(self, chain: Chain) -> ImageMap:
@@ -163,8 +166,15 @@ class SmoothedDecision(InputCertifier):
         copies = min(self.num_samples, 1000)
 
         def predictions(points: Tensor) -> Tensor:
-            settings = {"copies": copies, "seed": self.seed, "batch_size": self.batch_size}
-            return majority(self.decision(chain), points.float(), self.sigma, level=LEVEL, **settings)
+            return majority(
+                self.decision(chain),
+                points.float(),
+                self.sigma,
+                copies=copies,
+                seed=self.seed,
+                level=LEVEL,
+                chunk_size=self.chunk_size,
+            )
 
         return AuditTarget(
             scores=lambda images: soft_votes(self.scores(chain), images, self.sigma, COPIES, self.seed),

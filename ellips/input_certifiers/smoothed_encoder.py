@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Literal, NamedTuple, cast, get_args
 from weakref import WeakKeyDictionary
 
@@ -12,16 +12,22 @@ import torch
 from torch import Tensor
 
 from ellips.certificates import METHODS, Certificate, Method, confirm
+from ellips.chunks import Chunks, ChunkSize, validate_chunk_size
 from ellips.classifier import Ellips
 from ellips.input_certifiers.base import AuditTarget, Chain, InputCertifier, validate_shared_alpha
 from ellips.lipschitz.base import checked, validate_by_image
 from ellips.randomness import image_generator
+from ellips.settings import UNRECORDED
 from ellips.types import ImageMap, LipschitzBound
 from ellips.validation import at_least, fraction, one_of, positive
 
 Concentration = Literal["bernstein", "mcdiarmid"]
 """How the error of a sampled mean is bounded: by its observed variance, or by the ball's radius alone."""
 
+
+BLOCK = 256
+"""Copies whose noise is drawn at once, and the most that go through the network at once. Fixed: how a generator's
+numbers fall depends on how many are asked for."""
 
 _WARNED: WeakKeyDictionary[Ellips, set[SmoothedEncoder]] = WeakKeyDictionary()
 """Of which classifiers it was said already that projection changes them."""
@@ -60,7 +66,8 @@ class SmoothedEncoder(InputCertifier):
             together with probability at least ``1 - alpha``. 1: each holds with that probability by itself.
         norm_bound: Radius B of the ball.
         concentration: ``bernstein`` or ``mcdiarmid``; see :func:`mean_error`.
-        chunk_size: Noisy copies that go through the network at once.
+        chunk_size: Noisy copies that go through the network at once, at most 256; ``"auto"``: as many as memory takes.
+            It changes no mean.
         seed: Seed; each image's noise depends on the image and the seed only.
 
     Raises:
@@ -74,13 +81,14 @@ class SmoothedEncoder(InputCertifier):
     _: KW_ONLY
     norm_bound: float = 1.0
     concentration: Concentration = "bernstein"
-    chunk_size: int = 256
+    chunk_size: ChunkSize = field(default="auto", repr=False, compare=False, metadata=UNRECORDED)
     seed: int = 0
 
     def __post_init__(self) -> None:
         positive(sigma=self.sigma, norm_bound=self.norm_bound)
         fraction(alpha=self.alpha, ends=False)
-        at_least(1, num_images=self.num_images, chunk_size=self.chunk_size)
+        at_least(1, num_images=self.num_images)
+        validate_chunk_size(self.chunk_size)
         if self.num_samples < 4 or self.num_samples % 2:
             raise ValueError(f"Expected `num_samples` to be even and at least 4 but got {self.num_samples}.")
         one_of(get_args(Concentration), concentration=self.concentration)
@@ -97,21 +105,25 @@ class SmoothedEncoder(InputCertifier):
         """
         with checked(latents, images) as inputs, torch.no_grad():  # in this order: the first enables gradients
             validate_by_image(latents, inputs, self.sigma)
-            found = [self._smooth_one(latents, image) for image in inputs]
+            chunks = Chunks(self.chunk_size, BLOCK)
+            found = [self._smooth_one(latents, image, chunks) for image in inputs]
             if not found:
                 empty = latents(inputs).double()
                 return SmoothedLatents(empty, empty.sum(dim=1))
         return SmoothedLatents(torch.stack([x.mean for x in found]), torch.stack([x.error for x in found]))
 
-    def _smooth_one(self, latents: ImageMap, image: Tensor) -> SmoothedLatents:
+    def _smooth_one(self, latents: ImageMap, image: Tensor, chunks: Chunks) -> SmoothedLatents:
+        def of_chunk(noise: Tensor) -> tuple[Tensor]:
+            return (self.project(latents(image + self.sigma * noise).double()),)
+
         generator = image_generator(image, self.seed)
         samples: list[Tensor] = []
         remaining = self.num_samples
         while remaining:
-            count = min(self.chunk_size, remaining)
+            count = min(BLOCK, remaining)
             remaining -= count
             noise = torch.randn((count, *image.shape), generator=generator)
-            samples.append(self.project(latents(image + self.sigma * noise.to(image)).double()))
+            samples += chunks.run(of_chunk, noise.to(image))
         values = torch.cat(samples)
         error = mean_error(values, self.norm_bound, self.alpha / self.num_images, self.concentration)
         return SmoothedLatents(values.mean(dim=0), values.new_tensor(error))

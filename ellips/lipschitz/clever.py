@@ -9,16 +9,22 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from ellips.chunks import Chunks, ChunkSize, validate_chunk_size
 from ellips.lipschitz.base import ConstantSource
 from ellips.lipschitz.extreme_value import Extreme, fit_maxima
 from ellips.lipschitz.jacobian import latent_dim, spectral_norms
 from ellips.lipschitz.sampling import Sampling, sample_ball
 from ellips.randomness import image_generator
+from ellips.settings import UNRECORDED
 from ellips.types import ImageMap, LipschitzBound
 from ellips.validation import at_least, one_of, positive
 
 RANDOM_PART = 0.3
 """About the length of the random vector that is added to a neighbour's singular vector of length 1."""
+
+WAVE = 256
+"""Points that are drawn at once, and the most that go through the network at once. Fixed: how a generator's numbers
+fall depends on how many are asked for, and each point's iteration starts from that of the point so many before it."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,8 @@ class BallSampler:
         sampling: ``volume`` or ``radial``; see :func:`ellips.lipschitz.sampling.sample_ball`.
         min_pvalue: The fit counts only if its Kolmogorov-Smirnov p-value is at least this; else the sample maximum.
         max_stretch: Nor does it count when it exceeds the sample maximum by more than this factor.
-        chunk_size: Points that go through the network at once.
+        chunk_size: Points that go through the network at once, at most 256; ``"auto"``: as many as memory takes. It
+            changes no estimate.
         seed: Seed; each image's points depend on the image and the seed only.
     """
 
@@ -43,25 +50,30 @@ class BallSampler:
     sampling: Sampling = "volume"
     min_pvalue: float = 0.05
     max_stretch: float = 2.0
-    chunk_size: int = 256
+    chunk_size: ChunkSize = field(default="auto", repr=False, compare=False, metadata=UNRECORDED)
     seed: int = 0
 
     def __post_init__(self) -> None:
         positive(radius=self.radius)
-        at_least(1, num_batches=self.num_batches, num_samples=self.num_samples, chunk_size=self.chunk_size)
+        at_least(1, num_batches=self.num_batches, num_samples=self.num_samples)
+        validate_chunk_size(self.chunk_size)
         at_least(1, max_stretch=self.max_stretch)
         at_least(0, min_pvalue=self.min_pvalue)
         one_of(get_args(Sampling), sampling=self.sampling)
 
     def points(self, image: Tensor) -> Iterator[Tensor]:
-        """Draw all points around one image ``(C, H, W)`` afresh, a chunk at a time."""
+        """Draw all points around one image ``(C, H, W)`` afresh, a wave at a time."""
         generator = image_generator(image, self.seed)
         remaining = self.num_batches * self.num_samples
         while remaining:
-            count = min(self.chunk_size, remaining)
+            count = min(WAVE, remaining)
             remaining -= count
             offset = sample_ball(count, image.shape, self.radius, generator, self.sampling)
             yield image + offset.to(image)
+
+    def chunks(self) -> Chunks:
+        """Return what sends points through a network."""
+        return Chunks(self.chunk_size, WAVE)
 
     def extreme(self, norms: Tensor) -> Extreme:
         """Fit the batch maxima of the norms at all points, shape ``(num_batches * num_samples,)``."""
@@ -75,8 +87,8 @@ class Clever(BallSampler, ConstantSource):
 
     The gradient norm of the paper becomes the spectral norm of the Jacobian, at points drawn afresh in the ball
     around the image: maximum per batch, reverse Weibull fit to the maxima, its location is the constant. Each point's
-    iteration starts from the singular vector found at its neighbour in the chunk before, and the first chunk's from
-    the image's own, so few iterations do. Settings of :class:`BallSampler`, and
+    iteration starts from the singular vector found at the point 256 before it, and the first 256 points' from the
+    image's own, so few iterations do. Settings of :class:`BallSampler`, and
 
     Args:
         num_iterations: Pairs of forward- and reverse-mode products per point. What they leave of the norm is measured
@@ -106,8 +118,9 @@ class Clever(BallSampler, ConstantSource):
         """Estimate each image's constant by itself; see :meth:`ConstantSource.__call__`."""
         rows: dict[str, list[float]] = {name: [] for name in ("value", "ks_pvalue", "fitted", "sample_maximum")}
         residuals: list[float] = []
+        chunks = self.chunks()
         for image in images:
-            norms, residual = self.norms(function, image)
+            norms, residual = self.norms(function, image, chunks)
             extreme = self.extreme(norms)
             values = (extreme.value, extreme.pvalue, float(extreme.fitted), float(norms.max()))
             for name, value in zip(rows, values, strict=True):
@@ -123,12 +136,13 @@ class Clever(BallSampler, ConstantSource):
             diagnostics=tensors | {"residual": images.new_tensor(residuals, dtype=torch.float64)},
         )
 
-    def norms(self, function: ImageMap, image: Tensor) -> tuple[Tensor, Tensor]:
+    def norms(self, function: ImageMap, image: Tensor, chunks: Chunks | None = None) -> tuple[Tensor, Tensor]:
         """Compute the Jacobian's spectral norm at every sampled point around one image.
 
         Args:
             function: Maps ``(M, C, H, W)`` to ``(M, d)``.
             image: Shape ``(C, H, W)``.
+            chunks: What sends points through the network; None: a new one.
 
         Returns:
             Norms and relative residuals, float64, shape ``(num_batches * num_samples,)``, in the order drawn.
@@ -146,14 +160,19 @@ class Clever(BallSampler, ConstantSource):
             num_iterations=self.num_iterations_center,
             tolerance=self.tolerance_center,
         )
-        start = center.left.expand(self.chunk_size, dim)
+
+        def of_chunk(points: Tensor, starts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            found = spectral_norms(function, points, starts, num_iterations=self.num_iterations)
+            return found.norm, found.residual, found.left
+
+        chunks = chunks or self.chunks()
+        start = center.left.expand(WAVE, dim)
         norms, residuals = [], []
         for points in self.points(image):
             count = len(points)
             # A neighbour's vector may be orthogonal to all that the Jacobian produces here; a random part never is.
             mixed = start[:count] + RANDOM_PART * random(count) / dim**0.5
-            found = spectral_norms(function, points, mixed, num_iterations=self.num_iterations)
-            start = found.left
-            norms.append(found.norm)
-            residuals.append(found.residual)
+            norm, residual, start = chunks.run(of_chunk, points, mixed)
+            norms.append(norm)
+            residuals.append(residual)
         return torch.cat(norms), torch.cat(residuals)

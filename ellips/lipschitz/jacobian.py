@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ellips.chunks import Chunks, ChunkSize, validate_chunk_size
 from ellips.lipschitz.base import ConstantSource
 from ellips.lipschitz.products import linearize
 from ellips.lipschitz.sampling import random_directions
+from ellips.settings import UNRECORDED
 from ellips.types import ImageMap, LipschitzBound
 from ellips.validation import at_least, positive
 
@@ -49,7 +51,8 @@ def spectral_norms(
         start: Shape ``(M, d)``: start vectors among the values, of any length. One that is orthogonal to all values
             the Jacobian can produce, such as zero, gives norm 0.
         num_iterations: The most iterations; ``min(D, d)`` of them are exact but for rounding.
-        tolerance: Stop once the largest residual of the batch is at most this; 0 never stops early.
+        tolerance: A point's iterations count until its residual is at most this, so that it gets the same in any
+            batch; 0: all of them count.
 
     Returns:
         Norms, residuals and singular vectors.
@@ -64,6 +67,8 @@ def spectral_norms(
     lower: list[Tensor] = []
     derivative = linearize(function, points, left[0])
     back = derivative.pulled
+    counted = torch.zeros(len(points), dtype=torch.int64, device=points.device)  # iterations; 0: not over
+    residual = torch.zeros(len(points), dtype=torch.float64, device=points.device)
     for _ in range(min(num_iterations, points[0].numel(), start.shape[1]) if len(points) else 1):
         if right:
             back = derivative.pull_back(left[-1])
@@ -74,12 +79,18 @@ def spectral_norms(
         vector, length = _unit(_orthogonal(product, left), _noise(diagonal + lower))
         left.append(vector)
         lower.append(length)
-        if tolerance > 0 and bool((_residual(diagonal, lower) <= tolerance).all()):
-            break
-    columns, values, rows = torch.linalg.svd(_bidiagonal(diagonal, lower), full_matrices=False)
+        if tolerance > 0:
+            now = _residual(diagonal, lower)
+            over = (counted == 0) & (now <= tolerance)
+            counted, residual = torch.where(over, len(right), counted), torch.where(over, now, residual)
+            if bool((counted > 0).all()):
+                break
+    residual = torch.where(counted > 0, residual, _residual(diagonal, lower))
+    counted = torch.where(counted > 0, counted, len(right))
+    columns, values, rows = torch.linalg.svd(_bidiagonal(diagonal, lower, counted), full_matrices=False)
     return SpectralNorms(
         norm=values[:, 0],
-        residual=_residual(diagonal, lower),
+        residual=residual,
         left=_combined(left, columns[:, :, 0]),
         right=_combined(right, rows[:, 0]).view_as(points),
     )
@@ -136,12 +147,17 @@ def _combined(basis: list[Tensor], weights: Tensor) -> Tensor:
     return torch.einsum("mk,mkn->mn", weights.to(basis[0]), torch.stack(basis, dim=1))
 
 
-def _bidiagonal(diagonal: list[Tensor], lower: list[Tensor]) -> Tensor:
-    """Return ``U'JV``, lower bidiagonal, ``(M, k + 1, k)`` after k iterations, in float64."""
+def _bidiagonal(diagonal: list[Tensor], lower: list[Tensor], counted: Tensor | None = None) -> Tensor:
+    """Return ``U'JV``, lower bidiagonal, ``(M, k + 1, k)`` after k iterations, in float64.
+
+    Columns beyond the iterations that count, ``(M,)``, are zero: they change no other singular value or vector.
+    """
     count = len(diagonal)
     matrix = diagonal[0].new_zeros(len(diagonal[0]), count + 1, count, dtype=torch.float64)
     matrix[:, range(count), range(count)] = torch.stack(diagonal, dim=1).double()
     matrix[:, range(1, count + 1), range(count)] = torch.stack(lower, dim=1).double()
+    if counted is not None:
+        matrix *= (torch.arange(count, device=matrix.device) < counted[:, None])[:, None]
     return matrix
 
 
@@ -164,9 +180,11 @@ class JacobianNorm(ConstantSource):
 
     Args:
         num_iterations: The most pairs of forward- and reverse-mode products.
-        tolerance: Stop once the relative residual is at most this in the whole batch.
+        tolerance: Stop once the relative residual is at most this.
         seed: Seed of the start vectors; each image's start depends on the image and the seed only.
         ball_radius: L2 radius, on [0, 1] pixels, to which the user is ready to extrapolate; it caps the input radius.
+        chunk_size: Images that go through the network at once; ``"auto"``: as many as memory takes. It changes no
+            estimate.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -176,8 +194,10 @@ class JacobianNorm(ConstantSource):
     tolerance: float = 1e-3
     seed: int = 0
     ball_radius: float = 1.0
+    chunk_size: ChunkSize = field(default="auto", repr=False, compare=False, metadata=UNRECORDED)
 
     def __post_init__(self) -> None:
+        validate_chunk_size(self.chunk_size)
         at_least(1, num_iterations=self.num_iterations)
         at_least(0, tolerance=self.tolerance)
         positive(ball_radius=self.ball_radius, finite=False)
@@ -185,11 +205,18 @@ class JacobianNorm(ConstantSource):
     def bound(self, function: ImageMap, images: Tensor) -> LipschitzBound:
         """Compute the Jacobian's spectral norm at each image; see :meth:`ConstantSource.__call__`."""
         start = random_directions(images, latent_dim(function, images), self.seed)
-        found = spectral_norms(function, images, start, num_iterations=self.num_iterations, tolerance=self.tolerance)
+
+        def of_chunk(points: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+            found = spectral_norms(
+                function, points, starts, num_iterations=self.num_iterations, tolerance=self.tolerance
+            )
+            return found.norm, found.residual
+
+        norm, residual = Chunks(self.chunk_size, most=max(1, len(images))).run(of_chunk, images, start)
         return LipschitzBound(
-            constant=found.norm,
-            ball_radius=torch.full_like(found.norm, self.ball_radius),
+            constant=norm,
+            ball_radius=torch.full_like(norm, self.ball_radius),
             soundness="estimated",
             source=repr(self),
-            diagnostics={"residual": found.residual},
+            diagnostics={"residual": residual},
         )

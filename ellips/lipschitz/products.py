@@ -152,7 +152,7 @@ def _batch_norm(
     if bias is not None:
         shift = shift + bias
     per_channel = (-1, *[1] * (input.ndim - 2))
-    return torch.addcmul(shift.view(per_channel), input, scale.view(per_channel))
+    return torch.addcmul(shift.view(per_channel), input, scale.view(per_channel)).to(input.dtype)
 
 
 def _convolution(
@@ -172,10 +172,17 @@ def _convolution(
         values = (setting,) if isinstance(setting, int) else tuple(setting)
         return values * spatial if len(values) == 1 else values
 
-    result: Tensor = _Convolution.apply(
-        input, weight, bias, per_axis(stride), per_axis(padding), per_axis(dilation), groups
-    )
+    tensors = (x if x is None else _autocast(x) for x in (input, weight, bias))
+    result: Tensor = _Convolution.apply(*tensors, per_axis(stride), per_axis(padding), per_axis(dilation), groups)
     return result
+
+
+def _autocast(tensor: Tensor) -> Tensor:
+    """What autocast makes of a convolution's argument; torch does it for its own functions only."""
+    kind = tensor.device.type
+    if torch.is_autocast_enabled(kind) and tensor.dtype != torch.float64:
+        return tensor.to(torch.get_autocast_dtype(kind))
+    return tensor
 
 
 class _Convolution(torch.autograd.Function):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +11,7 @@ from scipy.stats import binomtest
 from torch import Tensor
 from torch.nn import functional
 
+from ellips.chunks import Chunks, ChunkSize
 from ellips.smoothing.confidence import Counts
 from ellips.smoothing.noise import ImageNoise
 from ellips.smoothing.plan import VotePlan
@@ -21,6 +22,9 @@ Decision = Callable[[Tensor], Tensor]
 
 COPIES = 16
 """Noisy copies behind each gradient of an attack."""
+
+MOST = 1024
+"""Copies that go through the network at once where memory decides."""
 
 LEVEL = 1e-5
 """At which an audit's judge must tell two classes apart: it asks often, and a mistake looks like a broken claim."""
@@ -47,35 +51,39 @@ class Votes(NamedTuple):
 
 
 @torch.no_grad()
-def cast_votes(decide: Decision, streams: Sequence[ImageNoise], counts: Sequence[int], batch_size: int) -> list[Tensor]:
+def cast_votes(decide: Decision, streams: Sequence[ImageNoise], counts: Sequence[int], chunks: Chunks) -> list[Tensor]:
     """Return the classes of each image's next noisy copies, int64 on the processor, as many as ``counts`` says.
 
     Args:
         decide: The classifier that is smoothed.
         streams: The images' noise, all of one shape and device.
         counts: Copies of each image.
-        batch_size: Copies that go through the network at once, of whichever image.
+        chunks: How many copies go through the network at once, of whichever image.
     """
     if not streams:
         return []
-    total = sum(counts)
-    batch = streams[0].image.new_empty((min(batch_size, total), *streams[0].image.shape))
-    classes, filled = [], 0
-    for stream, count in zip(streams, counts, strict=True):
-        while count:
-            taken = min(count, len(batch) - filled)
-            stream.fill(batch[filled : filled + taken])
-            filled, count = filled + taken, count - taken
-            if filled == len(batch):
-                classes.append(decide(batch))
-                filled = 0
-    if filled:
-        classes.append(decide(batch[:filled]))
+    classes = [chunks.run(lambda part: (decide(part),), batch)[0] for batch in _batches(streams, counts, chunks)]
     return list(torch.cat(classes).cpu().split(list(counts)))
 
 
+def _batches(streams: Sequence[ImageNoise], counts: Sequence[int], chunks: Chunks) -> Iterator[Tensor]:
+    """Yield the noisy copies in order, as many together as ``chunks`` takes at that moment."""
+    left, filled = sum(counts), 0
+    batch = streams[0].image.new_empty((0, *streams[0].image.shape))
+    for stream, count in zip(streams, counts, strict=True):
+        while count:
+            if not filled and len(batch) != (size := min(chunks.size, left)):
+                batch = batch.new_empty((size, *batch.shape[1:]))
+            taken = min(count, len(batch) - filled)
+            stream.fill(batch[filled : filled + taken])
+            filled, count, left = filled + taken, count - taken, left - taken
+            if filled == len(batch):
+                yield batch
+                filled = 0
+
+
 def count_votes(
-    decide: Decision, images: Tensor, plan: VotePlan, *, num_selection: int, seed: int, batch_size: int
+    decide: Decision, images: Tensor, plan: VotePlan, *, num_selection: int, seed: int, chunk_size: ChunkSize = "auto"
 ) -> Votes:
     """Let noisy copies of images vote until nothing that ``plan`` asks for is left to decide.
 
@@ -88,9 +96,10 @@ def count_votes(
         plan: When to look, and what is proven then.
         num_selection: Most draws for the selection.
         seed: Seed.
-        batch_size: Copies that go through the network at once.
+        chunk_size: Copies that go through the network at once.
     """
-    selected, selection = _select(decide, images, plan.sigma, num_selection, seed, batch_size)
+    chunks = Chunks(chunk_size, MOST)
+    selected, selection = _select(decide, images, plan.sigma, num_selection, seed, chunks)
     streams = [ImageNoise(image, plan.sigma, seed, "estimation") for image in images]
     tallies = [np.zeros(0, dtype=np.int64) for _ in images]
     rungs, votes, last = (np.zeros(len(images), dtype=np.int64) for _ in range(3))
@@ -98,7 +107,7 @@ def count_votes(
     for look, draws in enumerate(plan.looks):
         step = int(draws - (plan.looks[look - 1] if look else 0))
         for i, classes in zip(
-            active, cast_votes(decide, [streams[i] for i in active], [step] * len(active), batch_size), strict=True
+            active, cast_votes(decide, [streams[i] for i in active], [step] * len(active), chunks), strict=True
         ):
             tallies[i] = _add(tallies[i], classes)
             votes[i] = tallies[i][selected[i]] if selected[i] < len(tallies[i]) else 0
@@ -119,7 +128,7 @@ def count_votes(
 
 
 def _select(
-    decide: Decision, images: Tensor, sigma: float, draws: int, seed: int, batch_size: int
+    decide: Decision, images: Tensor, sigma: float, draws: int, seed: int, chunks: Chunks
 ) -> tuple[Counts, Counts]:
     """Return the class with most votes of each image, and how many draws it took.
 
@@ -131,7 +140,7 @@ def _select(
     half = draws // 2 + 1 if draws > 1 else 1
     active = list(range(len(images)))
     for count in (half, draws - half):
-        found = cast_votes(decide, [streams[i] for i in active], [count] * len(active), batch_size) if count else []
+        found = cast_votes(decide, [streams[i] for i in active], [count] * len(active), chunks) if count else []
         for i, classes in zip(active, found, strict=False):
             tallies[i] = _add(tallies[i], classes)
             used[i] += count
@@ -173,7 +182,14 @@ def soft_votes(scores: ImageMap, images: Tensor, sigma: float, copies: int, seed
 
 
 def majority(
-    decide: Decision, images: Tensor, sigma: float, *, copies: int, seed: int, level: float, batch_size: int = 256
+    decide: Decision,
+    images: Tensor,
+    sigma: float,
+    *,
+    copies: int,
+    seed: int,
+    level: float,
+    chunk_size: ChunkSize = "auto",
 ) -> Tensor:
     """Return the class with most votes, ``(N,)``; −1 where the two with most are not told apart (Cohen's ``predict``).
 
@@ -184,11 +200,11 @@ def majority(
         copies: Votes of each image.
         seed: Seed.
         level: Allowed probability that a class is returned which has not most votes.
-        batch_size: Copies that go through the network at once.
+        chunk_size: Copies that go through the network at once.
     """
     streams = [ImageNoise(image, sigma, seed, "prediction") for image in images]
     found = []
-    for classes in cast_votes(decide, streams, [copies] * len(images), batch_size):
+    for classes in cast_votes(decide, streams, [copies] * len(images), Chunks(chunk_size, MOST)):
         votes = np.bincount(classes.numpy(), minlength=2)
         second, top = np.sort(votes)[-2:]
         told_apart = binomtest(int(top), int(top + second), 0.5).pvalue <= level

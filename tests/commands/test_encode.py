@@ -16,13 +16,13 @@ from ellips.encoders import FrozenEncoder
 def config(tmp_path: Path) -> Path:
     encoder = {
         "class_path": "ellips.encoders.FrozenEncoder",
-        "init_args": {"model": "test_resnet", "weights": "digits"},
+        "init_args": {"model": "test_resnet", "weights": "digits", "precision": "bf16"},
     }
     content = {
         "name": "x",
         "data": {"class_path": "datamodules.DigitsDataModule", "init_args": {"encoder": encoder, "batch_size": 128}},
         "model": {"latent_dim": 4},
-        "trainer": {"precision": "bf16-mixed"},
+        "trainer": {"precision": "16-mixed"},  # the encoder has its own
     }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
     return tmp_path / "config.yaml"
@@ -36,10 +36,11 @@ def test_fills_the_cache_that_training_then_finds(
     assert "val: 270 images in" in capsys.readouterr().out
     manifest = json.loads((cache / "val" / "manifest.json").read_text())
     assert manifest["complete"]
-    assert manifest["identity"]["precision"] == "bf16"
+    assert manifest["identity"]["precision"] == "bf16, features too"
     assert not (cache / "train").exists()
     monkeypatch.setattr(FrozenEncoder, "encode", lambda *_: pytest.fail("encoded again"))
-    data = DigitsDataModule(FrozenEncoder("test_resnet", weights="digits"), cache_dir=cache, precision="bf16")
+    encoder = FrozenEncoder("test_resnet", weights="digits", precision="bf16")
+    data = DigitsDataModule(encoder, cache_dir=cache)
     assert torch.cat([batch.index for batch in data.val_dataloader()]).tolist() == list(range(270))
 
 

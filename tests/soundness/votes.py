@@ -85,7 +85,7 @@ def count_violations(count: int, alpha: float, stopping: Stopping, seed: int = 0
         images = torch.rand(per_mixture, 1, 1, 2, generator=torch.Generator().manual_seed(part)).double()
         images[:, 0, 0, 0] = torch.from_numpy(x)
         certifier = SmoothedDecision(
-            SIGMA, draws, alpha, num_selection=20, stopping=stopping, batch_size=65536, seed=seed
+            SIGMA, draws, alpha, num_selection=20, stopping=stopping, chunk_size=65536, seed=seed
         )
         votes = certifier.vote(Chain(first_pixel, line.ellips), images)
         radius, prediction = votes.radius.numpy(), votes.prediction.numpy()

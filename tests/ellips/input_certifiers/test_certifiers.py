@@ -86,6 +86,8 @@ def test_a_source_inside_a_certifier_is_built_from_its_class_path() -> None:
 def test_settings_are_frozen_and_all_of_them_recorded(certifier: InputCertifier) -> None:
     recorded = describe(certifier)
     names = [item.name for item in fields(certifier)]  # type: ignore[arg-type]
+    # All but how much goes through the network at once, on which no result depends (tests/ellips/test_chunks.py).
+    names = [name for name in names if name != "chunk_size"]
     assert recorded.keys() == {"class_path", *names}
     assert recorded["class_path"] == f"{type(certifier).__module__}.{type(certifier).__name__}"
     for name in names:

@@ -97,7 +97,7 @@ def test_the_toolbox_finds_the_same_on_the_same_noise(tmp_path: Path) -> None:
     given = case(chain, torch.rand(10, 1, 2, 2))
     for head in (None, file):
         ours = SmoothedDecision(0.5, 300, 0.01, stopping="fixed", linear_head=head).certify(*given)
-        theirs = ArtSmoothedDecision(0.5, 300, 0.01, batch_size=77, linear_head=head).certify(*given)
+        theirs = ArtSmoothedDecision(0.5, 300, 0.01, chunk_size=77, linear_head=head).certify(*given)
         assert torch.equal(ours.prediction, theirs.prediction)
         torch.testing.assert_close(ours.radius, theirs.radius, rtol=1e-12, atol=0)
         assert (ours.radius > 0).any()
@@ -118,9 +118,9 @@ def test_alpha_is_shared_by_the_images_of_a_run() -> None:
 
 def test_the_seed_makes_the_noise_and_nothing_else_does() -> None:
     given, settings = line([0.1, 0.2, 0.3]), {"sigma": 0.25, "num_samples": 300, "stopping": "fixed"}
-    first = SmoothedDecision(**settings, batch_size=7).certify(*given)
+    first = SmoothedDecision(**settings, chunk_size=7).certify(*given)
     torch.manual_seed(99)
-    again = SmoothedDecision(**settings, batch_size=100).certify(*given)
+    again = SmoothedDecision(**settings, chunk_size=100).certify(*given)
     other = SmoothedDecision(**settings, seed=1).certify(*given)
     assert torch.equal(first.diagnostics["votes"], again.diagnostics["votes"])
     assert not torch.equal(first.diagnostics["votes"], other.diagnostics["votes"])
@@ -162,7 +162,7 @@ def test_settings_come_from_yaml_and_bad_ones_are_named() -> None:
         ({"num_samples": 0}, "num_samples"),
         ({"alpha": 1.0}, "alpha"),
         ({"num_selection": 0}, "num_selection"),
-        ({"batch_size": 0}, "batch_size"),
+        ({"chunk_size": 0}, "chunk_size"),
         ({"stopping": "never"}, "stopping"),
         ({"radii": (-1.0,)}, "radii"),
         ({"radii": (float("inf"),)}, "radii"),

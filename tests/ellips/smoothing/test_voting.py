@@ -5,6 +5,7 @@ import torch
 from scipy.stats import kstest, norm
 from torch import Tensor
 
+from ellips.chunks import Chunks
 from ellips.smoothing import BLOCK, ImageNoise, VotePlan, count_votes, majority, soft_votes
 from ellips.smoothing.voting import Votes, cast_votes
 
@@ -20,10 +21,10 @@ def shifted(distances: list[float]) -> Tensor:
     return images
 
 
-def vote(images: Tensor, plan: VotePlan | None = None, batch_size: int = 500, seed: int = 0, **more: int) -> Votes:
+def vote(images: Tensor, plan: VotePlan | None = None, chunk_size: int = 500, seed: int = 0, **more: int) -> Votes:
     plan = plan or VotePlan.stopping(0.5, 1000, 0.001, (0.25, 0.5, 0.75))
     return count_votes(
-        half_space, images, plan, num_selection=more.get("num_selection", 100), seed=seed, batch_size=batch_size
+        half_space, images, plan, num_selection=more.get("num_selection", 100), seed=seed, chunk_size=chunk_size
     )
 
 
@@ -50,17 +51,17 @@ def test_noise_is_gaussian_and_of_its_own_for_image_seed_and_purpose() -> None:
     assert correlations.abs().max() < 0.05
 
 
-@pytest.mark.parametrize("batch_size", [1, 31, 97, 4096])
-def test_the_result_does_not_depend_on_the_batches(batch_size: int) -> None:
+@pytest.mark.parametrize("chunk_size", [1, 31, 97, 4096])
+def test_the_result_does_not_depend_on_the_batches(chunk_size: int) -> None:
     images = shifted([2.0, 0.6, 0.3, 0.05, -0.2, -1.0, 0.9])
     plan = VotePlan.stopping(0.5, 300, 0.01, (0.25, 0.5))
     together = vote(images, plan)
-    for one, other in zip(together, vote(images, plan, batch_size), strict=True):
+    for one, other in zip(together, vote(images, plan, chunk_size), strict=True):
         assert torch.equal(one, other)
     order = torch.tensor([3, 0, 6, 1, 5, 2, 4])
-    for one, other in zip(together, vote(images[order], plan, batch_size), strict=True):
+    for one, other in zip(together, vote(images[order], plan, chunk_size), strict=True):
         assert torch.equal(one[order], other)
-    alone = [vote(image[None], plan, batch_size) for image in images]
+    alone = [vote(image[None], plan, chunk_size) for image in images]
     for i, one in enumerate(together):
         assert torch.equal(one, torch.cat([votes[i] for votes in alone]))
 
@@ -73,7 +74,7 @@ def test_votes_of_many_images_share_batches() -> None:
         return half_space(images)
 
     streams = [ImageNoise(image, 0.5, 0, "x") for image in shifted([1.0, 2.0, 3.0])]
-    classes = cast_votes(counting, streams, [40, 0, 25], batch_size=30)
+    classes = cast_votes(counting, streams, [40, 0, 25], Chunks(30, 30))
     assert sizes == [30, 30, 5]
     assert [len(found) for found in classes] == [40, 0, 25]
 
