@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from decimal import ROUND_FLOOR, Decimal
 from typing import Final
@@ -13,7 +14,12 @@ from torch import Tensor
 from ellips.metrics.functional import check_radii
 
 QUANTILES: Final = (0.1, 0.3, 0.5, 0.7, 0.9, 0.99)
-_DIGITS: Final = (1, 2, 3)
+# Leading digits that are rounded down to, the roundest first.
+_DIGITS: Final = (
+    (100, 125, 150, 175, 200, 250, 300, 350, 400, 500, 600, 700, 800, 900),
+    range(100, 1000, 10),
+    range(100, 1000),
+)
 _ENOUGH: Final = 4  # radii in a table; rounder ones are worth more than six of them
 
 
@@ -21,7 +27,8 @@ def radii_of_data(found: Iterable[tuple[Tensor, Tensor, Tensor]], fallback: Sequ
     """Return radii at which certified accuracy falls from nearly all to nearly none: quantiles, rounded down.
 
     They are quantiles of the radii of right predictions, of all series together, so that these can be compared; each
-    is rounded down to as few digits, three at most, as keep four of them apart. A latent space whose radii are
+    is rounded down to 1, 1.25, 1.5, 1.75, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8 or 9 times a power of ten, or to two or three
+    digits where no four would be told apart. A latent space whose radii are
     near 0.002 gets radii near 0.002, where a grid made for another scale would read 0 everywhere. They do not depend on
     the order of images. Multiplied by a power of ten, the data give the radii multiplied by it.
 
@@ -35,7 +42,7 @@ def radii_of_data(found: Iterable[tuple[Tensor, Tensor, Tensor]], fallback: Sequ
     Example:
         >>> radius, label = torch.linspace(0.0004, 0.0044, 101), torch.zeros(101, dtype=torch.int64)
         >>> radii_of_data([(radius, label, label)], [0.5])
-        (0.0008, 0.001, 0.002, 0.003, 0.004)
+        (0.0008, 0.0015, 0.002, 0.003, 0.0035, 0.004)
     """
     parts = [radius[prediction == target].detach().double().cpu() for radius, prediction, target in found]
     pooled = torch.cat([*parts, torch.empty(0, dtype=torch.float64)])
@@ -49,7 +56,9 @@ def radii_of_data(found: Iterable[tuple[Tensor, Tensor, Tensor]], fallback: Sequ
     return tuple(next((grid for grid in rounded if len(grid) >= enough), rounded[-1]))
 
 
-def _round_down(value: float, digits: int) -> float:
-    """Round a positive number down to so many significant decimal digits."""
+def _round_down(value: float, digits: Sequence[int]) -> float:
+    """Round a positive number down to the nearest whose first three digits are among those given, ascending."""
     exact = Decimal(repr(value))
-    return float(exact.quantize(Decimal(1).scaleb(exact.adjusted() - digits + 1), ROUND_FLOOR))
+    unit = exact.adjusted() - 2
+    leading = int(exact.scaleb(-unit).to_integral_value(ROUND_FLOOR))
+    return float(Decimal(digits[bisect_right(digits, leading) - 1]).scaleb(unit))

@@ -21,4 +21,5 @@ def test_a_shuffled_batch_is_as_poor_in_classes_as_the_text_says() -> None:
     assert 0.25 < float((counts == 0).double().mean()) < 0.45
     assert 0.25 < float((counts == 1).double().mean()) < 0.45
     found = labels[next(rows_of(4, labels, 0))].bincount(minlength=CLASSES)
-    assert sorted(found[found > 0].tolist()) == [4] * (BATCH // 4)
+    assert set(found.tolist()) == {0, 4}
+    assert BATCH - 4 <= int(found.sum()) <= BATCH

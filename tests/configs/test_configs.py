@@ -85,7 +85,7 @@ def test_every_data_set_goes_with_every_certification(data: str, path: str) -> N
     config = certify_parser().parse_args(arguments(data, path))
     assert config.certifiers
     assert all(certifier.class_path.startswith("ellips.") for certifier in config.certifiers)
-    assert max(config.input_radii) <= max(c.init_args.get("radius", 2.0) for c in config.certifiers)
+    assert max(config.input_radii or [0.0]) <= max(c.init_args.get("radius", 2.0) for c in config.certifiers)
 
 
 def test_encoder_configurations_are_read_by_their_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
