@@ -110,8 +110,8 @@ def evaluate(head: EllipsHead, split: Split, radius: float) -> dict[str, float]:
 def main(args: list[str] | None = None) -> dict[str, Any]:
     """Run the comparison, print a table and the JSON object."""
     parser = make_parser(__doc__)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--per-class", type=int, default=100, help="training images of a class")
     parser.add_argument("--images", type=int, nargs="+", default=[2, 4, 8], help="images per class in a batch")
     parser.add_argument("--spread", type=float, default=0.6, help="of a class, where centres have 1")
