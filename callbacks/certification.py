@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import lightning as L
 import torch
@@ -18,11 +18,12 @@ from ellips.input_certifiers import Chain, InputCertifier, as_certifier, series_
 from ellips.lipschitz import ConstantSource
 from ellips.metrics import CertifiedAccuracyCurve, CertifiedCurve, DistinctRows, average_certified_radius
 from ellips.metrics.functional import check_radii, even_grid
+from ellips.metrics.radii import radii_of_data
 from ellips.pipeline import ImageClassifier
 from ellips.precision import full_precision
 from ellips.reporting import LabelledCurve, accuracy_table, plot_curves, save_figure
 from ellips.reporting.curves import group_by_claim
-from ellips.types import DEFAULT_RADII, SOUNDNESS_ORDER, HeadOutput, Series, Soundness, Space
+from ellips.types import DEFAULT_RADII, SOUNDNESS_ORDER, SPACES, HeadOutput, Series, Soundness, Space
 from ellips.validation import fraction, one_of, positive
 
 from .evaluation import EvaluationCallback, Stage, head_of
@@ -43,15 +44,20 @@ class CertificationCallback(EvaluationCallback):
     ``test/certified_accuracy/estimated/input-exact-clever@0.1``. Figures go to the logger and to the run folder, one
     per space and soundness class; a table is printed at the end of a test.
 
+    Radii that are not given are those of the data (:func:`ellips.metrics.radii.radii_of_data`): decided at the first
+    validation, or test, that certifies a space, for all its series, and kept from then on: they go into checkpoints, so
+    that a resumed fit, and a test of its checkpoint, show the same. Radii that another callback monitors
+    (``val/certified_accuracy/latent-exact@0.5``) are added to them.
+
     Args:
-        radii: Radii in latent space to log and tabulate.
+        radii: Radii in latent space to log and tabulate; None: those of the data.
         methods: Latent certificates to show side by side.
         max_radius: Where the latent curve ends; None: the largest of `radii`.
         num_points: Grid points of the curves.
         confidence: Coverage of the Clopper–Pearson intervals.
         certifiers: Ways to a radius on the image, or sources of the Lipschitz constant of image → latent; none: latent
             space only. The datamodule must deliver the images; its ``keep_images`` is switched on.
-        input_radii: Radii on [0, 1] pixels to log and tabulate in input space.
+        input_radii: Radii on [0, 1] pixels to log and tabulate in input space; None: those of the data.
         input_method: The latent certificate that the certifiers start from.
         input_stages: The stages at which input space is certified, ``"val"``, ``"test"`` or both; it is slow.
         directory: Where figures are written; None: the logger's folder, or the trainer's root.
@@ -62,13 +68,13 @@ class CertificationCallback(EvaluationCallback):
 
     def __init__(
         self,
-        radii: Sequence[float] = DEFAULT_RADII["latent"],
+        radii: Sequence[float] | None = None,
         methods: Sequence[Method] = ("theorem", "pairwise", "exact"),
         max_radius: float | None = None,
         num_points: int = 201,
         confidence: float = 0.95,
         certifiers: Sequence[InputCertifier | ConstantSource] = (),
-        input_radii: Sequence[float] = DEFAULT_RADII["input"],
+        input_radii: Sequence[float] | None = None,
         input_method: Method = "exact",
         input_stages: Sequence[str] = ("test",),
         directory: str | None = None,
@@ -81,10 +87,9 @@ class CertificationCallback(EvaluationCallback):
             one_of(STAGES, input_stages=stage)
         fraction(confidence=confidence, ends=False)
         positive(max_radius=max_radius)
-        self.radii: dict[Space, tuple[float, ...]] = {
-            "latent": _with_clean(check_radii(radii)),
-            "input": _with_clean(check_radii(input_radii)),
-        }
+        given: dict[Space, Sequence[float] | None] = {"latent": radii, "input": input_radii}
+        self.given = {space: check_radii(found) for space, found in given.items() if found is not None}
+        self.radii: dict[Space, tuple[float, ...]] = {s: _with_clean(found) for s, found in self.given.items()}
         self.max_radius: dict[Space, float | None] = {"latent": max_radius, "input": None}
         self.methods = tuple(methods)
         self.num_points = num_points
@@ -95,7 +100,8 @@ class CertificationCallback(EvaluationCallback):
         self.directory = directory
         self._rows: dict[Series, DistinctRows] = {}
         self._total = 0
-        self._grid("latent")  # fail on a bad grid here, not at the first validation
+        self._monitored: dict[Space, set[float]] = {}
+        even_grid(max_radius or 1.0, num_points)  # fail on a bad grid here, not at the first validation
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Check that the module has a head and ask the datamodule for images if they are needed."""
@@ -103,6 +109,16 @@ class CertificationCallback(EvaluationCallback):
         datamodule = getattr(trainer, "datamodule", None)
         if self.certifiers and datamodule is not None and hasattr(datamodule, "keep_images"):
             datamodule.keep_images = True
+        self._monitored = _monitored_radii(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the radii that were decided, for the checkpoint."""
+        return {"radii": {space: list(found) for space, found in self.radii.items() if space not in self.given}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the radii that a checkpoint was made with, unless others are given."""
+        decided = {space: tuple(found) for space, found in state_dict.get("radii", {}).items()}
+        self.radii = {**decided, **self.radii}
 
     # ------------------------------------------------------------------ counting
 
@@ -163,8 +179,10 @@ class CertificationCallback(EvaluationCallback):
         """Log and draw; after a test, print the tables."""
         curves: list[LabelledCurve] = []
         values: dict[str, float] = {}
+        rows = {series: self._rows[series].rows() for series in self._wanted(stage)}  # of all processes
+        self._decide_radii(rows)
         for series, certifier in self._wanted(stage).items():
-            found = self._rows[series].rows()  # of all processes
+            found = rows[series]
             self._total = len(found["index"])
             if certifier is not None:
                 certifier.validate_run(self._total)
@@ -176,6 +194,15 @@ class CertificationCallback(EvaluationCallback):
         self._draw(trainer, curves, stage)
         if stage == "test" and trainer.is_global_zero:
             self._print_tables(curves)
+
+    def _decide_radii(self, rows: Mapping[Series, Mapping[str, Tensor]]) -> None:
+        """Take radii from the data where there are none yet; every process has the same rows, and decides the same."""
+        for space in SPACES:
+            found = [(r["radius"], r["prediction"], r["label"]) for series, r in rows.items() if series.space == space]
+            if space not in self.radii and any(len(radius) for radius, *_ in found):
+                self.radii[space] = _with_clean(radii_of_data(found, DEFAULT_RADII[space]))
+            if space in self.radii and space not in self.given:
+                self.radii[space] = tuple(sorted({*self.radii[space], *self._monitored.get(space, ())}))
 
     def _curve(self, series: Series, found: Mapping[str, Tensor]) -> LabelledCurve:
         metric = CertifiedAccuracyCurve(radii=self._grid(series.space), confidence=self.confidence)
@@ -215,6 +242,17 @@ class CertificationCallback(EvaluationCallback):
         for (space, _), group in group_by_claim(curves).items():
             rows = [LabelledCurve(c.label, _select(c.curve, self.radii[space]), c.space, c.soundness) for c in group]
             console.print(accuracy_table(rows, f"Certified accuracy on {self._total} test images", self.confidence))
+
+
+def _monitored_radii(trainer: L.Trainer) -> dict[Space, set[float]]:
+    """Return the radii in the names of certified accuracies that callbacks monitor."""
+    radii: dict[Space, set[float]] = {space: set() for space in SPACES}
+    for monitor in [getattr(callback, "monitor", None) or "" for callback in trainer.callbacks]:  # type: ignore[attr-defined]
+        name, _, radius = monitor.rpartition("@")
+        for space in SPACES:
+            if "/certified_accuracy/" in name and f"/{space}-" in name:
+                radii[space].add(float(radius))
+    return radii
 
 
 def _with_clean(radii: tuple[float, ...]) -> tuple[float, ...]:

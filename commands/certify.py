@@ -24,8 +24,8 @@ from ellips.lipschitz import ConstantSource
 from ellips.pipeline import ImageClassifier
 from ellips.reporting.html import ReportImage
 from ellips.reporting.run import RunReport
+from ellips.reporting.summary import GivenRadii
 from ellips.settings import describe
-from ellips.types import DEFAULT_RADII, Space
 
 from .migration import refuse_sources
 from .processes import PATIENCE
@@ -52,8 +52,8 @@ def certify(
     certifiers: Sequence[InputCertifier | ConstantSource] = (),
     input_method: Method = "exact",
     batch_size: int = 32,
-    radii: Sequence[float] = DEFAULT_RADII["latent"],
-    input_radii: Sequence[float] = DEFAULT_RADII["input"],
+    radii: Sequence[float] | None = None,
+    input_radii: Sequence[float] | None = None,
     confidence: float = 0.95,
     overwrite: bool = False,
     hardware: dict[str, Any] | None = None,
@@ -77,8 +77,8 @@ def certify(
             of image to latent stands for the certifier that divides by it.
         input_method: The latent certificate that the certifiers start from.
         batch_size: Images per batch; rows are on disk when their batch is finished.
-        radii: Radii in latent space to tabulate.
-        input_radii: Radii in input space, on [0, 1] pixels, to tabulate.
+        radii: Radii in latent space to tabulate; None: quantiles of those found, rounded, the same for all series.
+        input_radii: Radii in input space, on [0, 1] pixels, to tabulate; None: likewise.
         confidence: Coverage of the Clopper-Pearson intervals.
         overwrite: Start anew, deleting the run that the folder holds.
         hardware: Arguments of the trainer: accelerator, devices, num_nodes, strategy.
@@ -138,7 +138,7 @@ def certify(
         if trainer.is_global_zero:
             if config is not None:
                 replace_file(folder.config, config)
-            grids: dict[Space, Sequence[float]] = {"latent": radii, "input": input_radii}
+            grids: GivenRadii = {"latent": radii, "input": input_radii}
             summary = _report(folder, journal, classifier, images, data, grids, confidence)
     return summary
 
@@ -160,7 +160,7 @@ def _report(
     classifier: ImageClassifier,
     images: SelectionDataModule,
     data: L.LightningDataModule,
-    grids: dict[Space, Sequence[float]],
+    grids: GivenRadii,
     confidence: float,
 ) -> dict[str, Any]:
     records = journal.records()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentParser
 
 from ellips.files import RUNS
 from ellips.reporting.compare import compare, read_entries
-from ellips.types import DEFAULT_RADII
+from ellips.reporting.summary import GivenRadii
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -19,13 +20,14 @@ def main(args: Sequence[str] | None = None) -> int:
         "runs", nargs="+", help="Folders of `ellips certify`, or FILE.tsv:SOUNDNESS for a file of another tool."
     )
     parser.add_argument("--series", type=list[str], default=[], help="Series to take from each folder; none: all.")
-    parser.add_argument("--radii", type=list[float], default=[*DEFAULT_RADII["latent"]], help="Latent radii.")
-    parser.add_argument("--input_radii", type=list[float], default=[*DEFAULT_RADII["input"]], help="On the image.")
+    kind: Any = list[float] | None
+    parser.add_argument("--radii", type=kind, help="Latent radii; none: quantiles of those in all runs.")
+    parser.add_argument("--input_radii", type=kind, help="On the image; none: likewise.")
     parser.add_argument("--confidence", type=float, default=0.95, help="Coverage of the intervals.")
     parser.add_argument("--together", type=bool, default=False, help="Insist on one table and one panel.")
     parser.add_argument("--out", type=Path, default=RUNS / "compare", help="Folder for figure and numbers.")
     config = parser.parse_args(None if args is None else list(args))
     entries = [entry for run in config.runs for entry in read_entries(run, config.series)]
-    radii = {"latent": config.radii, "input": config.input_radii}
-    compare(entries, config.out, radii, confidence=config.confidence, together=config.together)
+    given: GivenRadii = {"latent": config.radii, "input": config.input_radii}
+    compare(entries, config.out, given, confidence=config.confidence, together=config.together)
     return 0

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from ellips.validation import at_least
 
+from .class_batches import ClassBatches
 from .resuming import ResumableLoader
 from .sampling import BalancedBatches, RowsDataset, process_rank
 
@@ -34,21 +35,31 @@ class SplitDataModule(L.LightningDataModule):
         eval_batch_size: Largest batch of the other loaders; None: like ``batch_size``.
         num_workers: Processes that read; 0 reads in the main process.
         seed: Of the training order, and of the split where there is one to make.
+        images_per_class: Make each global training batch of fewer classes, with so many images of each: for more
+            classes than a batch can hold several images of (:class:`~datamodules.class_batches.ClassBatches`). None:
+            shuffled batches.
 
     Raises:
         ValueError: If a size or a count is out of range.
     """
 
     def __init__(
-        self, *, batch_size: int = 128, eval_batch_size: int | None = None, num_workers: int = 0, seed: int = 0
+        self,
+        *,
+        batch_size: int = 128,
+        eval_batch_size: int | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+        images_per_class: int | None = None,
     ) -> None:
         super().__init__()
-        at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
+        at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size, images_per_class=images_per_class)
         at_least(0, num_workers=num_workers)
         self.batch_size = batch_size
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         self.num_workers = num_workers
         self.seed = seed
+        self.images_per_class = images_per_class
 
     @property
     @abstractmethod
@@ -84,7 +95,7 @@ class SplitDataModule(L.LightningDataModule):
             self.dataset(split)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Training split, shuffled, with augmentation if there is one."""
+        """Training split, shuffled or in batches by class, with augmentation if there is one."""
         return self._loader(self.training_dataset(), self.batch_size, shuffle=True)
 
     def fit_dataloader(self) -> DataLoader[Any]:
@@ -107,9 +118,12 @@ class SplitDataModule(L.LightningDataModule):
         self, dataset: RowsDataset[Any], batch_size: int, *, shuffle: bool = False, copies: int = 1
     ) -> DataLoader[Any]:
         world, rank = process_rank(self.trainer)
-        order = BalancedBatches(
-            len(dataset), batch_size, shuffle=shuffle, seed=self.seed, num_replicas=world, rank=rank, copies=copies
-        )
+        where = {"seed": self.seed, "num_replicas": world, "rank": rank, "copies": copies}
+        order: BalancedBatches | ClassBatches
+        if shuffle and self.images_per_class is not None:
+            order = ClassBatches(dataset.labels, batch_size, self.images_per_class, **where)
+        else:
+            order = BalancedBatches(len(dataset), batch_size, shuffle=shuffle, **where)
         workers = self.workers_for(dataset)
         return ResumableLoader(
             dataset,

@@ -59,6 +59,8 @@ class EncodedDataModule(SplitDataModule):
             computes in it, which loses nothing.
         shard_rows: Images per file of the cache: what an interruption costs at most.
         precision: Only to tell who still gives it that it is the encoder's.
+        images_per_class: Make each global training batch of fewer classes, with so many images of each; see
+            :class:`SplitDataModule`. Noisy copies count as images, unless ``batch_by_image`` keeps them together.
 
     Raises:
         ValueError: If a size, a count or a name is out of range.
@@ -81,8 +83,15 @@ class EncodedDataModule(SplitDataModule):
         cache_dtype: Literal["float32", "float16", "bfloat16"] = "float32",
         shard_rows: int = 4096,
         precision: str | None = None,
+        images_per_class: int | None = None,
     ) -> None:
-        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, num_workers=num_workers, seed=seed)
+        super().__init__(
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            seed=seed,
+            images_per_class=images_per_class,
+        )
         at_least(1, shard_rows=shard_rows)
         one_of(tuple(DTYPES), cache_dtype=cache_dtype)
         if precision is not None:
@@ -195,7 +204,7 @@ class EncodedDataModule(SplitDataModule):
             self.dataset("votes")
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Training split, shuffled; with ``batch_by_image`` all copies of an image in one batch."""
+        """Training split, shuffled or in batches by class; with ``batch_by_image`` copies of an image stay together."""
         together = self.noisy_copies.train if self.batch_by_image and self.noisy_copies is not None else 1
         return self._loader(self.training_dataset(), self.batch_size, shuffle=True, copies=together)
 

@@ -6,7 +6,9 @@ import math
 from collections.abc import Sequence
 from functools import cached_property
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ellips.classifier import Ellips
@@ -32,6 +34,7 @@ class GaussianMixtureDataModule(SplitDataModule):
         seed: Of the points and of the training order.
         batch_size: Largest training batch of one process.
         eval_batch_size: Largest batch of the other loaders; None: like ``batch_size``.
+        images_per_class: Of a training batch; see :class:`SplitDataModule`.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -49,8 +52,11 @@ class GaussianMixtureDataModule(SplitDataModule):
         seed: int = 0,
         batch_size: int = 1000,
         eval_batch_size: int | None = None,
+        images_per_class: int | None = None,
     ) -> None:
-        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, seed=seed)
+        super().__init__(
+            batch_size=batch_size, eval_batch_size=eval_batch_size, seed=seed, images_per_class=images_per_class
+        )
         at_least(2, components=components)
         at_least(0, distance=distance)
         at_least(1, train_size=train_size, val_size=val_size, test_size=test_size)
@@ -104,11 +110,16 @@ class _Points(RowsDataset[FeatureBatch]):
 
     def __init__(self, points: Tensor, labels: Tensor) -> None:
         self.points = points
-        self.labels = labels
+        self.target = labels
 
     def __len__(self) -> int:
         return len(self.points)
 
     def __getitem__(self, rows: Sequence[int]) -> FeatureBatch:
         index = torch.as_tensor(rows)
-        return FeatureBatch(self.points[index], self.labels[index], index)
+        return FeatureBatch(self.points[index], self.target[index], index)
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        labels: NDArray[np.int64] = self.target.numpy()
+        return labels

@@ -14,7 +14,7 @@ class ResumableLoader(DataLoader[Any]):
     Lightning asks a loader that has ``state_dict`` and ``load_state_dict`` for its position; one that has not starts
     its epoch anew, so that some batches would be seen twice and others never. Batches count as seen once they were
     handed out. Skipped ones are read but not encoded. The order of an epoch must be that of a sampler with
-    ``set_epoch``, as :class:`BalancedBatches` has: it is not part of the state.
+    ``set_epoch``, as those of this package have: it is not part of the state.
 
     Nothing is read before the first batch is asked for: Lightning makes the iterator before it sets the epoch.
     """

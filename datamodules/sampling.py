@@ -19,7 +19,7 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class RowsDataset(Dataset[T_co]):
-    """A data set that is read by lists of row numbers, a batch at a time, as :class:`BalancedBatches` names them."""
+    """A data set that is read by lists of row numbers, a batch at a time, as a sampler names them."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -28,6 +28,18 @@ class RowsDataset(Dataset[T_co]):
     @abstractmethod
     def __getitem__(self, rows: Sequence[int]) -> T_co:
         """Read one batch."""
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """The class of each row, shape ``(N,)``; what batches by class are made from.
+
+        Raises:
+            TypeError: If this data set does not say.
+        """
+        raise TypeError(
+            f"Expected a data set that knows the class of each row for batches by class but {type(self).__name__} has "
+            "no `labels`; give it the property, or leave out `images_per_class`."
+        )
 
 
 class BalancedBatches(DistributedSampler[list[int]]):
@@ -77,7 +89,7 @@ class BalancedBatches(DistributedSampler[list[int]]):
                 f"Expected batches of at least {copies} rows, the copies of an image, and a multiple of that in all, "
                 f"but got batch_size={batch_size} and {size} rows; raise `batch_size`."
             )
-        super().__init__(_Rows(size), num_replicas=num_replicas, rank=rank, shuffle=shuffle, seed=seed)
+        super().__init__(SizedRows(size), num_replicas=num_replicas, rank=rank, shuffle=shuffle, seed=seed)
         self.size = size // copies
         self.batch_size = batch_size // copies
         self.copies = copies
@@ -93,7 +105,7 @@ class BalancedBatches(DistributedSampler[list[int]]):
         """Yield one list of row numbers a batch."""
         for batch in np.array_split(self.groups(), len(self)):
             if len(batch):
-                yield (batch[:, None] * self.copies + np.arange(self.copies)).ravel().tolist()
+                yield with_copies(batch, self.copies)
 
     def __len__(self) -> int:
         """Return the number of batches, the same in every process."""
@@ -103,8 +115,14 @@ class BalancedBatches(DistributedSampler[list[int]]):
         return min(-(-largest // self.batch_size), smallest)
 
 
-class _Rows(Dataset[int]):
-    """What the parent class asks for the number of rows."""
+def with_copies(images: NDArray[np.int64], copies: int) -> list[int]:
+    """Return the rows of images that have some rows each, one after the other."""
+    rows: list[int] = (images[:, None] * copies + np.arange(copies)).ravel().tolist()
+    return rows
+
+
+class SizedRows(Dataset[int]):
+    """What a :class:`DistributedSampler` asks for the number of rows."""
 
     def __init__(self, size: int) -> None:
         self._size = size

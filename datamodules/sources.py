@@ -101,6 +101,11 @@ class ImageDataset(RowsDataset[ImageBatch]):
         """Return the number of rows."""
         return len(self.source)
 
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """The class of each row, shape ``(N,)``; nothing is read for it."""
+        return np.repeat(self.source.labels, self.copies)
+
     def __getitem__(self, rows: Sequence[int]) -> ImageBatch:
         """Read, scale and augment one batch."""
         stored, kept = self.source.read(rows)
@@ -126,6 +131,12 @@ class FeatureDataset(RowsDataset[FeatureBatch]):
     def __len__(self) -> int:
         """Return the number of rows that have features."""
         return len(self.cache)
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """The class of each row, shape ``(N,)``."""
+        labels: NDArray[np.int64] = self.cache.labels.numpy()
+        return labels
 
     def __getitem__(self, rows: Sequence[int]) -> FeatureBatch:
         """Read one batch of features, by position, and of images if they are wanted."""

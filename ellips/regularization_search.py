@@ -72,12 +72,15 @@ class Candidate:
         accuracy: Share of correct predictions; NaN where the setting leaves a covariance singular.
         certified_accuracy: Share of correct predictions with radius at least the target; NaN likewise.
         mean_radius: Mean of radius where correct, 0 where not, over all images; infinite radii count as 0 here.
+        relative_radius: Mean of min(radius / s, 1) where correct, 0 where not, with s the mixture's
+            :attr:`~ellips.gaussians.Mixture.scale`; NaN for votes, whose radii are on the image.
     """
 
     regularization: Regularization
     accuracy: float
     certified_accuracy: float
     mean_radius: float
+    relative_radius: float = float("nan")
 
 
 def best_candidate(candidates: Sequence[Candidate], key: Callable[[Candidate], tuple[float, ...]]) -> Candidate:
@@ -137,29 +140,44 @@ def select_regularization(
     for regularization in search.candidates():
         ellips = Ellips(classes, dim, covariance_type=covariance_type).to(latents.device)
         ellips.regularization = regularization
-        candidates.append(_score(ellips, moments, latents, labels, target, search.method))
+        candidates.append(score(ellips, moments, latents, labels, target, search.method))
     best = best_candidate(candidates, key=lambda c: (c.certified_accuracy, c.accuracy, c.mean_radius))
     return best, candidates
 
 
-def _score(
+@torch.no_grad()
+def score(
     ellips: Ellips, moments: Moments, latents: Tensor, labels: Tensor, target: Tensor, method: Method
 ) -> Candidate:
+    """Fit a setting, that of ``ellips.regularization``, and say what it achieves on held-out latents of all processes.
+
+    Args:
+        ellips: Is fitted.
+        moments: Of the training split.
+        latents: Shape ``(N, d)``.
+        labels: Shape ``(N,)``.
+        target: Shape ``(N,)``, float64: target radii.
+        method: Certificate that is counted.
+
+    Raises:
+        ValueError: If there are no latents in any process.
+    """
     try:
         ellips.fit_moments(*moments)
     except ValueError:  # singular: the search is there to step over such settings
         return Candidate(ellips.regularization, float("nan"), float("nan"), float("nan"))
-    sums = latents.new_zeros(4, dtype=torch.float64)
+    sums = latents.new_zeros(5, dtype=torch.float64)
     if len(labels):
         certificate = ellips.certify(latents, method)
         correct = certificate.prediction == labels
         radius = certificate.radius.where(correct, torch.zeros_like(certificate.radius))
         held = (radius >= target) & correct
         finite = radius.where(radius.isfinite(), torch.zeros_like(radius))
-        sums = torch.stack([torch.ones_like(radius), correct.double(), held.double(), finite]).sum(1)
+        relative = (radius / ellips.scale).clamp(max=1)
+        sums = torch.stack([torch.ones_like(radius), correct.double(), held.double(), finite, relative]).sum(1)
     if world_size() > 1:
         dist.all_reduce(sums)
-    count, accuracy, certified, mean_radius = (float(x) for x in sums)
+    count, *totals = sums.tolist()
     if not count:
         raise ValueError("Expected held-out latents to choose the regularisation on but got none.")
-    return Candidate(ellips.regularization, accuracy / count, certified / count, mean_radius / count)
+    return Candidate(ellips.regularization, *(total / count for total in totals))

@@ -28,7 +28,7 @@ DEFAULT_RADII: Final[Mapping[Space, tuple[float, ...]]] = {
     "latent": (0.25, 0.5, 0.75, 1.0, 1.25, 1.5),
     "input": (0.1, 0.25, 0.5, 0.75, 1.0),
 }
-"""Radii that tables show unless others are asked for: in units of the latents, and on [0, 1] pixels."""
+"""Radii that tables show where none are asked for and the data have none: in units of the latents, on [0, 1] pixels."""
 
 ImageMap = Callable[[Tensor], Tensor]
 """A map of images ``(N, C, H, W)`` with values in [0, 1] to vectors ``(N, d)``, image by image; may be a module."""

@@ -26,7 +26,9 @@ from ellips.types import FeatureBatch, HeadOutput
 from ellips.validation import one_of
 
 from .optimization import Optimization
-from .regularizing import choose, described
+from .regularizing import AUTO, choose, choose_auto, described
+
+_SHRINKAGE = 0.1  # gives a covariance to a class with fewer images than the latents have dimensions
 
 
 class GenEllips(L.LightningModule):
@@ -37,9 +39,9 @@ class GenEllips(L.LightningModule):
     each validation, and at the end of every epoch whose validation did not, the Gaussians are fitted exactly, in eval
     mode, in one streaming pass over ``datamodule.fit_dataloader()``.
 
-    Logged: ``train/loss`` and every term as ``train/<name>``; ``val/accuracy`` and ``test/accuracy``; where votes chose
-    the regularisation, ``val/votes/accuracy``, ``val/votes/certified_accuracy@<radius>`` and ``val/votes/mean_radius``
-    of the choice.
+    Logged: ``train/loss`` and every term as ``train/<name>``; ``val/accuracy`` and ``test/accuracy``; ``val/pooling``
+    and ``val/shrinkage`` where they were chosen; where votes chose, also ``val/votes/accuracy``,
+    ``val/votes/certified_accuracy@<radius>`` and ``val/votes/mean_radius`` of the choice.
 
     Args:
         in_features: Width of the features (linked from the datamodule in ``train.py``).
@@ -48,15 +50,16 @@ class GenEllips(L.LightningModule):
         hidden_dim: Width of the projector's hidden layers; 0 makes it one linear map.
         latent_norm: ``"none"``, ``"ball"`` or ``"sphere"``; see :func:`ellips.projector.normalize_latents`.
         covariance_type: ``"full"`` or ``"diagonal"``.
-        pooling: See :class:`ellips.gaussians.Regularization`.
-        shrinkage: See :class:`ellips.gaussians.Regularization`; the default gives a covariance to a class with fewer
-            images than the latents have dimensions.
+        pooling: See :class:`ellips.gaussians.Regularization`; None: 0, until ``regularization`` chooses it.
+        shrinkage: See :class:`ellips.gaussians.Regularization`; None: 0.1, until ``regularization`` chooses it.
         sync_batchnorm: Whether BatchNorm uses the global batch's statistics when several processes train.
         objective: The losses; None: MCR² (50 warm-up steps) with isotropy after it, as [E26] for CIFAR-10.
         optimization: Optimiser and schedule; None: those published for CPP.
-        regularization: A grid from which pooling and shrinkage are chosen after every exact fit, by certified accuracy
-            on the validation split: of latent certificates or, with a ``sigma``, of the votes of noisy copies; None:
-            they stay as given.
+        regularization: How pooling and shrinkage are chosen after every exact fit, on the validation split. ``"auto"``:
+            without a grid to type, in a way that does not depend on the latents' scale
+            (:func:`ellips.automatic_regularization.choose_automatically`), unless one of them is given: then both
+            stay. A grid: by certified accuracy, of latent certificates or, with a ``sigma``,
+            of the votes of noisy copies. None: they stay.
         covariance_estimator: ``"moments"``, or scikit-learn's ``"ledoit_wolf"`` or ``"oas"``, which take the place of
             pooling and shrinkage and hold all latents of the training split in memory.
         train_mixture: Make the Gaussians parameters: fitted exactly once, before the first step, then trained with the
@@ -75,12 +78,12 @@ class GenEllips(L.LightningModule):
         hidden_dim: int = 4096,
         latent_norm: LatentNorm = "none",
         covariance_type: CovarianceType = "full",
-        pooling: float = 0.0,
-        shrinkage: float = 0.1,
+        pooling: float | None = None,
+        shrinkage: float | None = None,
         sync_batchnorm: bool = True,
         objective: list[LatentLoss] | None = None,
         optimization: Optimization | None = None,
-        regularization: RegularizationSearch | None = None,
+        regularization: RegularizationSearch | Literal["auto"] | None = AUTO,
         covariance_estimator: Literal["moments", "ledoit_wolf", "oas"] = "moments",
         train_mixture: bool = False,
         slow_fit_seconds: float = 30.0,
@@ -95,15 +98,16 @@ class GenEllips(L.LightningModule):
             hidden_dim,
             latent_norm=latent_norm,
             covariance_type=covariance_type,
-            pooling=pooling,
-            shrinkage=shrinkage,
+            pooling=0.0 if pooling is None else pooling,
+            shrinkage=_SHRINKAGE if shrinkage is None else shrinkage,
             sync_batchnorm=sync_batchnorm,
         )
         if objective is None:
             objective = [CodingRateReduction(warmup_steps=50), Isotropy(start_step=50)]
         self.objective = Objective(objective)
         self.optimization = optimization or Optimization()
-        self.regularization = regularization
+        fixed = covariance_estimator != "moments" or pooling is not None or shrinkage is not None
+        self.regularization = None if regularization == AUTO and fixed else regularization
         self.covariance_estimator = covariance_estimator
         self.train_mixture = train_mixture
         self._check_mixture_settings()
@@ -193,7 +197,7 @@ class GenEllips(L.LightningModule):
             )
         start = time.monotonic()
         if self.covariance_estimator != "moments":
-            latents, labels = self._all_latents(datamodule.fit_dataloader())
+            latents, labels, _ = self._all_latents(datamodule.fit_dataloader())
             estimator: Any = self.covariance_estimator
             fit_shrunk(self.head.ellips, gather_with_gradient(latents), gather_with_gradient(labels), estimator)
         else:
@@ -206,25 +210,32 @@ class GenEllips(L.LightningModule):
         self.mixture_step = self.trainer.global_step
         self._warn_if_slow(time.monotonic() - start)
 
-    def _all_latents(self, loader: Iterable[Any]) -> tuple[Tensor, Tensor]:
-        """Return this process's eval-mode latents and labels of a whole split."""
-        latents, labels = [], []
+    def _all_latents(self, loader: Iterable[Any]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return this process's eval-mode latents, labels and positions of a whole split."""
+        latents, labels, index = [], [], []
         with eval_mode(self.head), torch.no_grad():
             for batch in loader:
                 batch = self.trainer.strategy.batch_to_device(batch, self.device)
                 latents.append(self.head.latents(batch.feature))
                 labels.append(batch.label)
-        return torch.cat(latents), torch.cat(labels)
+                index.append(batch.index)
+        return torch.cat(latents), torch.cat(labels), torch.cat(index)
 
     def _choose_regularization(self, datamodule: Any) -> None:  # noqa: ANN401 - any datamodule
-        """Set pooling and shrinkage to the grid's best on the validation split, from the collected moments."""
-        search = self.regularization
+        """Set pooling and shrinkage to the best on the validation split, from the collected moments."""
+        search, values = self.regularization, {}
         if search is None:
             return
-        chosen = choose(search, self.head, datamodule, self._all_latents)
-        self.head.ellips.regularization = chosen.regularization
-        if search.sigma is not None:  # the values are the same in every process
-            self.log_dict(described(chosen, search), on_step=False, on_epoch=True, batch_size=1)
+        if search == AUTO:
+            chosen = choose_auto(self.head, datamodule, self._all_latents)
+        else:
+            chosen = choose(search, self.head, datamodule, self._all_latents)
+            values = described(chosen, search) if search.sigma is not None else {}
+        if chosen is not None:
+            self.head.ellips.regularization = chosen.regularization
+            values |= {f"val/{name}": value for name, value in asdict(chosen.regularization).items()}
+        # The values are the same in every process.
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=1)
 
     def _refresh_mixture(self) -> None:
         """Fit the Gaussians if they are older than the projector; trained ones are fitted once, to start from."""
@@ -236,7 +247,7 @@ class GenEllips(L.LightningModule):
 
     def _check_mixture_settings(self) -> None:
         one_of(("moments", *get_args(Estimator)), covariance_estimator=self.covariance_estimator)
-        if self.regularization is not None and self.covariance_estimator != "moments":
+        if isinstance(self.regularization, RegularizationSearch) and self.covariance_estimator != "moments":
             raise ValueError(
                 f"Expected no `regularization` with covariance_estimator={self.covariance_estimator!r}, which sets the "
                 "shrinkage itself; leave one of them out."

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
+import lightning as L
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from ellips.automatic_regularization import choose_automatically
 from ellips.head import EllipsHead
 from ellips.regularization_search import Candidate, RegularizationSearch, select_regularization
 from ellips.vote_search import select_by_votes
 
-LatentsOf = Callable[[Iterable[Any]], tuple[Tensor, Tensor]]
+LatentsOf = Callable[[Iterable[Any]], tuple[Tensor, Tensor, Tensor]]
+"""Gives this process's latents, labels and positions of a loader."""
+
+AUTO: Literal["auto"] = "auto"
 
 
 def choose(
@@ -26,19 +32,39 @@ def choose(
         search: By certificates of clean validation images or, with a ``sigma``, by votes of noisy copies.
         head: Its moments are complete.
         datamodule: Has ``val_dataloader()``, for votes ``votes_dataloader()``, ``vote_copies`` and ``noise_sigma``.
-        latents_of: Gives this process's latents and labels of a loader.
+        latents_of: See :data:`LatentsOf`.
 
     Raises:
         ValueError: If votes are to choose and the data have no noisy copies, or those of another sigma.
     """
     moments, kind = head.moments.compute(), head.ellips.covariance_type
     if search.sigma is None:
-        latents, labels = latents_of(datamodule.val_dataloader())
+        latents, labels, _ = latents_of(datamodule.val_dataloader())
         return select_regularization(moments, latents, labels, search, covariance_type=kind)[0]
     copies = _vote_copies(datamodule, search.sigma)
-    latents, labels = latents_of(datamodule.votes_dataloader())
+    latents, labels, _ = latents_of(datamodule.votes_dataloader())
     images = latents.view(-1, copies, latents.shape[1])
     return select_by_votes(moments, images, labels[::copies], search, covariance_type=kind)[0]
+
+
+def choose_auto(head: EllipsHead, datamodule: Any, latents_of: LatentsOf) -> Candidate | None:  # noqa: ANN401 - as above
+    """Return the best setting of :func:`ellips.automatic_regularization.choose_automatically`, or None without data.
+
+    Args:
+        head: Its moments are complete; its mixture is what settings are tried on, to be fitted anew.
+        datamodule: Has ``val_dataloader()``, or else a warning says that settings stay as they are.
+        latents_of: See :data:`LatentsOf`.
+    """
+    default = isinstance(datamodule, L.LightningDataModule) and (
+        type(datamodule).val_dataloader is L.LightningDataModule.val_dataloader
+    )
+    if default or not hasattr(datamodule, "val_dataloader"):
+        rank_zero_warn(
+            f"{type(datamodule).__name__} has no validation split to choose pooling and shrinkage on (regularization: "
+            f"auto); they stay {head.ellips.regularization}. Give the datamodule a val_dataloader, or set both."
+        )
+        return None
+    return choose_automatically(head.ellips, head.moments.compute(), *latents_of(datamodule.val_dataloader()))[0]
 
 
 def described(chosen: Candidate, search: RegularizationSearch) -> dict[str, float]:

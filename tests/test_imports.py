@@ -22,7 +22,7 @@ ROOMS = (
     ("certificates",),
     ("classifier",),
     ("regularization_search", "losses", "projector"),
-    ("vote_search", "head"),
+    ("vote_search", "automatic_regularization", "head"),
     ("lipschitz",),
     ("encoders",),
     ("input_certifiers",),

@@ -67,7 +67,8 @@ def _validate_counts(count: Tensor, dim: int, full: bool, regularization: Regula
             f"Expected every class to have samples but class{'es' if len(empty) > 1 else ''} "
             f"{', '.join(map(str, empty[:10]))} had none; check `num_classes` and the training split."
         )
-    needed = 2 if regularization.pooling < 1 else 1
+    # With pooling the common covariance stands in where a class has none of its own.
+    needed = 1 if regularization.pooling else 2
     if full and regularization == _NONE:
         needed = dim + 1
     worst = int(count.argmin())

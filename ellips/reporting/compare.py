@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from ellips.files import ImageRecord, ResultsFolder, read_table, read_tsv, repla
 from ellips.files.records import UNNAMED
 from ellips.reporting.curves import LabelledCurve, group_by_claim
 from ellips.reporting.figures import plot_panels, save_figure
-from ellips.reporting.summary import curve_of, records_by_series
+from ellips.reporting.summary import GivenRadii, curve_of, records_by_series, tabulated_radii
 from ellips.reporting.tables import accuracy_table
 from ellips.types import SOUNDNESS_ORDER, SPACES, Series, Soundness, Space
 
@@ -93,7 +93,7 @@ def shorten(entries: Sequence[Entry]) -> list[Entry]:
 def compare(
     entries: Sequence[Entry],
     out: Path,
-    radii: Mapping[str, Sequence[float]],
+    radii: GivenRadii,
     *,
     confidence: float = 0.95,
     together: bool = False,
@@ -104,7 +104,7 @@ def compare(
     Args:
         entries: What to compare.
         out: Folder for ``compare.png``, ``compare.svg`` and ``compare.json``.
-        radii: For each space, the radii to tabulate; curves go from 0 to the largest.
+        radii: See :data:`ellips.reporting.summary.GivenRadii`; those of the data are of all entries together.
         confidence: Coverage of the intervals.
         together: Insist on one table and one panel.
         console: Where to print.
@@ -118,9 +118,10 @@ def compare(
     if not entries:
         raise ValueError("Expected at least one run or file to compare but got none.")
     console = console or Console()
+    grids = tabulated_radii([record for entry in entries for record in entry.records], radii)
     fine, coarse = [], []
     for entry in shorten(entries):
-        grid = sorted({0.0, *radii[entry.space]})
+        grid = sorted({0.0, *grids[entry.space]})
         fine.append(curve_of(entry.records, entry.label, max_radius=grid[-1], confidence=confidence))
         coarse.append(curve_of(entry.records, entry.label, radii=grid, confidence=confidence))
     groups = [fine] if together else list(group_by_claim(fine).values())

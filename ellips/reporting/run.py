@@ -25,9 +25,9 @@ from ellips.files import (
 from ellips.reporting.curves import LabelledCurve, group_by_claim
 from ellips.reporting.figures import plot_curves, save_figure
 from ellips.reporting.html import ReportImage, choose_images, render_report
-from ellips.reporting.summary import curve_of, records_by_series, summarize
+from ellips.reporting.summary import GivenRadii, curve_of, records_by_series, summarize, tabulated_radii
 from ellips.reporting.tables import accuracy_table
-from ellips.types import Series, Space
+from ellips.types import Series
 from ellips.versions import versions
 
 
@@ -39,7 +39,7 @@ class RunReport:
         folder: Where everything is written.
         records: Records of all series.
         expected: Positions that every series should hold.
-        radii: For each space, the radii to tabulate; curves go from 0 to the largest.
+        radii: See :data:`ellips.reporting.summary.GivenRadii`.
         confidence: Coverage of the Clopper–Pearson intervals.
         title: What was certified, for headings.
         info: Further entries of the summary: settings, digests, fingerprints.
@@ -51,7 +51,7 @@ class RunReport:
     folder: ResultsFolder
     records: Sequence[ImageRecord]
     expected: Sequence[int]
-    radii: Mapping[Space, Sequence[float]]
+    radii: GivenRadii
     confidence: float = 0.95
     title: str = "Certified accuracy"
     info: Mapping[str, Any] = field(default_factory=dict)
@@ -107,9 +107,9 @@ class RunReport:
 
     def curves(self, tabulated: bool = False) -> list[LabelledCurve]:
         """Return a curve per series, on the radii to tabulate or on a fine grid."""
-        curves = []
+        curves, radii = [], tabulated_radii(self.records, self.radii)
         for series, rows in records_by_series(self.records).items():
-            grid = sorted({0.0, *self.radii[series.space]})
+            grid = sorted({0.0, *radii[series.space]})
             how: dict[str, Any] = {"radii": grid} if tabulated else {"max_radius": grid[-1]}
             curves.append(curve_of(rows, series.label, confidence=self.confidence, **how))
         return curves

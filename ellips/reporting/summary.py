@@ -10,8 +10,12 @@ import torch
 
 from ellips.files import ImageRecord, records_to_tensors
 from ellips.metrics.functional import average_certified_radius, certified_accuracy_curve, check_radii, even_grid
+from ellips.metrics.radii import radii_of_data
 from ellips.reporting.curves import LabelledCurve
-from ellips.types import Series, Space
+from ellips.types import DEFAULT_RADII, SPACES, Series, Space
+
+GivenRadii = Mapping[Space, Sequence[float] | None]
+"""For each space, the radii to tabulate, from 0 to the largest of which curves go; None: those of the data."""
 
 
 def records_by_series(records: Sequence[ImageRecord]) -> dict[Series, list[ImageRecord]]:
@@ -28,6 +32,22 @@ def records_by_series(records: Sequence[ImageRecord]) -> dict[Series, list[Image
         if len(claims) > 1:
             raise ValueError(f"Expected the series {name} to make one kind of claim but it makes {sorted(claims)}.")
     return series
+
+
+def tabulated_radii(records: Sequence[ImageRecord], given: GivenRadii) -> dict[Space, tuple[float, ...]]:
+    """Return the radii to tabulate of each space: as given, or those of the data, the same for all series of a space.
+
+    Args:
+        records: Of all series that are shown together; see :func:`ellips.metrics.radii.radii_of_data`.
+        given: What was asked for.
+    """
+    radii: dict[Space, tuple[float, ...]] = {}
+    for space in SPACES:
+        asked = given.get(space)
+        rows = [record for record in records if record.space == space]
+        found = [records_to_tensors(rows)] if rows else []
+        radii[space] = radii_of_data(found, DEFAULT_RADII[space]) if asked is None else check_radii(asked)
+    return radii
 
 
 def curve_of(
@@ -76,7 +96,7 @@ def completeness(records: Sequence[ImageRecord], expected: Sequence[int], listed
 def summarize(
     records: Sequence[ImageRecord],
     expected: Sequence[int],
-    radii: Mapping[Space, Sequence[float]],
+    radii: GivenRadii,
     *,
     confidence: float = 0.95,
     num_points: int = 201,
@@ -86,19 +106,21 @@ def summarize(
     Args:
         records: Records of all series.
         expected: Positions that every series should hold.
-        radii: For each space, the radii to tabulate; the curve goes from 0 to the largest.
+        radii: See :data:`GivenRadii`.
         confidence: Coverage of the Clopper–Pearson intervals.
         num_points: Grid points of the curve.
 
     Returns:
-        ``complete``, ``confidence`` and, for each of ``series``, its claim, what is missing, clean and certified
-        accuracy with intervals, curve, average certified radius, abstentions and time per image.
+        ``complete``, ``confidence``, ``radii`` (which, and whether they were given) and, for each of ``series``, its
+        claim, what is missing, clean and certified accuracy with intervals, curve, average certified radius,
+        abstentions and time per image.
     """
+    grids = tabulated_radii(records, radii)
     series = {
         key.name: {
             **_claim(rows),
             **completeness(rows, expected),
-            **_accuracy(rows, radii[rows[0].space], confidence, num_points),
+            **_accuracy(rows, grids[rows[0].space], confidence, num_points),
             "abstentions": sum(row.prediction < 0 for row in rows),
             "lowered": sum(bool(row.lowered) for row in rows),
             "corrected": sum(bool(row.corrected) for row in rows),
@@ -111,8 +133,17 @@ def summarize(
         "complete": bool(series) and all(entry["complete"] for entry in series.values()),
         "expected": len(set(expected)),
         "confidence": confidence,
+        "radii": {space: {"radii": list(grids[space]), "chosen": _chooser(radii, space)} for space in _spaces(records)},
         "series": series,
     }
+
+
+def _spaces(records: Sequence[ImageRecord]) -> list[Space]:
+    return [space for space in SPACES if any(record.space == space for record in records)]
+
+
+def _chooser(given: GivenRadii, space: Space) -> str:
+    return "quantiles of the radii found" if given.get(space) is None else "as given"
 
 
 def _claim(rows: Sequence[ImageRecord]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from ellips.head import EllipsHead
 from ellips.theory.degradation import Estimator, degradation
 from ellips.theory.localization import Criterion, Existence, Localizer
 from ellips.theory.normality import Calibration, mardia
-from ellips.types import Series
+from ellips.types import DEFAULT_RADII, Series
 
 CAUTION = {
     "knn": "In high dimension this estimate is biased, either way; see ellips.theory.divergence.",
@@ -72,7 +72,9 @@ def _parse(args: Sequence[str] | None) -> argparse.Namespace:
         parts.add_argument("run", type=Path, help="folder that certify.py wrote: latents, labels and mixture are there")
     tested.add_argument("--alpha", type=float, default=0.05, help="joint level of both tests")
     tested.add_argument("--calibration", choices=get_args(Calibration), default="asymptotic")
-    bound.add_argument("--radii", type=float, nargs="+", default=[0.0, 0.25, 0.5, 1.0], help="latent radii")
+    bound.add_argument(
+        "--radii", type=float, nargs="+", default=None, help="latent; by default those of the run's table"
+    )
     bound.add_argument("--estimator", choices=get_args(Estimator), default="knn")
     bound.add_argument("--method", choices=METHODS, default="exact")
     bound.add_argument("--num-samples", type=int, default=10_000, help="draws from the mixture")
@@ -109,6 +111,14 @@ def load_latents(folder: Path) -> tuple[Ellips, Tensor, Tensor]:
     if sorted(index) != sorted(labels):
         raise ValueError(f"Expected latents and labels of the same images in {folder} but got different ones.")
     return saved.ellips, saved.z, torch.tensor([labels[i] for i in index])
+
+
+def table_radii(folder: Path) -> list[float]:
+    """Return 0 and the latent radii that a run of certify.py tabulated, or the default ones where it does not say."""
+    path = ResultsFolder(folder).summary
+    summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    found = summary.get("radii", {}).get("latent", {}).get("radii", DEFAULT_RADII["latent"])
+    return sorted({0.0, *found})
 
 
 # ------------------------------------------------------------------ the questions
@@ -158,11 +168,12 @@ def _normality(given: argparse.Namespace, console: Console) -> dict[str, Any]:
 
 def _degradation(given: argparse.Namespace, console: Console) -> dict[str, Any]:
     ellips, z, labels = load_latents(given.run)
+    radii = table_radii(given.run) if given.radii is None else given.radii
     found = degradation(
         ellips,
         z,
         labels,
-        given.radii,
+        radii,
         estimator=given.estimator,
         method=given.method,
         num_samples=given.num_samples,
@@ -172,7 +183,7 @@ def _degradation(given: argparse.Namespace, console: Console) -> dict[str, Any]:
     table = Table(title=f"Certified accuracy in latent space, {given.method}")
     for column in ("radius", "on mixture", "bound on truth", "its lower end", "measured", "95 % interval"):
         table.add_column(column, justify="right")
-    for i, radius in enumerate(given.radii):
+    for i, radius in enumerate(radii):
         values = (found.fitted.accuracy[i], found.bound[i], found.bound_lower[i], found.measured.accuracy[i])
         interval = f"{100 * found.measured.lower[i]:.1f}–{100 * found.measured.upper[i]:.1f} %"
         table.add_row(f"{radius:g}", *(f"{float(v):.1%}" for v in values), interval)

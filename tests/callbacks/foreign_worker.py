@@ -21,7 +21,7 @@ SIZE = 7
 
 def evaluate(folder: Path, **options: Any) -> dict[str, Any]:
     """Test on shared images, then on images that one process has alone, and return what was logged and seen."""
-    certification = CertificationCallback([0.25, 0.5], certifiers=[JacobianNorm()], input_radii=[0.25])
+    certification = CertificationCallback(certifiers=[JacobianNorm()], input_radii=[0.25])  # latent ones: of the data
     gaussianity = GaussianityCallback([0.25], num_samples=50)
     seen: list[int] = []
 
@@ -39,6 +39,7 @@ def evaluate(folder: Path, **options: Any) -> dict[str, Any]:
     seen.clear()
     result["alone"] = trainer.test(Module(), Blobs(SIZE, here=trainer.is_global_zero), verbose=False)[0]
     result["indices alone"], result["rank"] = list(seen), trainer.global_rank
+    result["radii"] = certification.state_dict()["radii"]["latent"]
     return result
 
 

@@ -56,3 +56,11 @@ def test_a_process_that_saw_no_batch_logs_the_same_names_and_numbers(
     for result in processes:
         assert "test/certified_accuracy/estimated/input-exact-jacobian-norm@0.25" in result["alone"]
         assert result["alone"] == pytest.approx(alone["shared"], rel=1e-6, nan_ok=True)
+
+
+def test_radii_of_the_data_are_those_of_one_process(alone: dict[str, Any], processes: list[dict[str, Any]]) -> None:
+    assert len(alone["radii"]) >= 3
+    assert [result["radii"] for result in processes] == [alone["radii"]] * 2
+    assert {f"test/certified_accuracy/latent-exact@{radius:g}" for radius in alone["radii"][1:]} <= alone[
+        "shared"
+    ].keys()

@@ -15,6 +15,7 @@ from PIL import Image
 
 from ellips.commands.certify import certify_parser
 from ellips.commands.training import EllipsCLI, train
+from ellips.datamodules.class_batches import ClassBatches
 from ellips.lightning_modules import GenEllips
 from ellips.vote_search import vote_radii
 from tests.shipped import CONFIGS, arguments
@@ -86,7 +87,7 @@ def test_every_data_set_goes_with_every_certification(data: str, path: str) -> N
     config = certify_parser().parse_args(arguments(data, path))
     assert config.certifiers
     assert all(certifier.class_path.startswith("ellips.") for certifier in config.certifiers)
-    assert max(config.input_radii) <= max(c.init_args.get("radius", 2.0) for c in config.certifiers)
+    assert max(config.input_radii or [0.0]) <= max(c.init_args.get("radius", 2.0) for c in config.certifiers)
 
 
 def test_encoder_configurations_are_read_by_their_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -97,6 +98,30 @@ def test_encoder_configurations_are_read_by_their_command(monkeypatch: pytest.Mo
         with pytest.raises(SystemExit) as stop:
             train_encoder(["fit", *arguments(name), "--print_config"])
         assert stop.value.code == 0
+
+
+def test_nothing_shipped_is_chosen_in_units_of_raw_latents() -> None:
+    """Pooling and shrinkage are chosen in no unit, on the image, or on the unit ball; checkpoints likewise."""
+    for path in sorted((CONFIGS / "model").glob("*.yaml")):
+        content = yaml.safe_load(path.read_text())
+        model = content["model"]
+        search = model["regularization"]
+        assert search == "auto" or "sigma" in search or model["latent_norm"] == "ball", path
+        assert search != "auto" or not {"pooling", "shrinkage"} & model.keys(), path
+        for callback in content["trainer"].get("callbacks", []):
+            assert "/latent" not in callback["init_args"].get("monitor", ""), path
+
+
+@pytest.mark.parametrize("data", ["data/imagenet", "data/imagenet_denoised"])
+def test_a_thousand_classes_are_trained_on_in_batches_by_class(data: str) -> None:
+    given = arguments(data, "model/paper_imagenet")
+    config = Parsed(GenEllips, L.LightningDataModule, subclass_mode_data=True, run=False, args=given).config.data
+    settings = config.init_args
+    labels = np.arange(20_000) % 1000
+    order = ClassBatches(labels, settings.batch_size, settings.images_per_class, num_replicas=4)
+    first = labels[next(order.global_batches())]
+    assert 0.95 <= len(first) / (4 * settings.batch_size) <= 1
+    assert set(np.bincount(first).tolist()) == {0, settings.images_per_class}
 
 
 def test_no_block_of_settings_stands_in_two_files() -> None:

@@ -91,7 +91,25 @@ def test_a_summary_counts_what_is_there() -> None:
     assert entry["abstentions"] == 1
     assert entry["seconds_per_image"]["median"] == pytest.approx(0.25)
     assert entry["curve"]["radii"][-1] == 1.0
-    assert summarize([], range(4), RADII) == {"complete": False, "expected": 4, "confidence": 0.95, "series": {}}
+    nothing = {"complete": False, "expected": 4, "confidence": 0.95, "radii": {}, "series": {}}
+    assert summarize([], range(4), RADII) == nothing
+
+
+def test_radii_that_are_not_given_are_those_of_all_series_of_a_space() -> None:
+    small, image = Series("latent", "theorem"), Series("input", "exact", "clever")
+    rows = [record(i, 0.002 * (i + 1)) for i in range(10)] + [record(i, 0.0001, series=small) for i in range(10)]
+    rows += [record(i, 0.3, series=image, soundness="estimated") for i in range(10)]
+    rows += [record(10, 9.0, prediction=0), record(10, 9.0, prediction=0, series=small)]  # wrong: not looked at
+    summary = summarize(rows, range(11), {"latent": None, "input": [0.25]})
+    found = summary["radii"]["latent"]
+    assert found["chosen"] == "quantiles of the radii found"
+    assert summary["radii"]["input"] == {"radii": [0.25], "chosen": "as given"}
+    assert found["radii"][0] == 0.0001
+    assert 0.01 <= found["radii"][-1] <= 0.02
+    points = [entry["certified_accuracy"] for name, entry in summary["series"].items() if name.startswith("latent")]
+    assert [[point["radius"] for point in series] for series in points] == [found["radii"]] * 2
+    assert 0 < points[0][-1]["accuracy"] < points[0][0]["accuracy"]
+    assert summarize(rows[::-1], range(11), {"latent": None})["radii"]["latent"] == found
 
 
 def test_one_series_makes_one_kind_of_claim() -> None:

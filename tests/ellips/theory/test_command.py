@@ -72,6 +72,14 @@ def test_normality_and_degradation_of_a_run(run: Path, capsys: pytest.CaptureFix
     assert "biased" in printed
 
 
+def test_degradation_is_shown_at_the_radii_of_the_runs_table(run: Path) -> None:
+    (run / "summary.json").write_text(json.dumps({"radii": {"latent": {"radii": [0.7, 2.0]}}}))
+    assert main(["degradation", str(run), "--num-samples", "100", "--json", str(run / "d.json")]) == 0
+    ellips, z, labels = load_latents(run)
+    found = degradation(ellips, z, labels, [0.0, 0.7, 2.0], num_samples=100)
+    assert json.loads((run / "d.json").read_text())["bound"] == found.bound.tolist()
+
+
 def test_unusable_input_exits_with_2_and_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["normality", str(tmp_path)]) == 2
     assert "there is none" in capsys.readouterr().err

@@ -1,0 +1,97 @@
+"""One process of a run on batches by class: fits a mixture of 12 classes and writes down what it saw.
+
+Started as ``python class_batches_worker.py OUT``; Lightning starts the second process.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from datamodules import GaussianMixtureDataModule
+from ellips.distributed import close_process_group
+from ellips.losses import ClassMMD, CodingRateReduction, Isotropy
+from lightning_modules import GenEllips, Optimization
+
+ROOT = Path(__file__).parents[2]
+GLOBAL_BATCH = 24
+
+
+class Losses(L.Callback):
+    """Keeps every step's losses."""
+
+    def __init__(self) -> None:
+        self.losses: list[dict[str, float]] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, *rest: object) -> None:
+        seen = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self.losses.append({n.removeprefix("train/"): v for n, v in seen.items() if n.startswith("train/")})
+
+
+def fit(
+    world: int,
+    folder: Path,
+    *,
+    images_per_class: int = 4,
+    callbacks: list[L.Callback] | None = None,
+    ckpt_path: Path | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Fit on global batches of 24: 6 classes with 4 images each, 6 batches an epoch."""
+    torch.manual_seed(0)
+    data = GaussianMixtureDataModule(
+        12, train_size=115, val_size=60, batch_size=GLOBAL_BATCH // world, images_per_class=images_per_class
+    )
+    module = GenEllips(
+        2,
+        12,
+        latent_dim=3,
+        hidden_dim=16,
+        shrinkage=0.3,
+        objective=[CodingRateReduction(warmup_steps=2), Isotropy(weight=0.5), ClassMMD(2.0, weight=0.3)],
+        optimization=Optimization("sgd", learning_rate=0.05),
+    )
+    losses = Losses()
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=2,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        callbacks=[losses, *(callbacks or [])],
+        num_sanity_val_steps=0,
+        **({"devices": 1} | options),
+    )
+    trainer.fit(module, data, ckpt_path=ckpt_path)
+    state = {name: value.clone() for name, value in module.state_dict().items()}
+    return {"losses": losses.losses, "state": state, "rank": trainer.global_rank, "world": trainer.world_size}
+
+
+def run_together(folder: Path, world: int) -> list[dict[str, Any]]:
+    """Fit in several processes; one that fails or is missing fails here."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "PYTEST_"))}
+    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-W", "ignore", __file__, str(folder), str(world)]
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(world)]
+
+
+def main(folder: Path, world: int) -> None:
+    """Run one process."""
+    torch.set_num_threads(1)
+    result = fit(world, folder, devices=world, strategy="ddp")
+    torch.save(result, folder / f"rank{result['rank']}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))
+    close_process_group()
