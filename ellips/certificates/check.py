@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ellips.certificates.bounds import FarRivals
 from ellips.certificates.certificate import METHODS, Certificate
-from ellips.certificates.geometry import Geometry
+from ellips.certificates.geometries import geometry_of
 from ellips.certificates.multipliers import find_multipliers
 from ellips.certificates.ties import StoredClass, margin_sign
 from ellips.certificates.verify import Kernel
@@ -143,7 +143,7 @@ class Prover:
         """Prove latent claims; see :func:`check`. All shapes ``(N,)`` but that of z; the result is on the processor."""
         if not self._finite or not len(z):
             return torch.zeros(len(z), dtype=torch.bool)
-        far = FarRivals(self._kernel, Geometry.of(self._mixture).precision_range[1])
+        far = FarRivals(self._kernel, geometry_of(self._mixture).precision_range[1])
         rows = max(1, _SCORED_ELEMENTS // (self._kernel.classes * self._kernel.dim))
         columns = (z.detach().to("cpu", torch.float64), prediction, rival, multiplier.double(), radius.double())
         parts = zip(*(column.split(rows) for column in columns), strict=True)

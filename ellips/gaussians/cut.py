@@ -86,7 +86,8 @@ def _common_factor(common: Tensor) -> Tensor:
 
 
 def _refuse_flat(widths: Tensor, dim: int) -> None:
-    flat = (widths + 1 <= dim * torch.finfo(widths.dtype).eps * (2 + widths.abs().amax())).any(1)
+    top = 2 + widths.abs().sum(1, keepdim=True)
+    flat = (widths + 1 <= dim * torch.finfo(widths.dtype).eps * top).any(1)
     if bool(flat.any()):
         k = int(flat.nonzero()[0])
         raise ValueError(
