@@ -62,6 +62,11 @@ class Geometry(Parts):
     def pair_cost(self) -> tuple[int, int]:
         """Numbers that one decomposed pair takes, and operations to decompose it."""
 
+    @property
+    @abstractmethod
+    def bends(self) -> Tensor:
+        """What the verified kernel is to prove of single classes, so that far rivals need no proof of their own."""
+
     @abstractmethod
     def concavity_bounds(self) -> Tensor:
         """Return upper bounds on (−λ_min(P_i − P_j))₊ at ``[j, i]`` that need no decomposed pairs, shape ``(K, K)``."""
@@ -228,6 +233,11 @@ class FactoredGeometry(Geometry):
         values = torch.linalg.svdvals(self.factors).square()
         error = gamma(10 * self.dim) * self.factor_norms.square()  # LAPACK: a modest multiple of u‖A‖ per value
         return (values[:, -1] - error).clamp(min=0), values[:, 0] + error
+
+    @property
+    def bends(self) -> Tensor:
+        """See :class:`Geometry`: upper bounds on λ_max(P_k), shape ``(K,)``."""
+        return self.precision_range[1]
 
     def concavity_bounds(self) -> Tensor:
         """See :class:`Geometry`: λ_min(P_i − P_j) ≥ λ_min(P_i) − λ_max(P_j)."""

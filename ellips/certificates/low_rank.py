@@ -244,6 +244,11 @@ class LowRankGeometry(Geometry):
             found += [bound, torch.nn.functional.normalize(tops, dim=1)]
         return found[0], found[2], found[1], found[3]
 
+    @property
+    def bends(self) -> Tensor:
+        """See :class:`Geometry`: how far P_k rises above P, and how far it falls below, shape ``(2, K)``."""
+        return torch.stack(self._extremes[:2])
+
     def concavity_bounds(self) -> Tensor:
         """See :class:`Geometry`: W ⪰ −(how far the prediction's P rises + how far the rival's falls)."""
         rises, falls, _, _ = self._extremes

@@ -242,5 +242,11 @@ class FactoredPairs(PairSpectra):
         error, gain_error = (e.masked_fill(same_shape, 0.0) for e in (error, gain_error))
         ends = torch.stack([vectors[..., 0], vectors[..., -1]], dim=1)
         return Spectra(
-            vectors * values.unsqueeze(1), values, ends, shift, error, gain_error, shift_error.masked_fill(same_place, 0.0)
+            vectors * values.unsqueeze(1),
+            values,
+            ends,
+            shift,
+            error,
+            gain_error,
+            shift_error.masked_fill(same_place, 0.0),
         )

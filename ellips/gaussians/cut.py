@@ -52,7 +52,9 @@ def cut_to_rank(
         functionals, traces = collected.functionals, collected.square / n
     width = functionals.shape[2]
     if rank > width:
-        raise ValueError(f"Expected a rank up to {width}, that of the sketch, but got {rank}; sketch with a larger one.")
+        raise ValueError(
+            f"Expected a rank up to {width}, that of the sketch, but got {rank}; sketch with a larger one."
+        )
     parts = []
     for k in torch.arange(len(count), device=within.device).split(rows):
         f, own = functionals[k], collected.core[k] if isinstance(collected, SketchedMoments) else None

@@ -49,6 +49,11 @@ class LowRank(Structure):
         """E_kj = 1 − s_kj², what a direction takes off the common precision, shape ``(K, r)``."""
         return 1 - self.scales.square()
 
+    @property
+    def factor_norms(self) -> Tensor:
+        """See :class:`Structure`."""
+        return self.shared.norm().expand(self.num_classes)
+
     def squares(self, z: Tensor, means: Tensor) -> Tensor:
         """See :class:`Structure`."""
         centered = self.centered(means)

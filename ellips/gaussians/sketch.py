@@ -127,9 +127,7 @@ class ClassSketch(nn.Module):
         weight = count * new / (count + new).clamp(min=1)
         self._held["scatter"] += x.mT @ x + (shift.mT * weight) @ shift
 
-    def _add_classes(
-        self, name: str, z: Tensor, labels: Tensor, product: Callable[[Tensor, int], Tensor]
-    ) -> None:
+    def _add_classes(self, name: str, z: Tensor, labels: Tensor, product: Callable[[Tensor, int], Tensor]) -> None:
         order, start = labels.argsort(), 0
         for k, n in enumerate(torch.bincount(labels, minlength=self.num_classes).tolist()):
             if n:

@@ -61,6 +61,11 @@ class Structure(ABC):
     def logs(self) -> list[Tensor]:
         """Numbers whose absolute values' logarithms sum to log det A_k, of shapes ``(K, n)``; P_k = A_kᵀA_k."""
 
+    @property
+    @abstractmethod
+    def factor_norms(self) -> Tensor:
+        """How large A_k is: ‖A_k‖_F, shape ``(K,)``; of a mixture of low rank that of its common factor."""
+
     @abstractmethod
     def squares(self, z: Tensor, means: Tensor) -> Tensor:
         """Return (z − μ_k)ᵀP_k(z − μ_k) of all points and classes, shape ``(N, K)``."""
@@ -122,6 +127,12 @@ class Full(Structure):
     def logs(self) -> list[Tensor]:
         """See :class:`Structure`."""
         return [self.factors.diagonal(dim1=-2, dim2=-1)]
+
+    @property
+    def factor_norms(self) -> Tensor:
+        """See :class:`Structure`."""
+        norms: Tensor = self.factors.flatten(1).norm(dim=1)
+        return norms
 
     def squares(self, z: Tensor, means: Tensor) -> Tensor:
         """See :class:`Structure`."""
@@ -204,6 +215,12 @@ class Diagonal(Structure):
     def logs(self) -> list[Tensor]:
         """See :class:`Structure`."""
         return [self.factors]
+
+    @property
+    def factor_norms(self) -> Tensor:
+        """See :class:`Structure`."""
+        norms: Tensor = self.factors.flatten(1).norm(dim=1)
+        return norms
 
     def squares(self, z: Tensor, means: Tensor) -> Tensor:
         """See :class:`Structure`."""
