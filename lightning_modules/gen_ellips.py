@@ -47,7 +47,9 @@ class GenEllips(L.LightningModule):
         latent_dim: Width d of the latents; None classifies the features themselves.
         hidden_dim: Width of the projector's hidden layers; 0 makes it one linear map.
         latent_norm: ``"none"``, ``"ball"`` or ``"sphere"``; see :func:`ellips.projector.normalize_latents`.
-        covariance_type: ``"full"`` or ``"diagonal"``.
+        covariance_type: ``"full"``, ``"diagonal"``, or ``"low_rank"``: a common covariance from which each class
+            differs in a few directions, for many classes and wide latents.
+        rank: How many directions; of ``"low_rank"`` alone.
         pooling: See :class:`ellips.gaussians.Regularization`.
         shrinkage: See :class:`ellips.gaussians.Regularization`; the default gives a covariance to a class with fewer
             images than the latents have dimensions.
@@ -75,6 +77,7 @@ class GenEllips(L.LightningModule):
         hidden_dim: int = 4096,
         latent_norm: LatentNorm = "none",
         covariance_type: CovarianceType = "full",
+        rank: int | None = None,
         pooling: float = 0.0,
         shrinkage: float = 0.1,
         sync_batchnorm: bool = True,
@@ -95,6 +98,7 @@ class GenEllips(L.LightningModule):
             hidden_dim,
             latent_norm=latent_norm,
             covariance_type=covariance_type,
+            rank=rank,
             pooling=pooling,
             shrinkage=shrinkage,
             sync_batchnorm=sync_batchnorm,
@@ -179,7 +183,9 @@ class GenEllips(L.LightningModule):
     # ------------------------------------------------------------------ the exact fit
 
     def fit_mixture(self) -> None:
-        """Fit the Gaussians to the whole training split, in eval mode, in one pass; every process must call it.
+        """Fit the Gaussians to the whole training split, in eval mode, in one pass (three where a sketch is taken).
+
+        Every process must call it.
 
         Raises:
             TypeError: If the trainer has no datamodule with a ``fit_dataloader``.
@@ -198,9 +204,11 @@ class GenEllips(L.LightningModule):
             fit_shrunk(self.head.ellips, gather_with_gradient(latents), gather_with_gradient(labels), estimator)
         else:
             self.head.reset()
-            for batch in datamodule.fit_dataloader():
-                batch = self.trainer.strategy.batch_to_device(batch, self.device)
-                self.head.update(batch.feature, batch.label)
+            for _ in range(self.head.moments.passes):
+                for batch in datamodule.fit_dataloader():
+                    batch = self.trainer.strategy.batch_to_device(batch, self.device)
+                    self.head.update(batch.feature, batch.label)
+                self.head.moments.end_pass()
             self._choose_regularization(datamodule)
             self.head.finalize()
         self.mixture_step = self.trainer.global_step

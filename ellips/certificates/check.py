@@ -1,8 +1,8 @@
 """Whether certificates are proven: by the verified kernel, whoever made them and however.
 
 What has to be trusted is :mod:`ellips.certificates.verify`, :mod:`ellips.certificates.bounds` and
-:mod:`ellips.certificates.ties`; for covariances of low rank :mod:`ellips.certificates.verify_low_rank`, too. The solvers serve to look for multipliers of rivals that a certificate does not name;
-a wrong one proves nothing.
+:mod:`ellips.certificates.ties`, and for covariances of low rank :mod:`ellips.certificates.verify_low_rank`. The solvers
+serve to look for multipliers of rivals that a certificate does not name; a wrong one proves nothing.
 """
 
 from __future__ import annotations
@@ -127,6 +127,7 @@ class Prover:
         stored = (self._kernel.means, self._kernel.factors, self._kernel.log_priors)
         self._usable = all(bool(x.isfinite().all()) for x in stored)
         self._classes: dict[int, StoredClass] = {}
+        self._far: FarRivals | None = None
 
     def check(self, z: Tensor, certificate: Certificate, every: bool = True) -> Tensor:
         """Return which certificates are proven; see :func:`check`. The result is on the processor."""
@@ -145,15 +146,20 @@ class Prover:
         """Prove latent claims; see :func:`check`. All shapes ``(N,)`` but that of z; the result is on the processor."""
         if not self._usable or not len(z):
             return torch.zeros(len(z), dtype=torch.bool)
-        far = self._far_rivals()
         rows = max(1, _SCORED_ELEMENTS // (self._kernel.classes * self._kernel.dim))
         columns = (z.detach().to("cpu", torch.float64), prediction, rival, multiplier.double(), radius.double())
         parts = zip(*(column.split(rows) for column in columns), strict=True)
-        return torch.cat([self._prove(part, far if every else None) for part in parts])
+        far = self._far_rivals() if every else None
+        return torch.cat([self._prove(part, far) for part in parts])
 
     def _far_rivals(self) -> FarRivals:
-        guess, kernel = geometry_of(self._mixture).bends, self._kernel
-        return LowRankFarRivals(kernel, guess) if isinstance(kernel, LowRankKernel) else FarRivals(kernel, guess)
+        if self._far is None:
+            guess, kernel = geometry_of(self._mixture).bends, self._kernel
+            if isinstance(kernel, LowRankKernel):
+                self._far = LowRankFarRivals(kernel, guess)
+            else:
+                self._far = FarRivals(kernel, guess)
+        return self._far
 
     def _prove(self, claims: tuple[Tensor, ...], far: FarRivals | None) -> Tensor:
         """Prove some claims, against the named rival and, if there is a way to find the near ones, all others."""

@@ -12,7 +12,7 @@ def geometry_of(mixture: Mixture) -> Geometry:
     """Return the geometry of a fitted mixture, remembered until that changes."""
 
     def build() -> Geometry:
-        structure = mixture.structure
+        structure = mixture.structure.detached()
         if isinstance(structure, LowRank):
             return LowRankGeometry.of(mixture, structure)
         return FactoredGeometry.of(mixture, structure.factors, structure.whitening(mixture.means))

@@ -52,6 +52,11 @@ class Geometry(Parts):
             rival: Class indices.
         """
 
+    @property
+    @abstractmethod
+    def narrow(self) -> tuple[float, float]:
+        """Least and largest ``factor_norms``² at which half gradients may be computed in float32."""
+
     @cached_property
     @abstractmethod
     def pairs(self) -> PairSpectra:
@@ -151,7 +156,8 @@ class FactoredGeometry(Geometry):
         for k in tiles:
             pull(x, k, pulls)
         pulls -= pulls[torch.arange(len(x), device=x.device), prediction].unsqueeze(1)
-        return torch.linalg.vector_norm(pulls, dim=-1).double()
+        norms: Tensor = torch.linalg.vector_norm(pulls, dim=-1).double()
+        return norms
 
     @cached_property
     def _pullings(self) -> dict[torch.dtype, Callable[[Tensor, slice, Tensor], None]]:
@@ -213,6 +219,11 @@ class FactoredGeometry(Geometry):
         """See :class:`Geometry`."""
         reach = [self.factor_norms[k].square() * (norm + self.mean_norms[k]) for k in (prediction, rival)]
         return gamma(2 * self.dim + 8) * (reach[0] + reach[1])
+
+    @property
+    def narrow(self) -> tuple[float, float]:
+        """See :class:`Geometry`."""
+        return 1e-20, 1e30
 
     @cached_property
     def pairs(self) -> PairSpectra:

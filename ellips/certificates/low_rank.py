@@ -26,6 +26,8 @@ from ellips.gaussians import Mixture
 from ellips.gaussians.low_rank import LowRank
 from ellips.gaussians.structures import Structure, class_tiles
 
+_FAINT = 1e-34  # of squared half gradients: what float32 may lose to underflow
+
 
 @dataclass
 class LowRankGeometry(Geometry):
@@ -69,7 +71,8 @@ class LowRankGeometry(Geometry):
     @cached_property
     def shared_norm(self) -> Tensor:
         """‖A‖_F, a scalar."""
-        return self.structure.shared.norm()
+        norm: Tensor = self.structure.shared.norm()
+        return norm
 
     @cached_property
     def factor_norms(self) -> Tensor:
@@ -81,7 +84,7 @@ class LowRankGeometry(Geometry):
         """See :class:`Parts`: τ_k = Σ_j |E_kj| ‖q_kj‖‖A‖_F ‖v_kj‖, for V_k = Q_kA is off by so much of ‖q_kj‖‖A‖_F."""
         own = self.vectors(torch.float64).norm(dim=2)
         own = torch.maximum(own, self.lengths * self.shared_norm / self.dim)  # beside what rounding can do to it
-        return (self.strengths * self.lengths * own).sum(1) * self.shared_norm
+        return 1.25 * (self.strengths * self.lengths * own).sum(1) * self.shared_norm  # r operations beside 4d
 
     def reach(self, norm: Tensor, classes: Tensor) -> Tensor:
         """Bound ‖P_k(z − μ_k)‖, up to what all classes share, in the sense in which its rounding goes with it.
@@ -158,7 +161,8 @@ class LowRankGeometry(Geometry):
         slip = slip + gamma(d + 6) * size
         error = error + 2 * slip * (self.sizes * power).sqrt() + 2 * self.sizes * slip.square()
         # Eight operations more than are done: what the verified kernel takes off for its own rounding.
-        return error * (1 + gamma(16)) + gamma(d + rank + 16) * power + gamma(d + 12) * (common + self.offset_sizes)
+        bound: Tensor = error * (1 + gamma(16)) + gamma(d + rank + 16) * power
+        return bound + gamma(d + 12) * (common + self.offset_sizes)
 
     def _half_gradient_norms(self, bends: Tensor, prediction: Tensor, norms: Tensor) -> Tensor:
         """Bound ‖b_k‖ from above; see this module's description."""
@@ -181,7 +185,8 @@ class LowRankGeometry(Geometry):
         classes = torch.arange(self.num_classes, device=bends.device)
         slip = gamma(self._operations) * self.reach(norms.unsqueeze(1), classes)
         slip = slip + slip.gather(1, prediction.unsqueeze(1))
-        return (squares + rounding).clamp(min=0).sqrt() * (1 + gamma(16)) + slip
+        bound: Tensor = (squares + rounding + (_FAINT if dtype == torch.float32 else 0.0)).clamp(min=0).sqrt() * (1 + gamma(16)) + slip
+        return bound.nan_to_num(torch.inf, posinf=torch.inf)  # what overflows rules no rival out
 
     @cached_property
     def vector_norms(self) -> Tensor:
@@ -212,6 +217,11 @@ class LowRankGeometry(Geometry):
         """How many operations there are at most between the stored numbers and a half gradient."""
         return 4 * self.dim + 2 * self.structure.scales.shape[1] + 32
 
+    @property
+    def narrow(self) -> tuple[float, float]:
+        """See :class:`Geometry`: here products of half gradients are formed, too."""
+        return 1e-9, 1e9
+
     @cached_property
     def pairs(self) -> PairSpectra:
         """See :class:`Geometry`."""
@@ -238,7 +248,7 @@ class LowRankGeometry(Geometry):
             if not values.shape[1]:
                 found += [torch.zeros_like(error), torch.zeros_like(self.offsets_from_center)]
                 continue
-            bound = torch.where(root.amax(1) > 0, values[:, -1].clamp(min=0) + error, 0.0)
+            bound = values[:, -1].clamp(min=0) + error
             weighted = (vectors[..., -1] * root).unsqueeze(1)
             tops = torch.cat([w @ v for w, v in zip(weighted, self.vectors(torch.float64), strict=True)])
             found += [bound, torch.nn.functional.normalize(tops, dim=1)]

@@ -152,7 +152,8 @@ def screening_dtype(geometry: Geometry, z: Tensor) -> torch.dtype:
     powers = geometry.factor_norms.square()
     reach = (z - geometry.center).norm(dim=1).max() + geometry.mean_norms.max() if len(z) else powers.max()
     low, high = float(powers.min()), float(powers.max())
-    fits = low >= 1e-20 and high <= 1e30 and high * float(reach) <= 1e30 and low * float(reach) >= 1e-20
+    least, most = geometry.narrow
+    fits = low >= least and high <= most and high * float(reach) <= most and low * float(reach) >= least
     return torch.float32 if fits else torch.float64
 
 

@@ -62,11 +62,8 @@ class Kernel:
         self.means, factors, self.log_priors = (x.detach().to("cpu", torch.float64, copy=True) for x in mixture.stored)
         self.classes, self.dim = self.means.shape
         self.diagonal, self.factors = factors.ndim == 2, factors if factors.ndim == 2 else factors.tril_()
-        self.terms, self.entries, self.ops = (
-            1 if self.diagonal else self.dim,
-            self.dim + 1,
-            2 * self.dim + 6,
-        )  # operations
+        self.terms = 1 if self.diagonal else self.dim  # of each sum in A v
+        self.entries, self.ops = self.dim + 1, 2 * self.dim + 6  # operations behind an entry of W, and of b
         self.balance = 1.0  # in the choice of q: any positive number proves, smaller ones near a singular gI + W
         pivots = factors if self.diagonal else factors.diagonal(dim1=1, dim2=2)
         logs = torch.cat([pivots.abs().log(), self.log_priors.unsqueeze(1)], dim=1)
@@ -75,9 +72,8 @@ class Kernel:
         self.columns = (factors.abs() if self.diagonal else factors.square().sum(1).sqrt()) + _TINY  # n
         self.shapes, alike = torch.arange(self.classes), dict[bytes, list[int]]()  # equal only where the factors are
         for k in range(self.classes):
-            others = alike.setdefault(pivots[k].contiguous().numpy().tobytes(), [])
+            (others := alike.setdefault(pivots[k].contiguous().numpy().tobytes(), [])).append(k)
             self.shapes[k] = next((j for j in others if torch.equal(factors[j], factors[k])), k)
-            others.append(k)
         self.bordered = factors if self.diagonal else torch.nn.functional.pad(factors.mT @ factors, (0, 1, 0, 1))  # P
 
     def whiten(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:

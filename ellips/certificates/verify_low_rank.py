@@ -1,16 +1,16 @@
 """The trusted kernel for covariances of low rank: the same proofs, of P_k = Aᵀ(I − Q_kᵀE_kQ_k)A as it is stored.
 
-Rows of Q_k are the stored directions, E_k = 1 − s_k², and score_k(z) = −‖y‖² + Σ_j E_kj (q_kj·y)² + 2 Σ_j log|s_kj| +
-2 log π_k + what all share, y = A(z−μ_k). Directions need not be orthonormal for a proof: it is one of these formulas.
+Rows of Q_k are the stored directions, E_k = 1 − s_k², and score_k(z) = −‖y‖² + Σ_j E_kj (q_kj·y)² + 2 Σ_j log|s_kj|
++ 2 log π_k + what all share, y = A(z−μ_k). Directions need not be orthonormal for a proof: it is one of these formulas.
 
 Rounding, in the notation of :mod:`ellips.certificates.verify`, n_j = ‖A e_j‖, h = nᵀ|v| ≥ ‖A v‖; lengths ‖q_j‖ are from
 1/2 to 2 and scales not above 2¹⁰⁰, or nothing is proven. With a_j = |Ê_j| + 2(1 + s_j²)/d, |E_j| ≤ a_j, and
 |Ê_j − E_j| ≤ γ_d a_j. With κ = Σ_j a_j ‖q_j‖²:
 
-1. V = QA: |V̂_ji − V_ji| ≤ γ_d ‖q_j‖ n_i, so P_k − P = −VᵀEV, whose sum has r terms, is off by γ_{3d+r+2} κ n nᵀ. What
-   classes share, AᵀA, drops out of W exactly.
-2. ŷ is off by γ_{d+1} h, c_j = q_j·y by γ_{2d+1} ‖q_j‖ h, Ê_jĉ_j by γ_{3d+2} a_j ‖q_j‖ h, y − Σ q_j E_j c_j, which is at
-   most (1 + κ) h, by γ_{3d+r+3} (1 + κ) h, and Aᵀ of it, P_k v, by γ_{4d+r+4} (1 + κ) n h in each component.
+1. V = QA: |V̂_ji − V_ji| ≤ γ_d ‖q_j‖ n_i. P_k − P = −VᵀEV, and what classes share, P = AᵀA, drops out of W exactly: one
+   sum of 2r terms, off by γ_{3d+2r+2} (κ_r + κ_p) n nᵀ.
+2. ŷ is off by γ_{d+1} h, c_j = q_j·y by γ_{2d+1} ‖q_j‖ h, Ê_jĉ_j by γ_{3d+2} a_j ‖q_j‖ h, y − Σ q_j E_j c_j, which
+   is at most (1 + κ) h, by γ_{3d+r+3} (1 + κ) h, and Aᵀ of it, P_k v, by γ_{4d+r+4} (1 + κ) n h in each component.
 
 So with √(1 + κ) n in the place of n both are errors of the form that the kernel takes, with more operations. The score:
 
@@ -28,6 +28,7 @@ from ellips.certificates.verify import Kernel, _arrow, positive_definite, roundi
 from ellips.gaussians import Mixture
 
 _TINY = 2.0**-480
+_CLASSES = 32  # looked at together
 
 
 class LowRankKernel(Kernel):
@@ -49,7 +50,7 @@ class LowRankKernel(Kernel):
         super().__init__(logs)
         self.means, self.directions, self.scales = mixture.means.detach().to("cpu", torch.float64), directions, scales
         self.dim, self.diagonal, self.factors = dim, False, factor.tril_().unsqueeze(0)
-        self.entries, self.ops = 3 * dim + self.rank + 4, 4 * dim + self.rank + 8
+        self.entries, self.ops = 3 * dim + 2 * self.rank + 8, 4 * dim + self.rank + 8
         lengths = directions.norm(dim=2)
         if not bool(((lengths >= 0.5) & (lengths <= 2.0)).all() & (scales.abs() <= 2.0**100).all()):  # NaN fails, too
             self.factors = torch.full_like(self.factors, torch.nan)
@@ -80,7 +81,8 @@ class LowRankKernel(Kernel):
     def _pull(self, k: Tensor, v: Tensor) -> Tensor:
         y, q = v @ self.factors[0].mT, self.directions[k]
         bends = (q @ y.unsqueeze(-1)).squeeze(-1) * self.weights[k]
-        return (y - (bends.unsqueeze(1) @ q).squeeze(1)) @ self.factors[0]
+        pull: Tensor = (y - (bends.unsqueeze(1) @ q).squeeze(1)) @ self.factors[0]
+        return pull
 
     def _written(self, pair: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         (r, p), d = pair, self.dim
@@ -97,10 +99,9 @@ class LowRankKernel(Kernel):
 
 
 class LowRankFarRivals(FarRivals):
-    """Proves rivals far by −λ_min(W) ≤ λ_max(V_p ᵀE_p⁻V_p) + λ_max(V_rᵀE_r⁺V_r), E⁻ and E⁺ the parts of either sign.
+    """Proves rivals far by −λ_min(W) ≤ λ_max(V_pᵀE_p⁻V_p) + λ_max(V_rᵀE_r⁺V_r), E⁻ and E⁺ the parts of either sign.
 
-    λ_max of VᵀEV is that of the matrix √E V Vᵀ √E of order r, whose entries are off by γ_{3d+6} ρρᵀ,
-    ρ_j = √E_j ‖q_j‖ ‖n‖.
+    λ_max of VᵀEV is that of √E V Vᵀ √E, of order r, whose entries are off by γ_{3d+6} ρρᵀ, ρ_j = √E_j ‖q_j‖ ‖n‖.
 
     Args:
         kernel: The stored mixture.
@@ -110,36 +111,41 @@ class LowRankFarRivals(FarRivals):
     def __init__(self, kernel: LowRankKernel, guess: Tensor) -> None:
         super().__init__(kernel, guess)
         self._stored = kernel
-        self._bends = torch.stack([self._prove_bends(-1, self._guess[0]), self._prove_bends(1, self._guess[1])])
+        parts = [self._prove_bends(k) for k in torch.arange(kernel.classes).split(_CLASSES)]
+        self._rises, self._falls = (1.01 * torch.cat(bounds) for bounds in zip(*parts, strict=True))
 
     def unwhiten(self, y: Tensor) -> tuple[Tensor, int]:
         """See :class:`FarRivals`."""
         kernel = self._stored
         along = y @ kernel.directions.mT * kernel.weights.unsqueeze(1)
-        return ((y - along @ kernel.directions) @ kernel.factors[0]).transpose(0, 1), kernel.ops
+        u: Tensor = (y - along @ kernel.directions) @ kernel.factors[0]
+        return u.transpose(0, 1), kernel.ops
 
     def bend(self, prediction: Tensor) -> Tensor:
         """See :class:`FarRivals`, ``(N, K)``."""
-        rises, falls = self._bends
-        return 1.01 * (rises[prediction].unsqueeze(1) + falls)
+        return self._rises[prediction].unsqueeze(1) + self._falls
 
-    def _prove_bends(self, sign: int, guess: Tensor) -> Tensor:
+    def _prove_bends(self, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Bound λ_max of VᵀE⁻V and of VᵀE⁺V for some classes."""
         kernel = self._stored
-        parts = [self._prove_some(k, sign, guess[k]) for k in torch.arange(kernel.classes).split(32)]
-        return torch.cat(parts)
+        v, slip = kernel.directions[k] @ kernel.factors[0], rounding(4) * (1 + kernel.scales[k].square())
+        lengths = kernel.directions[k].norm(dim=2) * kernel.plain.norm()
+        roots = ((sign * kernel.weights[k] + slip).clamp(min=0).sqrt() * (1 + rounding(8)) for sign in (-1, 1))
+        rises, falls = (
+            self._prove_one(root, v, 1.01 * root * lengths, g[k]) for root, g in zip(roots, self._guess, strict=True)
+        )
+        return rises, falls
 
-    def _prove_some(self, k: Tensor, sign: int, guess: Tensor) -> Tensor:
-        kernel = self._stored
-        root = (sign * kernel.weights[k]).clamp(min=0).sqrt() + rounding(2) * (1 + kernel.scales[k].abs())
-        v = (kernel.directions[k] @ kernel.factors[0]) * root.unsqueeze(-1)
-        rho = 1.01 * root * kernel.directions[k].norm(dim=2) * kernel.plain.norm()
+    def _prove_one(self, root: Tensor, v: Tensor, rho: Tensor, guess: Tensor) -> Tensor:
         whole = 1.01 * rho.square().sum(1)
-        if not kernel.rank:
+        if not rho.shape[1]:
             return whole
+        v = v * root.unsqueeze(-1)
         top = guess * (1 + 1e-6) + 1e-12 * whole
         matrix = -(v @ v.mT)
         diagonal = matrix.diagonal(dim1=1, dim2=2)
         diagonal += top.unsqueeze(1)
         size = rho / diagonal.clamp(min=0).sqrt()
-        error = rounding(3 * kernel.dim + 8) * size * size.sum(1, keepdim=True)
-        return torch.where(positive_definite(matrix, error), top, whole)
+        error = rounding(3 * self._stored.dim + 8) * size * size.sum(1, keepdim=True)  # p = r
+        bound: Tensor = torch.where(positive_definite(matrix, error), top, whole)
+        return bound

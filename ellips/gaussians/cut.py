@@ -93,8 +93,8 @@ def _refuse_flat(widths: Tensor, dim: int) -> None:
     if bool(flat.any()):
         k = int(flat.nonzero()[0])
         raise ValueError(
-            f"Expected the covariance of class {k} to be positive definite but got one without any width in a direction "
-            f"of the common covariance; {CURE}."
+            f"Expected the covariance of class {k} to be positive definite but got one without any width in some "
+            f"direction; {CURE}."
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 from torch import Tensor
 
@@ -34,6 +36,10 @@ class LowRank(Structure):
         """See :class:`Structure`."""
         return [(dim, dim), (num_classes, rank, dim), (num_classes, rank)]
 
+    def detached(self) -> Self:
+        """See :class:`Structure`."""
+        return type(self)(self.shared.detach(), self.directions.detach(), self.scales.detach())
+
     @property
     def read(self) -> tuple[Tensor, ...]:
         """See :class:`Structure`."""
@@ -52,7 +58,8 @@ class LowRank(Structure):
     @property
     def factor_norms(self) -> Tensor:
         """See :class:`Structure`."""
-        return self.shared.norm().expand(self.num_classes)
+        norm: Tensor = self.shared.norm()
+        return norm.expand(self.num_classes)
 
     def squares(self, z: Tensor, means: Tensor) -> Tensor:
         """See :class:`Structure`."""

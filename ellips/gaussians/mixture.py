@@ -35,8 +35,8 @@ class Mixture(MixtureParameters):
     Args:
         num_classes: K, at least 2.
         dim: Width d of the latents.
-        covariance_type: ``"full"``, ``"diagonal"``, or ``"low_rank"``: a common covariance from which each class differs
-            in a few directions.
+        covariance_type: ``"full"``, ``"diagonal"``, or ``"low_rank"``: a common covariance from which each class
+            differs in a few directions.
         rank: How many directions, from 0 (pooled) to d (as good as full); of ``"low_rank"`` alone.
         pooling: In [0, 1]: how far each class covariance is moved to the common one (1: tied covariances).
         shrinkage: In [0, 1]: how far it is then moved to a multiple of the identity (1: spherical covariances).
@@ -150,8 +150,8 @@ class Mixture(MixtureParameters):
     def fit_collected(self, collected: Moments | SketchedMoments) -> Self:
         """Fit the Gaussians to moments, or to a sketch of them, with this mixture's regularisation.
 
-        Covariances of low rank are those of the full model cut to the ``rank`` directions of the whitened space in which
-        they differ most from the common one; see :mod:`ellips.gaussians.cut`.
+        Covariances of low rank are those of the full model cut to the ``rank`` directions of the whitened space in
+        which they differ most from the common one; see :mod:`ellips.gaussians.cut`.
 
         Args:
             collected: From :class:`ellips.gaussians.ClassMoments` or :class:`ellips.gaussians.ClassSketch`.

@@ -13,7 +13,7 @@ from ellips.errors import NotFittedError
 from ellips.gaussians.fingerprint import fingerprint
 from ellips.gaussians.low_rank import LowRank
 from ellips.gaussians.regularization import Regularization
-from ellips.gaussians.structures import Diagonal, Full, Structure
+from ellips.gaussians.structures import Diagonal, Full
 from ellips.precision import keep_dtype
 from ellips.validation import at_least, one_of
 
@@ -266,5 +266,6 @@ def validate_rank(covariance_type: str, rank: int | None, dim: int) -> None:
             )
     elif rank is None or not 0 <= rank <= dim:
         raise ValueError(
-            f"Expected `rank` to be from 0 to the latent dimension {dim} with covariance_type='low_rank' but got {rank}."
+            f"Expected `rank` to be from 0 to the latent dimension, {dim}, with covariance_type='low_rank' but got "
+            f"{rank}."
         )

@@ -32,6 +32,7 @@ _OVERSAMPLING = 10  # p: directions beyond the rank
 _PROBES = 4  # directions that measure what the sketch misses
 _FLOOR = 1e-6  # of the mean variance: what the metric of the sketch is shrunk at least, so that it exists
 _BATCH_ELEMENTS = 2**22
+_NONE = Regularization()
 
 
 class SketchedMoments(NamedTuple):
@@ -61,8 +62,8 @@ class SketchedMoments(NamedTuple):
 class ClassSketch(nn.Module):
     """Collects :class:`SketchedMoments` in three passes over the same data; see this module's description.
 
-    :meth:`update` takes batches; :meth:`end_pass` ends a pass and must be called by every process. The random directions
-    are the same in every process and at every fit.
+    :meth:`update` takes batches; :meth:`end_pass` ends a pass and must be called by every process. The random
+    directions are the same in every process and at every fit.
 
     Args:
         num_classes: K.
@@ -76,20 +77,19 @@ class ClassSketch(nn.Module):
 
     passes = 3
 
-    def __init__(
-        self, num_classes: int, dim: int, rank: int, regularization: Regularization = Regularization()
-    ) -> None:
+    def __init__(self, num_classes: int, dim: int, rank: int, regularization: Regularization = _NONE) -> None:
         super().__init__()
         at_least(1, num_classes=num_classes, dim=dim)
         self.num_classes, self.dim = num_classes, dim
         self.width = min(dim, rank + _OVERSAMPLING)
         self.regularization = regularization
-        self.register_buffer("device_marker", torch.zeros(0, dtype=torch.float64), persistent=False)
+        # Not buffers: they are no part of a checkpoint, and every process has its own.
+        self._held: dict[str, Tensor] = {}
         self.reset()
 
     def reset(self) -> None:
         """Forget everything collected; the next batch is the first pass's."""
-        device = self.get_buffer("device_marker").device
+        device = next((tensor.device for tensor in self._held.values()), torch.device("cpu"))
         self._ended = 0
         self._first = ClassMoments(self.num_classes, self.dim, "diagonal").to(device)
         self._held = {"scatter": torch.zeros(self.dim, self.dim, dtype=torch.float64, device=device)}
@@ -221,9 +221,9 @@ def collector(
     dim: int,
     covariance_type: str = "full",
     rank: int | None = None,
-    regularization: Regularization = Regularization(),
+    regularization: Regularization = _NONE,
 ) -> Collector:
-    """Return what collects moments for a mixture: a sketch where covariances of low rank have scatters too large to keep.
+    """Return what collects moments for a mixture: a sketch where it is of low rank and scatters are too large to keep.
 
     Args:
         num_classes: K.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -94,6 +94,10 @@ class Structure(ABC):
     def color(self, noise: Tensor, classes: Tensor) -> Tensor:
         """Return standard normal rows turned into deviations from the means of their classes."""
 
+    @abstractmethod
+    def detached(self) -> Self:
+        """Return the same without gradients."""
+
     def precisions(self, classes: Tensor) -> Tensor:
         """Return P_k of some classes, shape ``(N, d, d)``."""
         factor = self.factor(classes)
@@ -117,6 +121,10 @@ class Full(Structure):
     def shapes(num_classes: int, dim: int, rank: int) -> list[tuple[int, ...]]:
         """See :class:`Structure`."""
         return [(num_classes, dim, dim)]
+
+    def detached(self) -> Self:
+        """See :class:`Structure`."""
+        return type(self)(self.factors.detach())
 
     @property
     def read(self) -> tuple[Tensor, ...]:
@@ -205,6 +213,10 @@ class Diagonal(Structure):
     def shapes(num_classes: int, dim: int, rank: int) -> list[tuple[int, ...]]:
         """See :class:`Structure`."""
         return [(num_classes, dim)]
+
+    def detached(self) -> Self:
+        """See :class:`Structure`."""
+        return type(self)(self.factors.detach())
 
     @property
     def read(self) -> tuple[Tensor, ...]:
