@@ -87,14 +87,13 @@ class LowRankGeometry(Geometry):
         return 1.25 * (self.strengths * self.lengths * own).sum(1) * self.shared_norm  # r operations beside 4d
 
     def reach(self, norm: Tensor, classes: Tensor) -> Tensor:
-        """Bound ‖P_k(z − μ_k)‖, up to what all classes share, in the sense in which its rounding goes with it.
+        """Bound ‖P_k(z − μ_k)‖ in the sense in which its rounding goes with it, here and in the verified kernel.
 
         Args:
             norm: ‖z − c‖, of a shape that broadcasts with the classes.
             classes: Class indices.
         """
-        means = self.mean_norms[classes]
-        return 2 * self.energies[classes] * (norm + means) + self.shared_norm.square() * means
+        return self.factor_norms[classes].square() * (norm + self.mean_norms[classes])
 
     @cached_property
     def pulled(self) -> Tensor:
