@@ -54,6 +54,11 @@ class Geometry(Parts):
 
     @property
     @abstractmethod
+    def held(self) -> int:
+        """Numbers that :meth:`score` holds for each point."""
+
+    @property
+    @abstractmethod
     def narrow(self) -> tuple[float, float]:
         """Least and largest ``factor_norms``² at which half gradients may be computed in float32."""
 
@@ -219,6 +224,11 @@ class FactoredGeometry(Geometry):
         """See :class:`Geometry`."""
         reach = [self.factor_norms[k].square() * (norm + self.mean_norms[k]) for k in (prediction, rival)]
         return gamma(2 * self.dim + 8) * (reach[0] + reach[1])
+
+    @property
+    def held(self) -> int:
+        """See :class:`Geometry`: P_k(z − μ_k) of all classes, which wait until the prediction is known."""
+        return self.num_classes * self.dim
 
     @property
     def narrow(self) -> tuple[float, float]:

@@ -26,6 +26,7 @@ from ellips.gaussians import Mixture
 from ellips.gaussians.low_rank import LowRank
 from ellips.gaussians.structures import Structure, class_tiles
 
+_WIDE = torch.float64
 _FAINT = 1e-34  # of squared half gradients: what float32 may lose to underflow
 
 
@@ -82,7 +83,7 @@ class LowRankGeometry(Geometry):
     @cached_property
     def energies(self) -> Tensor:
         """See :class:`Parts`: τ_k = Σ_j |E_kj| ‖q_kj‖‖A‖_F ‖v_kj‖, for V_k = Q_kA is off by so much of ‖q_kj‖‖A‖_F."""
-        own = self.vectors(torch.float64).norm(dim=2)
+        own = self.vectors(_WIDE).norm(dim=2)
         own = torch.maximum(own, self.lengths * self.shared_norm / self.dim)  # beside what rounding can do to it
         return 1.25 * (self.strengths * self.lengths * own).sum(1) * self.shared_norm  # r operations beside 4d
 
@@ -108,22 +109,25 @@ class LowRankGeometry(Geometry):
         """Return V_k, shape ``(K, r, d)``, in float32 or float64."""
         if dtype not in self._vectors:
             with torch.inference_mode(False):
-                made = torch.empty_like(self.structure.directions, dtype=dtype)
-                for k, q in enumerate(self.structure.directions):  # one by one: nothing of their size is held beside it
-                    made[k] = q @ self.structure.shared
-                self._vectors[dtype] = made
+                self._vectors[dtype] = self._make_vectors() if dtype == torch.float64 else self.vectors(_WIDE).to(dtype)
         return self._vectors[dtype]
+
+    def _make_vectors(self) -> Tensor:
+        made = torch.empty_like(self.structure.directions)
+        for k, q in enumerate(self.structure.directions):  # one by one: nothing of their size is held beside them
+            torch.mm(q, self.structure.shared, out=made[k])
+        return made
 
     @cached_property
     def grams(self) -> Tensor:
         """V_kV_kᵀ, shape ``(K, r, r)``."""
-        vectors = self.vectors(torch.float64)
+        vectors = self.vectors(_WIDE)
         return vectors @ vectors.mT
 
     @cached_property
     def pulled_projections(self) -> Tensor:
         """V_kPν_k, shape ``(K, r)``."""
-        return (self.vectors(torch.float64) @ self.pulled.unsqueeze(-1)).squeeze(-1)
+        return (self.vectors(_WIDE) @ self.pulled.unsqueeze(-1)).squeeze(-1)
 
     # ------------------------------------------------------------------ scores and half gradients
 
@@ -167,7 +171,7 @@ class LowRankGeometry(Geometry):
         """Bound ‖b_k‖ from above; see this module's description."""
         d, dtype, rows = self.dim, bends.dtype, torch.arange(len(bends), device=bends.device)
         own = bends[rows, prediction].double()
-        a = self.pulled[prediction] + apply_grouped_transposed(self.vectors(torch.float64), own, prediction)
+        a = self.pulled[prediction] + apply_grouped_transposed(self.vectors(_WIDE), own, prediction)
         far, near = a.norm(dim=1, keepdim=True), self.pulled.norm(dim=1)
         squares = far.square() - 2 * a @ self.pulled.mT + near.square()
         low, vectors = a.to(dtype), self.vectors(dtype)
@@ -184,13 +188,15 @@ class LowRankGeometry(Geometry):
         classes = torch.arange(self.num_classes, device=bends.device)
         slip = gamma(self._operations) * self.reach(norms.unsqueeze(1), classes)
         slip = slip + slip.gather(1, prediction.unsqueeze(1))
-        bound: Tensor = (squares + rounding + (_FAINT if dtype == torch.float32 else 0.0)).clamp(min=0).sqrt() * (1 + gamma(16)) + slip
+        bound: Tensor = (squares + rounding + (_FAINT if dtype == torch.float32 else 0.0)).clamp(min=0).sqrt() * (
+            1 + gamma(16)
+        ) + slip
         return bound.nan_to_num(torch.inf, posinf=torch.inf)  # what overflows rules no rival out
 
     @cached_property
     def vector_norms(self) -> Tensor:
         """‖V_k‖_F, shape ``(K,)``, rounded up."""
-        norms: Tensor = self.vectors(torch.float64).flatten(1).norm(dim=1)
+        norms: Tensor = self.vectors(_WIDE).flatten(1).norm(dim=1)
         return norms * (1 + 1e-5)  # what float32 makes of them, too
 
     # ------------------------------------------------------------------ what single problems need
@@ -215,6 +221,11 @@ class LowRankGeometry(Geometry):
     def _operations(self) -> int:
         """How many operations there are at most between the stored numbers and a half gradient."""
         return 4 * self.dim + 2 * self.structure.scales.shape[1] + 32
+
+    @property
+    def held(self) -> int:
+        """See :class:`Geometry`: E_kc_k of all classes."""
+        return self.num_classes * (self.structure.scales.shape[1] + 8)
 
     @property
     def narrow(self) -> tuple[float, float]:
@@ -249,7 +260,7 @@ class LowRankGeometry(Geometry):
                 continue
             bound = values[:, -1].clamp(min=0) + error
             weighted = (vectors[..., -1] * root).unsqueeze(1)
-            tops = torch.cat([w @ v for w, v in zip(weighted, self.vectors(torch.float64), strict=True)])
+            tops = torch.cat([w @ v for w, v in zip(weighted, self.vectors(_WIDE), strict=True)])
             found += [bound, torch.nn.functional.normalize(tops, dim=1)]
         return found[0], found[2], found[1], found[3]
 

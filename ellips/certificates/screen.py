@@ -11,7 +11,7 @@ from ellips.certificates.geometry import Geometry
 from ellips.certificates.parts import Scores
 from ellips.gaussians.structures import TILE_ROWS
 
-_HELD_ELEMENTS = 2**24  # of P_k(z − μ_k) of all classes, which wait until the prediction is known
+_HELD_ELEMENTS = 2**24  # of what belongs to all classes and waits until the prediction is known
 
 
 class Screen(NamedTuple):
@@ -43,8 +43,7 @@ def screen(geometry: Geometry, z: Tensor, dtype: torch.dtype = torch.float64) ->
     Returns:
         Bounds for every point and rival; scores are always float64.
     """
-    classes = geometry.num_classes
-    rows = min(TILE_ROWS, max(16, _HELD_ELEMENTS // (classes * geometry.dim)))
+    rows = min(TILE_ROWS, max(16, _HELD_ELEMENTS // geometry.held))
     parts = [_bounds(geometry.score(part, dtype)) for part in z.split(rows)]
     return Screen(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
