@@ -17,8 +17,7 @@ from ellips.certificates.certificate import METHODS, Certificate
 from ellips.certificates.geometries import geometry_of
 from ellips.certificates.multipliers import find_multipliers
 from ellips.certificates.ties import StoredClass, margin_sign
-from ellips.certificates.verify import Kernel
-from ellips.certificates.verify_low_rank import LowRankFarRivals, LowRankKernel
+from ellips.certificates.verify_low_rank import LowRankFarRivals, LowRankKernel, kernel_of
 from ellips.gaussians import Mixture
 
 _SCORED_ELEMENTS, _PROVEN_ELEMENTS = 2**22, 2**18  # at a time; what is factorised stays in the processor's caches
@@ -122,8 +121,7 @@ class Prover:
     """
 
     def __init__(self, mixture: Mixture) -> None:
-        low_rank = mixture.covariance_type == "low_rank"
-        self._mixture, self._kernel = mixture, LowRankKernel(mixture) if low_rank else Kernel(mixture)
+        self._mixture, self._kernel = mixture, kernel_of(mixture)
         stored = (self._kernel.means, self._kernel.factors, self._kernel.log_priors)
         self._usable = all(bool(x.isfinite().all()) for x in stored)
         self._classes: dict[int, StoredClass] = {}

@@ -98,6 +98,11 @@ class LowRankKernel(Kernel):
         return ((w == 0).all(1) & (self.log_priors[p] > self.log_priors[r])) | _arrow(g.expand_as(b), b, corner)
 
 
+def kernel_of(mixture: Mixture) -> Kernel:
+    """Return the kernel that goes with a mixture's covariances."""
+    return LowRankKernel(mixture) if mixture.covariance_type == "low_rank" else Kernel(mixture)
+
+
 class LowRankFarRivals(FarRivals):
     """Proves rivals far by −λ_min(W) ≤ λ_max(V_pᵀE_p⁻V_p) + λ_max(V_rᵀE_r⁺V_r), E⁻ and E⁺ the parts of either sign.
 
