@@ -12,8 +12,7 @@ from torch import Tensor
 
 from ellips.classifier import Ellips
 from ellips.distributed import world_size
-from ellips.gaussians import Regularization
-from ellips.gaussians.moments import Moments
+from ellips.gaussians import Moments, Regularization, SketchedMoments
 from ellips.regularization_search import Candidate, score
 from ellips.validation import validate_labels, validate_latents
 
@@ -24,7 +23,7 @@ MAX_IMAGES: Final = 1000  # held-out images that settings are scored on; more wo
 
 
 def choose_automatically(
-    ellips: Ellips, moments: Moments, latents: Tensor, labels: Tensor, index: Tensor
+    ellips: Ellips, moments: Moments | SketchedMoments, latents: Tensor, labels: Tensor, index: Tensor
 ) -> tuple[Candidate, list[Candidate]]:
     """Choose ``pooling`` and ``shrinkage`` on held-out latents, straight from the moments.
 
@@ -69,7 +68,7 @@ def choose_automatically(
         best = _best(candidates, count)
         if best is None:
             ellips.regularization = Regularization(POOLING[-1], SHRINKAGE[-1])
-            ellips.fit_moments(*moments)  # says what is wrong
+            ellips.fit_collected(moments)  # says what is wrong
             raise ValueError("Expected a setting that gives positive definite covariances but every one was singular.")
         if best.regularization == here:
             return best, candidates

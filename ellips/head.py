@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ellips.classifier import Ellips
-from ellips.gaussians import CovarianceType
-from ellips.gaussians.moments import ClassMoments
+from ellips.gaussians import CovarianceType, collector
 from ellips.projector import LatentNorm, Projector
 from ellips.validation import validate_labels, validate_latents
 
@@ -33,7 +32,8 @@ class EllipsHead(nn.Module):
         hidden_dim: Width of the projector's hidden layers; 0 makes the projector one linear map.
         latent_norm: ``"none"``, ``"ball"`` (1-Lipschitz) or ``"sphere"`` (not); see
             :func:`ellips.projector.normalize_latents` for what each means for a certificate.
-        covariance_type: ``"full"`` or ``"diagonal"``.
+        covariance_type: ``"full"``, ``"diagonal"`` or ``"low_rank"``.
+        rank: Of ``"low_rank"`` alone; see :class:`ellips.Ellips`.
         pooling: See :class:`ellips.Ellips`.
         shrinkage: See :class:`ellips.Ellips`.
         sync_batchnorm: Whether BatchNorm uses the global batch's statistics when several processes train.
@@ -57,6 +57,7 @@ class EllipsHead(nn.Module):
         *,
         latent_norm: LatentNorm = "none",
         covariance_type: CovarianceType = "full",
+        rank: int | None = None,
         pooling: float = 0.0,
         shrinkage: float = 0.0,
         sync_batchnorm: bool = True,
@@ -69,6 +70,7 @@ class EllipsHead(nn.Module):
             "hidden_dim": hidden_dim,
             "latent_norm": latent_norm,
             "covariance_type": covariance_type,
+            "rank": rank,
             "sync_batchnorm": sync_batchnorm,
         }
         self.in_features = in_features
@@ -82,9 +84,14 @@ class EllipsHead(nn.Module):
         elif latent_norm != "none":
             raise ValueError(f"Expected latent_norm='none' without a projector but got {latent_norm!r}.")
         self.ellips = Ellips(
-            num_classes, self.latent_dim, covariance_type=covariance_type, pooling=pooling, shrinkage=shrinkage
+            num_classes,
+            self.latent_dim,
+            covariance_type=covariance_type,
+            rank=rank,
+            pooling=pooling,
+            shrinkage=shrinkage,
         )
-        self.moments = ClassMoments(num_classes, self.latent_dim, covariance_type)
+        self.moments = collector(num_classes, self.latent_dim, covariance_type, rank, self.ellips.regularization)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -154,6 +161,9 @@ class EllipsHead(nn.Module):
     def update(self, features: Tensor, labels: Tensor) -> None:
         """Add a batch to the moments of the latents, in eval mode and without gradients.
 
+        Covariances of low rank of many classes take several passes over the same data (``moments.passes``), each ended
+        by ``moments.end_pass()``.
+
         Args:
             features: Shape ``(N, in_features)``.
             labels: Shape ``(N,)``, integers in ``[0, K)``.
@@ -177,7 +187,7 @@ class EllipsHead(nn.Module):
         Raises:
             ValueError: If a class has no samples or its covariance is singular; the message names the class and cure.
         """
-        self.ellips.fit_moments(*self.moments.compute())
+        self.ellips.fit_collected(self.moments.compute())
         return self
 
     def fit(self, features: Tensor, labels: Tensor, batch_size: int = 4096) -> EllipsHead:
@@ -197,8 +207,10 @@ class EllipsHead(nn.Module):
         validate_labels(labels, self.num_classes, features.shape[0])
         device = self.ellips.means.device
         self.reset()
-        for part, target in zip(torch.split(features, batch_size), torch.split(labels, batch_size), strict=True):
-            self.update(part.to(device), target.to(device))
+        for _ in range(self.moments.passes):
+            for part, target in zip(torch.split(features, batch_size), torch.split(labels, batch_size), strict=True):
+                self.update(part.to(device), target.to(device))
+            self.moments.end_pass()
         return self.finalize()
 
 

@@ -12,8 +12,7 @@ from torch import Tensor
 from ellips.certificates import Method
 from ellips.classifier import Ellips
 from ellips.distributed import world_size
-from ellips.gaussians import CovarianceType
-from ellips.gaussians.moments import Moments
+from ellips.gaussians import CovarianceType, Moments, SketchedMoments
 from ellips.gaussians.regularization import Regularization
 from ellips.validation import at_least, fraction, positive, validate_labels, validate_latents
 
@@ -99,13 +98,14 @@ def best_candidate(candidates: Sequence[Candidate], key: Callable[[Candidate], t
 
 
 def select_regularization(
-    moments: Moments,
+    moments: Moments | SketchedMoments,
     latents: Tensor,
     labels: Tensor,
     search: RegularizationSearch,
     *,
     radius: Tensor | None = None,
     covariance_type: CovarianceType = "full",
+    rank: int | None = None,
 ) -> tuple[Candidate, list[Candidate]]:
     """Choose ``pooling`` and ``shrinkage`` by certified accuracy on held-out latents, straight from the moments.
 
@@ -121,7 +121,8 @@ def select_regularization(
         search: Grid, target radius and certificate.
         radius: Target radius per image, shape ``(N,)``, instead of ``search.radius``: an input-space target is
             ``r · L(x)``.
-        covariance_type: ``"full"`` or ``"diagonal"``.
+        covariance_type: ``"full"``, ``"diagonal"`` or ``"low_rank"``.
+        rank: Of ``"low_rank"`` alone.
 
     Returns:
         The best candidate, and all of them in grid order (pooling outer).
@@ -138,7 +139,7 @@ def select_regularization(
         raise ValueError(f"Expected `radius` to have shape {tuple(labels.shape)} but got {tuple(target.shape)}.")
     candidates = []
     for regularization in search.candidates():
-        ellips = Ellips(classes, dim, covariance_type=covariance_type).to(latents.device)
+        ellips = Ellips(classes, dim, covariance_type=covariance_type, rank=rank).to(latents.device)
         ellips.regularization = regularization
         candidates.append(score(ellips, moments, latents, labels, target, search.method))
     best = best_candidate(candidates, key=lambda c: (c.certified_accuracy, c.accuracy, c.mean_radius))
@@ -147,7 +148,7 @@ def select_regularization(
 
 @torch.no_grad()
 def score(
-    ellips: Ellips, moments: Moments, latents: Tensor, labels: Tensor, target: Tensor, method: Method
+    ellips: Ellips, moments: Moments | SketchedMoments, latents: Tensor, labels: Tensor, target: Tensor, method: Method
 ) -> Candidate:
     """Fit a setting, that of ``ellips.regularization``, and say what it achieves on held-out latents of all processes.
 
@@ -163,7 +164,7 @@ def score(
         ValueError: If there are no latents in any process.
     """
     try:
-        ellips.fit_moments(*moments)
+        ellips.fit_collected(moments)
     except ValueError:  # singular: the search is there to step over such settings
         return Candidate(ellips.regularization, float("nan"), float("nan"), float("nan"))
     sums = latents.new_zeros(5, dtype=torch.float64)

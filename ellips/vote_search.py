@@ -7,8 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ellips.distributed import world_size
-from ellips.gaussians import CovarianceType, Mixture
-from ellips.gaussians.moments import Moments
+from ellips.gaussians import CovarianceType, Mixture, Moments, SketchedMoments
 from ellips.regularization_search import Candidate, RegularizationSearch, best_candidate
 from ellips.smoothing.confidence import clopper_pearson_lower, radius_of
 from ellips.validation import validate_labels, validate_latents
@@ -17,12 +16,13 @@ _ROWS = 8192  # latents whose scores are held at once
 
 
 def select_by_votes(
-    moments: Moments,
+    moments: Moments | SketchedMoments,
     latents: Tensor,
     labels: Tensor,
     search: RegularizationSearch,
     *,
     covariance_type: CovarianceType = "full",
+    rank: int | None = None,
 ) -> tuple[Candidate, list[Candidate]]:
     """Choose ``pooling`` and ``shrinkage`` by the votes of noisy copies of held-out images, straight from the moments.
 
@@ -37,7 +37,8 @@ def select_by_votes(
         latents: Of n noisy copies of each held-out image, shape ``(N, n, d)``.
         labels: Shape ``(N,)``.
         search: Grid and target radius in input space; its ``sigma`` is that of the noise.
-        covariance_type: ``"full"`` or ``"diagonal"``.
+        covariance_type: ``"full"``, ``"diagonal"`` or ``"low_rank"``.
+        rank: Of ``"low_rank"`` alone.
 
     Returns:
         The best candidate, and all of them in grid order (pooling outer). Their radii are in input space.
@@ -62,7 +63,7 @@ def select_by_votes(
         )
     candidates = []
     for regularization in search.candidates():
-        mixture = Mixture(classes, dim, covariance_type=covariance_type).to(latents.device)
+        mixture = Mixture(classes, dim, covariance_type=covariance_type, rank=rank).to(latents.device)
         mixture.regularization = regularization
         candidates.append(_score(mixture, moments, latents, labels, radii, search.radius))
     best = best_candidate(candidates, key=lambda c: (c.certified_accuracy, c.mean_radius, c.accuracy))
@@ -88,10 +89,15 @@ def vote_radii(copies: int, sigma: float, alpha: float) -> Tensor:
 
 
 def _score(
-    mixture: Mixture, moments: Moments, latents: Tensor, labels: Tensor, radii: Tensor, target: float
+    mixture: Mixture,
+    moments: Moments | SketchedMoments,
+    latents: Tensor,
+    labels: Tensor,
+    radii: Tensor,
+    target: float,
 ) -> Candidate:
     try:
-        mixture.fit_moments(*moments)
+        mixture.fit_collected(moments)
     except ValueError:  # singular: the search is there to step over such settings
         return Candidate(mixture.regularization, float("nan"), float("nan"), float("nan"))
     sums = latents.new_zeros(4, dtype=torch.float64)

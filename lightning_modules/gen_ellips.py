@@ -49,7 +49,9 @@ class GenEllips(L.LightningModule):
         latent_dim: Width d of the latents; None classifies the features themselves.
         hidden_dim: Width of the projector's hidden layers; 0 makes it one linear map.
         latent_norm: ``"none"``, ``"ball"`` or ``"sphere"``; see :func:`ellips.projector.normalize_latents`.
-        covariance_type: ``"full"`` or ``"diagonal"``.
+        covariance_type: ``"full"``, ``"diagonal"``, or ``"low_rank"``: a common covariance from which each class
+            differs in a few directions, for many classes and wide latents.
+        rank: How many directions; of ``"low_rank"`` alone.
         pooling: See :class:`ellips.gaussians.Regularization`; None: 0, until ``regularization`` chooses it.
         shrinkage: See :class:`ellips.gaussians.Regularization`; None: 0.1, until ``regularization`` chooses it.
         sync_batchnorm: Whether BatchNorm uses the global batch's statistics when several processes train.
@@ -78,6 +80,7 @@ class GenEllips(L.LightningModule):
         hidden_dim: int = 4096,
         latent_norm: LatentNorm = "none",
         covariance_type: CovarianceType = "full",
+        rank: int | None = None,
         pooling: float | None = None,
         shrinkage: float | None = None,
         sync_batchnorm: bool = True,
@@ -98,6 +101,7 @@ class GenEllips(L.LightningModule):
             hidden_dim,
             latent_norm=latent_norm,
             covariance_type=covariance_type,
+            rank=rank,
             pooling=0.0 if pooling is None else pooling,
             shrinkage=_SHRINKAGE if shrinkage is None else shrinkage,
             sync_batchnorm=sync_batchnorm,
@@ -183,7 +187,9 @@ class GenEllips(L.LightningModule):
     # ------------------------------------------------------------------ the exact fit
 
     def fit_mixture(self) -> None:
-        """Fit the Gaussians to the whole training split, in eval mode, in one pass; every process must call it.
+        """Fit the Gaussians to the whole training split, in eval mode, in one pass (three where a sketch is taken).
+
+        Every process must call it.
 
         Raises:
             TypeError: If the trainer has no datamodule with a ``fit_dataloader``.
@@ -202,9 +208,11 @@ class GenEllips(L.LightningModule):
             fit_shrunk(self.head.ellips, gather_with_gradient(latents), gather_with_gradient(labels), estimator)
         else:
             self.head.reset()
-            for batch in datamodule.fit_dataloader():
-                batch = self.trainer.strategy.batch_to_device(batch, self.device)
-                self.head.update(batch.feature, batch.label)
+            for _ in range(self.head.moments.passes):
+                for batch in datamodule.fit_dataloader():
+                    batch = self.trainer.strategy.batch_to_device(batch, self.device)
+                    self.head.update(batch.feature, batch.label)
+                self.head.moments.end_pass()
             self._choose_regularization(datamodule)
             self.head.finalize()
         self.mixture_step = self.trainer.global_step

@@ -37,14 +37,14 @@ def choose(
     Raises:
         ValueError: If votes are to choose and the data have no noisy copies, or those of another sigma.
     """
-    moments, kind = head.moments.compute(), head.ellips.covariance_type
+    moments, kind, rank = head.moments.compute(), head.ellips.covariance_type, head.ellips.rank
     if search.sigma is None:
         latents, labels, _ = latents_of(datamodule.val_dataloader())
-        return select_regularization(moments, latents, labels, search, covariance_type=kind)[0]
+        return select_regularization(moments, latents, labels, search, covariance_type=kind, rank=rank)[0]
     copies = _vote_copies(datamodule, search.sigma)
     latents, labels, _ = latents_of(datamodule.votes_dataloader())
     images = latents.view(-1, copies, latents.shape[1])
-    return select_by_votes(moments, images, labels[::copies], search, covariance_type=kind)[0]
+    return select_by_votes(moments, images, labels[::copies], search, covariance_type=kind, rank=rank)[0]
 
 
 def choose_auto(head: EllipsHead, datamodule: Any, latents_of: LatentsOf) -> Candidate | None:  # noqa: ANN401 - as above

@@ -123,7 +123,7 @@ def test_shells_meet_in_the_commands_only(shell: str) -> None:
 
 
 def test_the_trusted_kernel_knows_nothing_of_the_solvers() -> None:
-    trusted = {f"ellips.certificates.{name}" for name in ("verify", "bounds", "ties")}
+    trusted = {f"ellips.certificates.{name}" for name in ("verify", "bounds", "ties", "verify_low_rank")}
     known = {target for name in trusted for target in GRAPH[name]} - trusted
     assert known <= {"ellips.gaussians", "ellips.types", "ellips.validation"}
     assert GRAPH["ellips.certificates.verify"] <= {"ellips.gaussians", "ellips.types"}

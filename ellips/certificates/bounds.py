@@ -40,16 +40,26 @@ class FarRivals:
             radius: Shape ``(N,)``.
         """
         kernel, own = self._kernel, prediction.unsqueeze(1)
-        u = (y * kernel.factors.unsqueeze(1) if kernel.diagonal else y @ kernel.factors).transpose(0, 1)
+        u, steps = self.unwhiten(y)
         h = torch.linalg.vecdot((z - kernel.means.unsqueeze(1)).abs(), kernel.columns.unsqueeze(1)).mT
-        slip = rounding(2 * kernel.terms + 6) * ((h + 2.0**-480) * self._norms)
+        slip = rounding(steps) * ((h + 2.0**-480) * self._norms)
         length = (u - u.gather(1, own.unsqueeze(-1).expand(-1, 1, kernel.dim))).norm(dim=-1) + 2.0**-480
         length = (1 + rounding(kernel.dim + 8)) * length + 1.01 * (slip + slip.gather(1, own))
-        bend = self._top(prediction).unsqueeze(1).expand_as(length)
+        bend = self.bend(prediction).expand_as(length)
         bend = bend.masked_fill(kernel.shapes == kernel.shapes[own], 0.0)
         reach = radius.unsqueeze(1)
         far: Tensor = margins > (1 + rounding(12)) * (2 * reach * length + reach * reach * bend + 2.0**-960)
         return far
+
+    def unwhiten(self, y: Tensor) -> tuple[Tensor, int]:
+        """Return u of all points and classes, shape ``(N, K, d)``, and how many roundings it has gone through."""
+        kernel = self._kernel
+        u = y * kernel.factors.unsqueeze(1) if kernel.diagonal else y @ kernel.factors
+        return u.transpose(0, 1), 2 * kernel.terms + 6
+
+    def bend(self, prediction: Tensor) -> Tensor:
+        """Upper bounds on −λ_min(W), of a shape that broadcasts with ``(N, K)``."""
+        return self._top(prediction).unsqueeze(1)
 
     def _top(self, classes: Tensor) -> Tensor:
         """Upper bounds on λ_max(P_k), proven when they are first needed."""

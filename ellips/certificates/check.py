@@ -1,8 +1,8 @@
 """Whether certificates are proven: by the verified kernel, whoever made them and however.
 
 What has to be trusted is :mod:`ellips.certificates.verify`, :mod:`ellips.certificates.bounds` and
-:mod:`ellips.certificates.ties`. The solvers serve to look for multipliers of rivals that a certificate does not name;
-a wrong one proves nothing.
+:mod:`ellips.certificates.ties`, and for covariances of low rank :mod:`ellips.certificates.verify_low_rank`. The solvers
+serve to look for multipliers of rivals that a certificate does not name; a wrong one proves nothing.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from torch import Tensor
 
 from ellips.certificates.bounds import FarRivals
 from ellips.certificates.certificate import METHODS, Certificate
-from ellips.certificates.geometry import Geometry
+from ellips.certificates.geometries import geometry_of
 from ellips.certificates.multipliers import find_multipliers
 from ellips.certificates.ties import StoredClass, margin_sign
-from ellips.certificates.verify import Kernel
+from ellips.certificates.verify_low_rank import LowRankFarRivals, LowRankKernel, kernel_of
 from ellips.gaussians import Mixture
 
 _SCORED_ELEMENTS, _PROVEN_ELEMENTS = 2**22, 2**18  # at a time; what is factorised stays in the processor's caches
@@ -121,10 +121,11 @@ class Prover:
     """
 
     def __init__(self, mixture: Mixture) -> None:
-        self._mixture, self._kernel = mixture, Kernel(mixture)
+        self._mixture, self._kernel = mixture, kernel_of(mixture)
         stored = (self._kernel.means, self._kernel.factors, self._kernel.log_priors)
-        self._finite = all(bool(x.isfinite().all()) for x in stored)
+        self._usable = all(bool(x.isfinite().all()) for x in stored)
         self._classes: dict[int, StoredClass] = {}
+        self._far: FarRivals | None = None
 
     def check(self, z: Tensor, certificate: Certificate, every: bool = True) -> Tensor:
         """Return which certificates are proven; see :func:`check`. The result is on the processor."""
@@ -141,13 +142,22 @@ class Prover:
         self, z: Tensor, prediction: Tensor, rival: Tensor, multiplier: Tensor, radius: Tensor, every: bool = True
     ) -> Tensor:
         """Prove latent claims; see :func:`check`. All shapes ``(N,)`` but that of z; the result is on the processor."""
-        if not self._finite or not len(z):
+        if not self._usable or not len(z):
             return torch.zeros(len(z), dtype=torch.bool)
-        far = FarRivals(self._kernel, Geometry.of(self._mixture).precision_range[1])
         rows = max(1, _SCORED_ELEMENTS // (self._kernel.classes * self._kernel.dim))
         columns = (z.detach().to("cpu", torch.float64), prediction, rival, multiplier.double(), radius.double())
         parts = zip(*(column.split(rows) for column in columns), strict=True)
-        return torch.cat([self._prove(part, far if every else None) for part in parts])
+        far = self._far_rivals() if every else None
+        return torch.cat([self._prove(part, far) for part in parts])
+
+    def _far_rivals(self) -> FarRivals:
+        if self._far is None:
+            guess, kernel = geometry_of(self._mixture).bends, self._kernel
+            if isinstance(kernel, LowRankKernel):
+                self._far = LowRankFarRivals(kernel, guess)
+            else:
+                self._far = FarRivals(kernel, guess)
+        return self._far
 
     def _prove(self, claims: tuple[Tensor, ...], far: FarRivals | None) -> Tensor:
         """Prove some claims, against the named rival and, if there is a way to find the near ones, all others."""
@@ -181,7 +191,7 @@ class Prover:
 
         −1 where that cannot be decided. The result is on the processor.
         """
-        if not self._finite or not len(z):
+        if not self._usable or not len(z):
             return torch.full((len(z),), -1)
         rows = max(1, _SCORED_ELEMENTS // (self._kernel.classes * self._kernel.dim))
         return torch.cat([self._winners(part) for part in z.detach().to("cpu", torch.float64).split(rows)])
@@ -231,9 +241,12 @@ class Prover:
     def _stored(self, k: int) -> StoredClass:
         if k not in self._classes:
             kernel = self._kernel
-            self._classes[k] = StoredClass(
-                kernel.means[k].tolist(), kernel.factors[k].tolist(), float(kernel.log_priors[k])
+            mean, log_prior = kernel.means[k].tolist(), float(kernel.log_priors[k])
+            rest = (
+                (kernel.directions[k].tolist(), kernel.scales[k].tolist()) if isinstance(kernel, LowRankKernel) else ()
             )
+            factor = kernel.factors[0 if isinstance(kernel, LowRankKernel) else k].tolist()
+            self._classes[k] = StoredClass(mean, factor, log_prior, *rest)
         return self._classes[k]
 
 

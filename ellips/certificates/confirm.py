@@ -100,8 +100,8 @@ def _lowered(mixture: Mixture, prover: Prover, z: Tensor, certificate: Certifica
     if not len(rows):
         return certificate
     radius[rows] = 0.0  # unless more is proven
-    means, factors = mixture.means.detach().cpu(), mixture.factors.detach().cpu()
-    away = torch.cdist(z, means).amax(1) + factors.flatten(1).norm(dim=1).reciprocal().amax()
+    means, norms = mixture.means.detach().cpu(), mixture.structure.factor_norms.detach().cpu()
+    away = torch.cdist(z, means).amax(1) + norms.reciprocal().amax()
     start = torch.where(held.radius.isinf(), _FAR * away, held.radius)
     known = rows[(held.prediction[rows] >= 0) & (held.rival[rows] >= 0)]
     known = known[(held.prediction[known] < len(means)) & (held.rival[known] < len(means))]

@@ -70,20 +70,11 @@ def _concavity(mixture: Mixture, geometry: Geometry, certificate: Certificate) -
     """(−λ_min(W))₊, or Weyl's bound on it, as quadratic forms of the factors in fixed eigenvectors."""
     prediction, rival = certificate.prediction, certificate.rival
     with torch.no_grad():
-        if geometry.affordable:
-            vectors = [geometry.pairs.lowest_vector(prediction, rival)] * 2
-        else:
-            right = geometry.extreme_vectors
-            vectors = [right[0][prediction], right[1][rival]]
         active = geometry.concavity[prediction, rival] > 0
-    energy = [_energy(mixture.factors, k, v) for k, v in zip((prediction, rival), vectors, strict=True)]
-    concavity: Tensor = torch.where(active, energy[0] - energy[1], 0.0)
+        vector = geometry.pairs.lowest_vector(prediction, rival) if geometry.affordable else None
+    if vector is None:
+        energy = geometry.bound_energy(mixture.structure, prediction, rival)
+    else:
+        energy = mixture.structure.energy(vector, prediction) - mixture.structure.energy(vector, rival)
+    concavity: Tensor = torch.where(active, energy, 0.0)
     return concavity
-
-
-def _energy(factors: Tensor, k: Tensor, vector: Tensor) -> Tensor:
-    """‖A_k v‖² for a class and a vector per row."""
-    if factors.ndim == 2:
-        return (factors[k] * vector).square().sum(-1)
-    energy: Tensor = (factors[k] @ vector.unsqueeze(-1)).flatten(1).square().sum(-1)
-    return energy

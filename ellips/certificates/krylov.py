@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ellips.certificates.closed_form import closed_form_multiplier, closed_form_radius
-from ellips.certificates.geometry import Geometry
+from ellips.certificates.geometry import Geometry, grouped
 from ellips.certificates.rounding import gamma
 
 _MAX_DIMENSION = 24  # of the Krylov space; problems that need more are left to an eigen-decomposition
@@ -184,7 +184,7 @@ def _evaluate(geometry: Geometry, problems: KrylovProblems, t: Tensor, x: Tensor
     d = geometry.dim
     image = _Difference(geometry, prediction, rival)(x)
     residual = half_gradient - x - t.unsqueeze(1) * image
-    size, half_gradient_norm, energy = x.norm(dim=1), half_gradient.norm(dim=1), geometry.factor_norms.square()
+    size, half_gradient_norm, energy = x.norm(dim=1), half_gradient.norm(dim=1), geometry.energies
     slip = error + t * gamma(4 * d + 8) * (energy[prediction] + energy[rival]) * size
     slip = slip + gamma(4) * (half_gradient_norm + size + t * image.norm(dim=1))
     rest = residual.norm(dim=1) * (1 + gamma(d + 2)) + slip
@@ -211,31 +211,5 @@ class _Difference:
         return _Difference(self._geometry, self._prediction[rows], self._rival[rows])
 
     def __call__(self, v: Tensor) -> Tensor:
-        products = [apply_grouped(self._geometry.precisions_in(v.dtype), v, *groups) for groups in self._groups]
+        products = [self._geometry.apply(v, groups) for groups in self._groups]
         return products[0].sub_(products[1])
-
-
-def grouped(classes: Tensor) -> tuple[Tensor, list[int], list[int]]:
-    """Return the order that sorts by class, the classes that occur, and how often."""
-    order = classes.argsort()
-    found, counts = torch.unique_consecutive(classes[order], return_counts=True)
-    return order, found.tolist(), counts.tolist()
-
-
-def apply_grouped(matrices: Tensor, v: Tensor, order: Tensor, found: list[int], counts: list[int]) -> Tensor:
-    """Return rows v_i M_{k(i)} for symmetric matrices, grouped by k.
-
-    Args:
-        matrices: Shape ``(K, d, d)``.
-        v: Shape ``(M, d)``.
-        order: Permutation that sorts the rows by class.
-        found: The classes that occur, ascending.
-        counts: How often each occurs.
-    """
-    ordered, result = v[order], torch.empty_like(v)
-    start = 0
-    for k, count in zip(found, counts, strict=True):
-        rows = slice(start, start + count)
-        torch.mm(ordered[rows], matrices[k], out=result[rows])
-        start += count
-    return torch.empty_like(v).index_copy_(0, order, result)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ellips.certificates.geometry import Geometry
+from ellips.certificates.geometries import geometry_of
 from ellips.certificates.screen import screen
 from ellips.certificates.solve import DecomposedSolver, IterativeSolver
 from ellips.gaussians import Mixture
@@ -32,8 +32,8 @@ def find_multipliers(
     multiplier = torch.full_like(radius, torch.nan)
     device = mixture.means.device
     with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
-        geometry = Geometry.of(mixture)
-        if not all(bool(t.isfinite().all()) for t in (geometry.factors, geometry.offsets_from_center)):
+        geometry = geometry_of(mixture)
+        if not all(bool(t.isfinite().all()) for t in (geometry.factor_norms, geometry.offsets_from_center)):
             return multiplier
         x, p = z.to(device), points.to(device)
         seen = screen(geometry, x)

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from ellips.certificates.certificate import METHODS, Certificate, Method, round_down
 from ellips.certificates.closed_form import closed_form_multiplier, closed_form_radius
+from ellips.certificates.geometries import geometry_of
 from ellips.certificates.geometry import Geometry
 from ellips.certificates.gradients import differentiable_radius
-from ellips.certificates.krylov import KrylovProblems, apply_grouped, grouped, solve_krylov
+from ellips.certificates.krylov import KrylovProblems, solve_krylov
 from ellips.certificates.rounding import gamma
 from ellips.certificates.screen import Screen, screen
 from ellips.certificates.secular import solve_secular
@@ -42,15 +43,13 @@ def certify(mixture: Mixture, z: Tensor, method: Method = "exact", *, chunk_size
     at_least(1, chunk_size=chunk_size)
     z = mixture.validate(z)
     with full_precision(), torch.autocast(z.device.type, enabled=False):
-        geometry = Geometry.of(mixture)
+        geometry = geometry_of(mixture)
         _require_range(geometry, z)
         # Not in inference mode: what is remembered of the mixture must serve training, too.
         with torch.inference_mode(False), torch.no_grad():
             rows = chunk_size or default_chunk_size(geometry)
             certificate = Certificate.cat([_certify(geometry, part, method) for part in z.detach().split(rows)])
-        trainable = any(
-            tensor.requires_grad for tensor in (z, mixture.means, mixture.precision_factors, mixture.log_priors)
-        )
+        trainable = any(tensor.requires_grad for tensor in (z, *mixture.stored))
         if method == "theorem" or not (trainable and torch.is_grad_enabled()):
             return certificate
         return replace(certificate, radius=differentiable_radius(mixture, geometry, z, certificate))
@@ -153,7 +152,8 @@ def screening_dtype(geometry: Geometry, z: Tensor) -> torch.dtype:
     powers = geometry.factor_norms.square()
     reach = (z - geometry.center).norm(dim=1).max() + geometry.mean_norms.max() if len(z) else powers.max()
     low, high = float(powers.min()), float(powers.max())
-    fits = low >= 1e-20 and high <= 1e30 and high * float(reach) <= 1e30 and low * float(reach) >= 1e-20
+    least, most = geometry.narrow
+    fits = low >= least and high <= most and high * float(reach) <= most and low * float(reach) >= least
     return torch.float32 if fits else torch.float64
 
 
@@ -186,10 +186,8 @@ class IterativeSolver:
         self._own = self._pull(torch.arange(len(z), device=z.device), seen.prediction)
 
     def _pull(self, points: Tensor, classes: Tensor) -> Tensor:
-        """P_k(z − μ_k) for some points and classes."""
-        geometry = self._geometry
-        away = self._x[points] - geometry.offsets_from_center[classes]
-        return apply_grouped(geometry.precisions_in(torch.float64), away, *grouped(classes))
+        """P_k(z − μ_k) for some points and classes, up to what all classes share."""
+        return self._geometry.pull(self._x[points], classes)
 
     def solve(self, points: Tensor, rivals: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
         """Return multipliers and dual values of some points' problems with some rivals."""

@@ -24,11 +24,16 @@ class StoredClass(NamedTuple):
         mean: μ.
         factor: A: its rows, or its diagonal alone.
         log_prior: As stored; need not be normalised.
+        directions: Rows q_j, and
+        scales: s_j, of covariances of low rank: (1 − s_j²)(q_jᵀy)² is taken off ‖y‖², y = A(z−μ), and det A is times
+            the s_j.
     """
 
     mean: Sequence[float]
     factor: Sequence[Sequence[float] | float]
     log_prior: float
+    directions: Sequence[Sequence[float]] = ()
+    scales: Sequence[float] = ()
 
 
 def margin_sign(z: Sequence[float], first: StoredClass, second: StoredClass) -> int | None:
@@ -81,22 +86,27 @@ def _integer(x: float) -> int:
 
 
 def _square(z: Sequence[float], of: StoredClass) -> Fraction:
-    """Return ‖A(z−μ)‖²."""
+    """Return the squared distance that a score is made of: ‖A(z−μ)‖², less what is taken off it."""
     away = [_integer(a) - _integer(b) for a, b in zip(z, of.mean, strict=True)]
-    total = 0
+    y = []
     for j, row in enumerate(of.factor):
         if isinstance(row, float):
-            total += (_integer(row) * away[j]) ** 2
+            y.append(_integer(row) * away[j])
         else:
-            total += sum(_integer(a) * away[i] for i, a in enumerate(row[: j + 1])) ** 2
-    return Fraction(total, 1 << 4 * _UNIT)
+            y.append(sum(_integer(a) * away[i] for i, a in enumerate(row[: j + 1])))
+    total = Fraction(sum(v * v for v in y), 1 << 4 * _UNIT)
+    for direction, scale in zip(of.directions, of.scales, strict=True):
+        along = sum(_integer(q) * v for q, v in zip(direction, y, strict=True))
+        total -= (1 - Fraction(scale) ** 2) * Fraction(along * along, 1 << 6 * _UNIT)
+    return total
 
 
 def _determinant(of: StoredClass) -> tuple[int, int]:
     """Return |det A| as an odd number (or 0) and a power of two."""
     odd, power = 1, 0
-    for j, row in enumerate(of.factor):
-        value = abs(_integer(row if isinstance(row, float) else row[j]))
+    pivots = [row if isinstance(row, float) else row[j] for j, row in enumerate(of.factor)]
+    for pivot in (*pivots, *of.scales):
+        value = abs(_integer(pivot))
         shift = max(0, (value & -value).bit_length() - 1)
         odd, power = odd * (value >> shift), power + shift - _UNIT
     return odd, power

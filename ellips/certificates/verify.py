@@ -59,11 +59,11 @@ class Kernel:
     def __init__(self, mixture: Mixture) -> None:
         if float(torch.tensor(2.0**-1074, dtype=torch.float64) * 1.0) == 0:
             raise RuntimeError("Expected IEEE arithmetic but subnormals are flushed: torch.set_flush_denormal(False).")
-        stored = (mixture.means, mixture.precision_factors, mixture.log_priors)
-        self.means, factors, self.log_priors = (x.detach().to("cpu", torch.float64, copy=True) for x in stored)
+        self.means, factors, self.log_priors = (x.detach().to("cpu", torch.float64, copy=True) for x in mixture.stored)
         self.classes, self.dim = self.means.shape
         self.diagonal, self.factors = factors.ndim == 2, factors if factors.ndim == 2 else factors.tril_()
         self.terms = 1 if self.diagonal else self.dim  # of each sum in A v
+        self.entries, self.ops = self.dim + 1, 2 * self.dim + 6  # operations behind an entry of W, and of b
         self.balance = 1.0  # in the choice of q: any positive number proves, smaller ones near a singular gI + W
         pivots = factors if self.diagonal else factors.diagonal(dim1=1, dim2=2)
         logs = torch.cat([pivots.abs().log(), self.log_priors.unsqueeze(1)], dim=1)
@@ -72,11 +72,9 @@ class Kernel:
         self.columns = (factors.abs() if self.diagonal else factors.square().sum(1).sqrt()) + _TINY  # n
         self.shapes, alike = torch.arange(self.classes), dict[bytes, list[int]]()  # equal only where the factors are
         for k in range(self.classes):
-            others = alike.setdefault(pivots[k].contiguous().numpy().tobytes(), [])
+            (others := alike.setdefault(pivots[k].contiguous().numpy().tobytes(), [])).append(k)
             self.shapes[k] = next((j for j in others if torch.equal(factors[j], factors[k])), k)
-            others.append(k)
-        if not self.diagonal:  # P_k with a border of zeros
-            self.bordered = torch.nn.functional.pad(factors.mT @ factors, (0, 1, 0, 1))
+        self.bordered = factors if self.diagonal else torch.nn.functional.pad(factors.mT @ factors, (0, 1, 0, 1))  # P
 
     def whiten(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return y = A(z−μ), shape ``(K, N, d)``, with scores and bounds on their errors, shapes ``(N, K)``."""
@@ -113,19 +111,21 @@ class Kernel:
 
     def _dense(self, z: Tensor, p: Tensor, r: Tensor, g: Tensor, corner: Tensor) -> Tensor:
         d, pair = self.dim, torch.stack([r, p])
-        power = self.bordered.index_select(0, pair.flatten()).unflatten(0, pair.shape)
         v, n = z - self.means[pair], self.columns[pair]
-        away = v.unsqueeze(2)  # torch's own product of small matrices is slow
-        pull = torch.linalg.vecdot(power[..., :d, :d], away) if d < 20 else (away @ power[..., :d, :d]).squeeze(2)
-        matrix = power[0].sub_(power[1])
+        matrix, pull = self._written(pair, v)
         matrix[:, d, :d], matrix[:, d, d] = pull[0] - pull[1], corner
         diagonal = matrix.diagonal(dim1=1, dim2=2)[:, :d].add_(g)
-        border = (n * ((n * v.abs()).sum(2, True) + _TINY)).sum(0)
-        f = rounding(2 * d + 6) * border / (diagonal * corner.unsqueeze(1)).sqrt()
+        f = rounding(self.ops) * (n * ((n * v.abs()).sum(2, True) + _TINY)).sum(0) / (diagonal * corner[:, None]).sqrt()
         x = n * n / diagonal
-        error = rounding(d + 1) * 5 * d * (x / (1 + 4 * d * x / x.sum(2, True))).sum(0)
+        error = rounding(self.entries) * 5 * d * (x / (1 + 4 * d * x / x.sum(2, True))).sum(0)
         q = torch.maximum((error + rounding(d * d)) / 4, self.balance * d**0.5 * f)  # p = 1 + 4d r²/Σr²
         return positive_definite(matrix, torch.cat([error + q, (f * f / q).sum(1, True)], dim=1))
+
+    def _written(self, pair: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        power, d = self.bordered.index_select(0, pair.flatten()).unflatten(0, pair.shape), self.dim
+        away = v.unsqueeze(2)  # torch's own product of small matrices is slow
+        pull = torch.linalg.vecdot(power[..., :d, :d], away) if d < 20 else (away @ power[..., :d, :d]).squeeze(2)
+        return power[0].sub_(power[1]), pull  # W with a border of zeros, and P v of both
 
     def _flat(self, z: Tensor, p: Tensor, r: Tensor, g: Tensor, corner: Tensor) -> Tensor:
         n, factors, w = self.columns[r], self.factors[r], self.means[p] - self.means[r]  # W = 0, b = P w exactly

@@ -15,7 +15,6 @@ from ellips.classifier import Ellips
 from ellips.files.atomic import replacing
 
 _FORMAT = "ellips-certificates-1"
-_MIXTURE = ("means", "precision_factors", "log_priors", "fitted")
 
 
 class SavedCertificates(NamedTuple):
@@ -62,7 +61,7 @@ def save_certificates(
         )
     tensors = {f"certificate.{name}": value for name, value in certificate.detach().tensors().items()}
     tensors |= {f"diagnostic.{name}": value for name, value in certificate.detach().diagnostics.items()}
-    tensors |= {f"ellips.{name}": getattr(ellips, name).detach() for name in _MIXTURE}
+    tensors |= {f"ellips.{name}": value.detach() for name, value in ellips.state_dict().items()}
     tensors["z"] = z
     if index is not None:
         tensors["index"] = index
@@ -121,6 +120,7 @@ def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _restore(tensors: dict[str, Tensor], covariance_type: Any) -> Ellips:  # noqa: ANN401 - checked by Ellips
     classes, dim = tensors["ellips.means"].shape
-    ellips = Ellips(classes, dim, covariance_type=covariance_type)
-    ellips.load_state_dict({name: tensors[f"ellips.{name}"] for name in _MIXTURE})
+    rank = tensors["ellips.scales"].shape[1] if covariance_type == "low_rank" else None
+    ellips = Ellips(classes, dim, covariance_type=covariance_type, rank=rank)
+    ellips.load_state_dict(_under("ellips.", tensors))
     return ellips

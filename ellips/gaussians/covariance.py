@@ -9,7 +9,7 @@ from ellips.gaussians.moments import Moments
 from ellips.gaussians.regularization import Regularization
 
 _NONE = Regularization()
-_CURE = "raise `shrinkage` or `pooling`, use covariance_type='diagonal', or lower the latent dimension"
+CURE = "raise `shrinkage` or `pooling`, use covariance_type='diagonal' or 'low_rank', or lower the latent dimension"
 
 
 def class_covariances(
@@ -44,7 +44,7 @@ def class_covariances(
             "collect the moments with covariance_type='full'."
         )
     dim = moments.mean.shape[1]
-    _validate_counts(count, dim, full, regularization)
+    validate_counts(count, dim, full, regularization)
     n = count.double().view(-1, *[1] * (scatter.ndim - 1))
     covariances = (1 - pooling) * scatter / n
     if pooling:
@@ -59,7 +59,7 @@ def class_covariances(
     return (1 - shrinkage) * covariances + shrinkage * target
 
 
-def _validate_counts(count: Tensor, dim: int, full: bool, regularization: Regularization) -> None:
+def validate_counts(count: Tensor, dim: int, full: bool, regularization: Regularization) -> None:
     """Refuse classes without samples, and such with too few for a covariance."""
     empty = (count == 0).nonzero().flatten().tolist()
     if empty:
@@ -75,7 +75,7 @@ def _validate_counts(count: Tensor, dim: int, full: bool, regularization: Regula
     if int(count[worst]) < needed:
         raise ValueError(
             f"Expected at least {needed} samples per class for covariances in {dim} dimensions but class {worst} has "
-            f"{int(count[worst])}; {_CURE}."
+            f"{int(count[worst])}; {CURE}."
         )
 
 
@@ -103,7 +103,7 @@ def precision_factor(covariances: Tensor) -> Tensor:
     eigenvalues = torch.linalg.eigvalsh(covariances)
     _refuse_singular(eigenvalues[:, 0], eigenvalues[:, -1], covariances.shape[1])
     lower, info = torch.linalg.cholesky_ex(covariances)
-    _refuse(info != 0, "positive definite", "a failing Cholesky factorisation", _CURE)
+    _refuse(info != 0, "positive definite", "a failing Cholesky factorisation", CURE)
     eye = torch.eye(covariances.shape[1], dtype=covariances.dtype, device=covariances.device)
     factor: Tensor = torch.linalg.solve_triangular(lower, eye.expand_as(lower), upper=False).tril()
     return factor
@@ -115,7 +115,7 @@ def _refuse_singular(low: Tensor, top: Tensor, dim: int) -> None:
     if bool(singular.any()):
         k = int(singular.nonzero()[0])
         got = f"one whose eigenvalues run from {float(low[k]):.3g} to {float(top[k]):.3g}"
-        _refuse(singular, "positive definite", got, _CURE)
+        _refuse(singular, "positive definite", got, CURE)
 
 
 def _refuse(bad: Tensor, expected: str, got: str, cure: str) -> None:

@@ -22,6 +22,8 @@ def fingerprint(tensors: Sequence[Tensor]) -> tuple[int, ...]:
 
 
 def _add(bits: Tensor) -> int:
+    if not bits.numel():
+        return 0
     bits = bits.reshape(-1, bits.shape[-1])
     parts = [_weigh(_stir(part), 1) for part in bits.split(max(1, _CHUNK // bits.shape[1]))]
     return int(_weigh(torch.cat(parts).unsqueeze(0), 2))

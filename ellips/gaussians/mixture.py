@@ -7,27 +7,20 @@ What the classifier of "Certified Robustness from Approximate Gaussian Mixture S
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Self
 
 import torch
 from torch import Tensor
 
 from ellips.gaussians.covariance import class_covariances, precision_factor
-from ellips.gaussians.moments import ClassMoments, Moments
-from ellips.gaussians.parameters import MixtureParameters, gram
+from ellips.gaussians.cut import cut_to_rank, validate_low_rank
+from ellips.gaussians.moments import Moments
+from ellips.gaussians.parameters import MixtureParameters
+from ellips.gaussians.sketch import SketchedMoments, collector
 from ellips.validation import validate_latents
 
 _LOG_2PI = math.log(2 * math.pi)
-# Latents are whitened in tiles of some points for some classes; larger ones leave the processor's caches.
-TILE_ROWS = 256
-_TILE_ELEMENTS = 2**18
-
-
-def square_norm(whitened: Tensor) -> Tensor:
-    """Return ‖y‖² over the last dimension; y is overwritten where no gradient needs it."""
-    squares = whitened.square() if whitened.requires_grad else whitened.square_()
-    return squares.sum(-1)
 
 
 class Mixture(MixtureParameters):
@@ -42,7 +35,9 @@ class Mixture(MixtureParameters):
     Args:
         num_classes: K, at least 2.
         dim: Width d of the latents.
-        covariance_type: ``"full"`` or ``"diagonal"``.
+        covariance_type: ``"full"``, ``"diagonal"``, or ``"low_rank"``: a common covariance from which each class
+            differs in a few directions.
+        rank: How many directions, from 0 (pooled) to d (as good as full); of ``"low_rank"`` alone.
         pooling: In [0, 1]: how far each class covariance is moved to the common one (1: tied covariances).
         shrinkage: In [0, 1]: how far it is then moved to a multiple of the identity (1: spherical covariances).
 
@@ -85,7 +80,32 @@ class Mixture(MixtureParameters):
         if not bool(torch.isfinite(means).all()):
             raise ValueError("Expected `means` to be finite but got NaN or infinite values.")
         mixture = cls(classes, dim, covariance_type="diagonal" if diagonal else "full").to(means.device)
-        mixture._set(means, precision_factor(covariances), priors)
+        mixture._set(means, [precision_factor(covariances)], priors)
+        return mixture
+
+    @classmethod
+    def from_low_rank(
+        cls, means: Tensor, covariance: Tensor, directions: Tensor, widths: Tensor, priors: Tensor
+    ) -> Self:
+        """Build a fitted mixture of covariances Σ_k = L(I + Σ_j D_kj q_kj q_kjᵀ)Lᵀ, LLᵀ = Σ (METHOD's section 11).
+
+        Args:
+            means: Shape ``(K, d)``.
+            covariance: The common Σ, shape ``(d, d)``, symmetric positive definite; L is its lower Cholesky factor.
+            directions: q_kj, shape ``(K, r, d)``, orthonormal within each class.
+            widths: D_kj > −1, shape ``(K, r)``.
+            priors: Shape ``(K,)``, positive, summing to one.
+
+        Raises:
+            ValueError: If shapes disagree, a value is not finite, directions are not orthonormal, a width is not above
+                −1, the priors are no distribution or the covariance is not positive definite.
+        """
+        tensors = (means, covariance, directions, widths, priors)
+        means, covariance, directions, widths, priors = (torch.as_tensor(x).detach().double() for x in tensors)
+        validate_low_rank(means, covariance, directions, widths)
+        factor = precision_factor(covariance.unsqueeze(0))[0]
+        mixture = cls(*means.shape, covariance_type="low_rank", rank=directions.shape[1]).to(means.device)
+        mixture._set(means, [factor, directions, (1 + widths).rsqrt()], priors)
         return mixture
 
     def fit(self, z: Tensor, labels: Tensor) -> Self:
@@ -101,9 +121,12 @@ class Mixture(MixtureParameters):
         Raises:
             ValueError: As :meth:`fit_moments`, and for latents or labels of the wrong kind.
         """
-        moments = ClassMoments(self.num_classes, self.dim, covariance_type=self.covariance_type).to(z.device)
-        moments.update(z, labels)
-        return self.fit_moments(*moments.compute())
+        collected = collector(self.num_classes, self.dim, self.covariance_type, self.rank, self.regularization)
+        collected = collected.to(z.device)
+        for _ in range(collected.passes):
+            collected.update(z, labels)
+            collected.end_pass()
+        return self.fit_collected(collected.compute())
 
     def fit_moments(self, count: Tensor, mean: Tensor, scatter: Tensor) -> Self:
         """Fit the Gaussians to per-class moments, with this mixture's regularisation.
@@ -122,9 +145,27 @@ class Mixture(MixtureParameters):
             ValueError: If a class has no samples or its covariance is singular; the message names the class and the
                 parameter to raise.
         """
-        moments = Moments(count, mean.double(), scatter.double())
-        covariances = class_covariances(moments, self.covariance_type, self.regularization)
-        self._set(mean.double(), precision_factor(covariances), count.double() / count.sum())
+        return self.fit_collected(Moments(count, mean.double(), scatter.double()))
+
+    def fit_collected(self, collected: Moments | SketchedMoments) -> Self:
+        """Fit the Gaussians to moments, or to a sketch of them, with this mixture's regularisation.
+
+        Covariances of low rank are those of the full model cut to the ``rank`` directions of the whitened space in
+        which they differ most from the common one; see :mod:`ellips.gaussians.cut`.
+
+        Args:
+            collected: From :class:`ellips.gaussians.ClassMoments` or :class:`ellips.gaussians.ClassSketch`.
+
+        Raises:
+            ValueError: As :meth:`fit_moments`, or if a sketch is to give other than covariances of low rank.
+        """
+        if self.rank is not None:
+            stored: Sequence[Tensor] = cut_to_rank(collected, self.rank, self.regularization)
+        elif isinstance(collected, Moments):
+            stored = [precision_factor(class_covariances(collected, self.covariance_type, self.regularization))]
+        else:
+            raise ValueError(f"Expected moments for covariance_type={self.covariance_type!r} but got a sketch.")
+        self._set(collected.mean, stored, collected.count.double() / collected.count.sum())
         return self
 
     # ------------------------------------------------------------------ using it
@@ -143,39 +184,8 @@ class Mixture(MixtureParameters):
             NotFittedError: If no mixture was fitted.
         """
         z = self.validate(z)
-        whiten, offsets, tiles = self.whitening(), self.offsets, self.tiles()
         with torch.autocast(z.device.type, enabled=False):
-            parts = [
-                torch.cat([offsets[k] - square_norm(whiten(rows, k)) for k in tiles], dim=1)
-                for rows in z.split(TILE_ROWS)
-            ]
-        return torch.cat(parts)
-
-    def tiles(self) -> list[slice]:
-        """Return ranges of classes such that whitening ``TILE_ROWS`` points for one stays in the processor's caches."""
-        classes = max(1, _TILE_ELEMENTS // (TILE_ROWS * self.dim))
-        return [slice(k, min(k + classes, self.num_classes)) for k in range(0, self.num_classes, classes)]
-
-    def whitening(self) -> Callable[[Tensor, slice], Tensor]:
-        """Return the map from z, shape ``(N, d)``, and a range of k classes to A(z − μ), shape ``(N, k, d)``.
-
-        Latents are centred on the mean of the means first: data far from the origin would otherwise cost digits.
-        """
-        factors, center, dim = self.factors, self.means.mean(0), self.dim
-        offset = self.means - center
-        if factors.ndim == 2:
-            scaled = factors * offset
-            return lambda z, k: (z - center).unsqueeze(1) * factors[k] - scaled[k]
-        stacked = factors.reshape(-1, dim).mT
-        shifted = (factors @ offset.unsqueeze(-1)).reshape(1, -1)
-
-        def whiten(z: Tensor, k: slice) -> Tensor:
-            columns = slice(k.start * dim, k.stop * dim)
-            return torch.addmm(shifted[:, columns], z - center, stacked[:, columns], beta=-1).view(
-                len(z), k.stop - k.start, dim
-            )
-
-        return whiten
+            return self.offsets - self.structure.squares(z, self.means)
 
     def pull(self, z: Tensor, classes: Tensor) -> Tensor:
         """Return P_k(z − μ_k), minus half the gradient of a class's score, differentiably.
@@ -190,16 +200,7 @@ class Mixture(MixtureParameters):
         Returns:
             Shape ``(N, d)``.
         """
-        away, factors = z - self.means[classes], self.factors
-        if factors.ndim == 2:
-            return factors[classes].square() * away
-        # Grouped by class, so that each factor is read once and none is copied.
-        order = classes.argsort()
-        found, counts = torch.unique_consecutive(classes[order], return_counts=True)
-        parts = away[order].split(counts.tolist())
-        pulls = [(rows @ factors[k].mT) @ factors[k] for k, rows in zip(found.tolist(), parts, strict=True)]
-        pull: Tensor = torch.cat([*pulls, away[:0]])[order.argsort()]
-        return pull
+        return self.structure.pull(z - self.means[classes], classes)
 
     def half_gradient(self, z: Tensor, prediction: Tensor, rival: Tensor) -> Tensor:
         """Return b, half the gradient of the margin score_prediction − score_rival at z, differentiably.
@@ -216,8 +217,8 @@ class Mixture(MixtureParameters):
 
     def curvature(self, prediction: Tensor, rival: Tensor) -> Tensor:
         """Return W = P_rival − P_prediction, half the Hessian of the margin, shape ``(N, d, d)``."""
-        factors = self.factors
-        return gram(factors[rival]) - gram(factors[prediction])
+        structure = self.structure
+        return structure.precisions(rival) - structure.precisions(prediction)
 
     def predict(self, z: Tensor) -> Tensor:
         """Return the class of the highest score, shape ``(N,)``; of equal scores the lowest class index."""
@@ -252,14 +253,7 @@ class Mixture(MixtureParameters):
         device = self.means.device
         labels = torch.multinomial(self.priors, n, replacement=True, generator=generator)
         noise = torch.randn(n, self.dim, generator=generator, dtype=torch.float64, device=device)
-        z, factors = torch.empty_like(noise), self.factors
-        for k in labels.unique().tolist():
-            rows = (labels == k).nonzero().squeeze(1)
-            if factors.ndim == 2:
-                z[rows] = self.means[k] + noise[rows] / factors[k]
-            else:
-                z[rows] = self.means[k] + torch.linalg.solve_triangular(factors[k], noise[rows].mT, upper=False).mT
-        return z, labels
+        return self.means[labels] + self.structure.color(noise, labels), labels
 
     def validate(self, z: Tensor) -> Tensor:
         """Return latents as this mixture computes with them: float64, on its device's kind, refused if unfit.

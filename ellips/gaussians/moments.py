@@ -43,6 +43,7 @@ class ClassMoments(Metric):
         ValueError: From :meth:`update`, for latents that are not finite or of another width, and labels out of range.
     """
 
+    passes = 1  # over the data; ClassSketch takes more
     full_state_update = False
     higher_is_better = None
     is_differentiable = False
@@ -93,6 +94,9 @@ class ClassMoments(Metric):
         self.mean[k] += delta * (new / (old + new))
         self.scatter[k] += scatter + _outer(delta, self.diagonal) * (old * new / (old + new))
         self.count[k] += new
+
+    def end_pass(self) -> None:
+        """End a pass over the data: nothing is to be done for the next, for there is none."""
 
     def compute(self) -> Moments:
         """Return the moments of everything seen, by all processes."""

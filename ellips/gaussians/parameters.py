@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Self, get_args
 
 import torch
@@ -11,24 +11,30 @@ from torch import Tensor, nn
 
 from ellips.errors import NotFittedError
 from ellips.gaussians.fingerprint import fingerprint
+from ellips.gaussians.low_rank import LowRank
 from ellips.gaussians.regularization import Regularization
+from ellips.gaussians.structures import Diagonal, Full
 from ellips.precision import keep_dtype
 from ellips.validation import at_least, one_of
 
-CovarianceType = Literal["full", "diagonal"]
+CovarianceType = Literal["full", "diagonal", "low_rank"]
+STRUCTURES: dict[str, type[Full | Diagonal | LowRank]] = {"full": Full, "diagonal": Diagonal, "low_rank": LowRank}
 
 
 class MixtureParameters(nn.Module):
     """Means, precision factors and priors of K Gaussians.
 
     The precision factors A_k (lower triangular, A_k = L_k⁻¹ for Σ_k = L_kL_kᵀ, so P_k = A_kᵀA_k) are what is stored:
-    they *define* the mixture, so neither its scores nor its certificates contain the error of an inversion. The state
-    is float64 whatever the module is cast to, and lives in buffers, so checkpoints carry it.
+    they *define* the mixture, so neither its scores nor its certificates contain the error of an inversion. Covariances
+    of low rank store the common factor, and directions with scales for each class
+    (:class:`ellips.gaussians.low_rank.LowRank`). The state is float64 whatever the module is cast to, and lives in
+    buffers, so checkpoints carry it.
 
     Args:
         num_classes: K, at least 2.
         dim: Width d of the latents.
-        covariance_type: ``"full"`` or ``"diagonal"``.
+        covariance_type: ``"full"``, ``"diagonal"`` or ``"low_rank"``.
+        rank: In how many directions a class differs from the common covariance, from 0 to d; of ``"low_rank"`` alone.
         pooling: See :class:`ellips.gaussians.Regularization`.
         shrinkage: See :class:`ellips.gaussians.Regularization`.
 
@@ -38,6 +44,8 @@ class MixtureParameters(nn.Module):
 
     means: Tensor
     precision_factors: Tensor
+    directions: Tensor
+    scales: Tensor
     log_priors: Tensor
     fitted: Tensor
 
@@ -47,6 +55,7 @@ class MixtureParameters(nn.Module):
         dim: int,
         *,
         covariance_type: CovarianceType = "full",
+        rank: int | None = None,
         pooling: float = 0.0,
         shrinkage: float = 0.0,
     ) -> None:
@@ -56,11 +65,15 @@ class MixtureParameters(nn.Module):
         one_of(get_args(CovarianceType), covariance_type=covariance_type)
         self.num_classes = num_classes
         self.dim = dim
+        validate_rank(covariance_type, rank, dim)
         self.covariance_type: CovarianceType = covariance_type
+        self.rank = rank
         self.regularization = Regularization(pooling, shrinkage)
-        shape = (num_classes, dim) if covariance_type == "diagonal" else (num_classes, dim, dim)
+        self._structure = STRUCTURES[covariance_type]
         self.register_buffer("means", torch.zeros(num_classes, dim, dtype=torch.float64))
-        self.register_buffer("precision_factors", torch.zeros(shape, dtype=torch.float64))
+        shapes = self._structure.shapes(num_classes, dim, rank or 0)
+        for name, shape in zip(self._structure.stored, shapes, strict=True):
+            self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
         self.register_buffer("log_priors", torch.zeros(num_classes, dtype=torch.float64))
         self.register_buffer("fitted", torch.tensor(False))
         # Derived quantities of the current mixture (see `derived`); never part of the state.
@@ -68,20 +81,21 @@ class MixtureParameters(nn.Module):
         self._derived_key: tuple[tuple[Tensor, int, int], ...] = ()
         self._derived_content: tuple[int, ...] = ()
 
-    def _set(self, means: Tensor, factors: Tensor, priors: Tensor) -> None:
+    def _set(self, means: Tensor, stored: Sequence[Tensor], priors: Tensor) -> None:
         """Store a mixture; everything was checked but the priors."""
         if priors.shape != (self.num_classes,):
             raise ValueError(f"Expected `priors` to have shape ({self.num_classes},) but got {tuple(priors.shape)}.")
         if not bool((priors > 0).all()) or abs(float(priors.sum()) - 1) > 1e-6:
             raise ValueError(f"Expected `priors` to be positive and to sum to 1 but got {priors.tolist()}.")
-        if means.shape != self.means.shape or factors.shape != self.precision_factors.shape:
+        mine = (self.means, *(getattr(self, name) for name in self._structure.stored))
+        if any(a.shape != b.shape for a, b in zip(mine, (means, *stored), strict=True)):
             raise ValueError(
-                f"Expected means of shape {tuple(self.means.shape)} and factors of shape "
-                f"{tuple(self.precision_factors.shape)} but got {tuple(means.shape)} and {tuple(factors.shape)}."
+                f"Expected means and factors of shapes {[tuple(x.shape) for x in mine]} but got "
+                f"{[tuple(x.shape) for x in (means, *stored)]}."
             )
         with torch.no_grad():
-            self.means.copy_(means)
-            self.precision_factors.copy_(factors)
+            for own, value in zip(mine, (means, *stored), strict=True):
+                own.copy_(value)
             self.log_priors.copy_((priors / priors.sum()).log())
             self.fitted.fill_(True)
         self._derived, self._derived_key = {}, ()
@@ -91,14 +105,30 @@ class MixtureParameters(nn.Module):
 
         Names in the state dict stay as they are. Only the factors' lower triangle is read, any nonzero diagonal gives
         a positive definite precision, and the log-priors are normalised where they are used, so that no step of an
-        optimiser can leave the family. Call it before the optimiser is built, usually on a fitted mixture.
+        optimiser can leave the family. Of covariances of low rank the common factor and the scales are trained; the
+        directions stay. Call it before the optimiser is built, usually on a fitted mixture.
         """
-        for name in ("means", "precision_factors", "log_priors"):
+        for name in ("means", *self._structure.trained, "log_priors"):
             value = getattr(self, name)
             if not isinstance(value, nn.Parameter):
                 del self._buffers[name]
                 self.register_parameter(name, nn.Parameter(value.clone()))
         return self
+
+    @property
+    def stored_names(self) -> tuple[str, ...]:
+        """Names of the tensors that define the mixture, which all are in its state."""
+        return ("means", *self._structure.stored, "log_priors")
+
+    @property
+    def stored(self) -> tuple[Tensor, ...]:
+        """The tensors that define the mixture."""
+        return tuple(getattr(self, name) for name in self.stored_names)
+
+    @property
+    def structure(self) -> Full | Diagonal | LowRank:
+        """The precisions as they are stored."""
+        return self._structure(*(getattr(self, name) for name in self._structure.stored))
 
     @property
     def is_fitted(self) -> bool:
@@ -107,36 +137,31 @@ class MixtureParameters(nn.Module):
 
     @property
     def factors(self) -> Tensor:
-        """Precision factors A_k, shape ``(K, d, d)`` lower triangular or ``(K, d)``; P_k = A_kᵀA_k."""
-        return self.precision_factors if self.covariance_type == "diagonal" else self.precision_factors.tril()
+        """Precision factors A_k with P_k = A_kᵀA_k, shape ``(K, d, d)`` or, of diagonal covariances, ``(K, d)``.
+
+        Lower triangular, but for covariances of low rank, whose factors are written out here.
+        """
+        structure = self.structure
+        return structure.factor(self._classes) if isinstance(structure, LowRank) else structure.factors
+
+    @property
+    def _classes(self) -> Tensor:
+        return torch.arange(self.num_classes, device=self.means.device)
 
     @property
     def precisions(self) -> Tensor:
         """Precision matrices P_k, shape ``(K, d, d)``."""
-        return gram(self.factors)
+        return self.structure.precisions(self._classes)
 
     @property
     def covariances(self) -> Tensor:
         """Covariance matrices Σ_k, shape ``(K, d, d)``."""
-        roots = self._roots()
-        return torch.diag_embed(roots.square()) if roots.ndim == 2 else roots @ roots.mT
-
-    def _roots(self) -> Tensor:
-        """A_k⁻¹, whose product with its transpose is Σ_k."""
-        factors = self.factors
-        if factors.ndim == 2:
-            return factors.reciprocal()
-        eye = torch.eye(self.dim, dtype=factors.dtype, device=factors.device)
-        roots: Tensor = torch.linalg.solve_triangular(factors, eye.expand_as(factors), upper=False)
-        return roots
+        return self.structure.covariances()
 
     @property
     def log_dets(self) -> Tensor:
         """Log-determinants of the covariances, log det Σ_k, shape ``(K,)``."""
-        factors = self.precision_factors
-        diagonal = factors if factors.ndim == 2 else factors.diagonal(dim1=-2, dim2=-1)
-        log_dets: Tensor = -2 * diagonal.abs().log().sum(-1)
-        return log_dets
+        return -2 * torch.stack([part.abs().log().sum(-1) for part in self.structure.logs]).sum(0)
 
     @property
     def scale(self) -> Tensor:
@@ -144,8 +169,7 @@ class MixtureParameters(nn.Module):
 
         def compute() -> Tensor:
             between = (self.means - self.priors @ self.means).square().sum(1)
-            within = self._roots().square().flatten(1).sum(1)
-            return (self.priors @ (between + within)).sqrt()
+            return (self.priors @ (between + self.structure.traces())).sqrt()
 
         scale: Tensor = self.derived("scale", compute)
         return scale
@@ -163,16 +187,15 @@ class MixtureParameters(nn.Module):
     @property
     def offset_sizes(self) -> Tensor:
         """Sums of the absolute values that offsets are made of, shape ``(K,)``: their errors do not cancel."""
-        factors = self.precision_factors
-        diagonal = factors if factors.ndim == 2 else factors.diagonal(dim1=-2, dim2=-1)
-        logs = diagonal.abs().log().abs().sum(-1)
+        logs = torch.stack([part.abs().log().abs().sum(-1) for part in self.structure.logs]).sum(0)
         return 2 * (logs + self.log_priors.abs() + self.log_priors.log_softmax(0).abs())
 
     def digest(self) -> str:
         """SHA-256 of the mixture: equal for two mixtures if and only if they compute the same."""
         self._require_fitted()
-        sha = hashlib.sha256(f"ellips-1 {self.covariance_type} {self.num_classes} {self.dim}\n".encode())
-        for tensor in (self.means, self.factors, self.log_priors):
+        kind = self.covariance_type if self.rank is None else f"{self.covariance_type} {self.rank}"
+        sha = hashlib.sha256(f"ellips-1 {kind} {self.num_classes} {self.dim}\n".encode())
+        for tensor in (self.means, *self.structure.read, self.log_priors):
             sha.update(tensor.detach().cpu().contiguous().numpy().astype("<f8").tobytes())
         return sha.hexdigest()
 
@@ -192,7 +215,7 @@ class MixtureParameters(nn.Module):
         long as scoring ten points.
         While a trainable mixture is being differentiated nothing is remembered.
         """
-        tensors = (self.means, self.precision_factors, self.log_priors)
+        tensors = self.stored
         fresh = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
         if any(tensor.is_inference() for tensor in tensors):  # such tensors do not count their changes
             return compute()
@@ -222,12 +245,27 @@ class MixtureParameters(nn.Module):
 
     def extra_repr(self) -> str:
         """Describe the mixture in ``repr``."""
+        rank = "" if self.rank is None else f"rank={self.rank}, "
         return (
-            f"num_classes={self.num_classes}, dim={self.dim}, covariance_type={self.covariance_type!r}, "
+            f"num_classes={self.num_classes}, dim={self.dim}, covariance_type={self.covariance_type!r}, {rank}"
             f"pooling={self.regularization.pooling}, shrinkage={self.regularization.shrinkage}, fitted={self.is_fitted}"
         )
 
 
-def gram(factors: Tensor) -> Tensor:
-    """Return AᵀA of factors ``(N, d, d)``, or diagonal ones ``(N, d)``; shape ``(N, d, d)``."""
-    return torch.diag_embed(factors.square()) if factors.ndim == 2 else factors.mT @ factors
+def validate_rank(covariance_type: str, rank: int | None, dim: int) -> None:
+    """Refuse a rank that does not go with the covariances.
+
+    Raises:
+        ValueError: If there is none for ``"low_rank"``, one for other covariances, or it is not from 0 to d.
+    """
+    if covariance_type != "low_rank":
+        if rank is not None:
+            raise ValueError(
+                f"Expected no `rank` with covariance_type={covariance_type!r} but got {rank}; leave it out, or use "
+                "covariance_type='low_rank'."
+            )
+    elif rank is None or not 0 <= rank <= dim:
+        raise ValueError(
+            f"Expected `rank` to be from 0 to the latent dimension, {dim}, with covariance_type='low_rank' but got "
+            f"{rank}."
+        )

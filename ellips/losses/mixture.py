@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ellips.certificates import certify
-from ellips.gaussians import Mixture
+from ellips.gaussians import CovarianceType, Mixture
 from ellips.gaussians.covariance import class_covariances, precision_factor
 from ellips.gaussians.moments import Moments
 from ellips.losses.base import LatentLoss
@@ -44,6 +44,8 @@ def batch_moments(latents: Tensor, labels: Tensor, num_classes: int) -> Moments:
 def batch_mixture(latents: Tensor, labels: Tensor, like: Mixture) -> Mixture:
     """Return the mixture fitted to a batch, differentiable in its latents.
 
+    In the place of covariances of low rank come full ones: leading directions have no gradient where two lead as much.
+
     Args:
         latents: Shape ``(n, d)``.
         labels: Shape ``(n,)``, int64; every class must occur.
@@ -53,8 +55,9 @@ def batch_mixture(latents: Tensor, labels: Tensor, like: Mixture) -> Mixture:
         ValueError: If a class has no samples in the batch or its covariance is singular.
     """
     moments = batch_moments(latents, labels, like.num_classes)
-    covariances = class_covariances(moments, like.covariance_type, like.regularization)
-    mixture = Mixture(like.num_classes, like.dim, covariance_type=like.covariance_type).to(latents.device)
+    kind: CovarianceType = "full" if like.covariance_type == "low_rank" else like.covariance_type
+    covariances = class_covariances(moments, kind, like.regularization)
+    mixture = Mixture(like.num_classes, like.dim, covariance_type=kind).to(latents.device)
     # Buffers may hold tensors with a history; `fit_moments` would copy their values alone.
     mixture.means = moments.mean
     mixture.precision_factors = precision_factor(covariances)

@@ -223,8 +223,7 @@ def kl_likelihood(
     samples = _split(mixture, z, labels, max_per_class, 10)
     gaps = {}
     for k, (x, log_q) in samples.items():
-        factor = mixture.factors[k].detach().cpu()
-        factor = factor.diag() if factor.ndim == 1 else factor
+        factor = mixture.structure.factor(torch.tensor([k], device=mixture.means.device))[0].detach().cpu()
         white = (x - mixture.means[k].detach().cpu().numpy()) @ factor.numpy().T
         half_log_det = 0.5 * float(mixture.log_dets[k])
         scale = math.exp(half_log_det / mixture.dim)

@@ -165,6 +165,7 @@ def _refit(ellips: Ellips, moments: Moments) -> Ellips:
         ellips.num_classes,
         ellips.dim,
         covariance_type=ellips.covariance_type,
+        rank=ellips.rank,
         **asdict(ellips.regularization),
     )
     return fresh.fit_moments(*moments).to(ellips.means.device)

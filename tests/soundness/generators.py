@@ -197,11 +197,43 @@ def vast(draw: Draw, points: int) -> Case:
     return Case(ellips, random_points(ellips, points, draw.integer(0, 10**6)))
 
 
+def low_rank(draw: Draw, points: int) -> Case:
+    """A common covariance and few directions: widths D from nearly -1 to 1e8, every rank from 0 to d, scale 1e±12."""
+    classes, dim = draw.integer(2, 8), draw.integer(1, 24)
+    rank, scale = draw.integer(0, dim), 10.0 ** draw.uniform(-12, 12)
+    covariance = _covariances(draw.rotations(1, dim), draw.spectra(1, dim, draw.uniform(0, 6)))[0]
+    widths = 10.0 ** (draw.uniform(0, 8) * (2 * draw.spectra(classes, rank, 1) - 1.2)) - 1
+    directions = draw.rotations(classes, dim)[:, :rank]
+    means = scale * draw.uniform(0.01, 3) * draw.normal(classes, dim)
+    ellips = Ellips.from_low_rank(means, scale**2 * covariance, directions, widths, draw.priors(classes))
+    if draw.integer(0, 2) == 0:  # two of one shape, sometimes to the last bit alike
+        ellips.directions[1], ellips.scales[1] = ellips.directions[0], ellips.scales[0]
+        if draw.integer(0, 1):
+            ellips.means[1], ellips.log_priors[1] = ellips.means[0], ellips.log_priors[0]
+    return Case(ellips, random_points(ellips, points, draw.integer(0, 10**6), draw.uniform(0.5, 2)))
+
+
+def low_rank_ties(draw: Draw, points: int) -> Case:
+    """Two mirrored classes and points on the mirror."""
+    dim = draw.integer(2, 8)
+    rank, half = draw.integer(1, dim - 1), draw.normal(1, dim)
+    directions = torch.zeros(2, rank, dim, dtype=torch.float64)
+    directions[:, :, 1:] = draw.rotations(1, dim - 1)[0, :rank]
+    widths = (10.0 ** (3 * draw.normal(1, rank)) - 1).expand(2, rank)
+    half[:, 1:] = 0
+    ellips = Ellips.from_low_rank(
+        torch.cat([-half, half]), draw.spectra(1, dim, 2)[0].diag(), directions, widths, torch.tensor([0.5, 0.5])
+    )
+    z = draw.normal(points, dim)
+    z[:, 0] = 0
+    return Case(ellips, z)
+
+
 GENERATORS: dict[str, Generator] = {
     function.__name__: function
     for function in (
         usual, conditioned, low_dimension, near_ties, exact_ties, tangencies, flat, unreached, far_points, wide,
-        many_classes, broad, vast,
+        many_classes, broad, vast, low_rank, low_rank_ties,
     )
 }  # fmt: skip
 

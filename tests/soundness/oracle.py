@@ -20,8 +20,18 @@ DIGITS = 120
 
 
 def _factor(ellips: Ellips, k: int) -> list[list[float]]:
-    rows = ellips.factors.detach()[k]
-    return (torch.diag(rows) if rows.ndim == 1 else rows).tolist()
+    """A_k, or the factor that all classes share."""
+    rows = ellips.precision_factors.detach()
+    if ellips.covariance_type == "low_rank":
+        return rows.tril().tolist()
+    return (torch.diag(rows[k]) if rows.ndim == 2 else rows[k].tril()).tolist()
+
+
+def _directions(ellips: Ellips, k: int) -> list[tuple[list[float], float]]:
+    """Directions and scales of a class, of covariances of low rank."""
+    if ellips.covariance_type != "low_rank":
+        return []
+    return list(zip(ellips.directions[k].tolist(), ellips.scales.detach()[k].tolist(), strict=True))
 
 
 def true_distance(ellips: Ellips, z: Tensor, prediction: int, rival: int) -> mpf:
@@ -36,10 +46,16 @@ def _distance(ellips: Ellips, z: Tensor, prediction: int, rival: int) -> mpf:
     for k in (prediction, rival):
         a = mpmath.matrix(_factor(ellips, k))
         y = a * (point - mpmath.matrix(ellips.means[k].tolist()))
-        powers.append(a.T * a)
-        pulls.append(a.T * y)
+        power, pull, square = a.T * a, a.T * y, mpmath.fsum(v * v for v in y)
         log = mpmath.fsum(mpmath.log(abs(a[j, j])) for j in range(dim))
-        scores.append(2 * log + 2 * mpf(float(ellips.log_priors[k])) - mpmath.fsum(v * v for v in y))
+        for direction, scale in _directions(ellips, k):
+            q, weight = mpmath.matrix(direction), 1 - mpf(scale) ** 2
+            v, along = a.T * q, mpmath.fsum(left * right for left, right in zip(q, y, strict=True))
+            power, pull = power - weight * v * v.T, pull - weight * along * v
+            square, log = square - weight * along**2, log + mpmath.log(abs(mpf(scale)))
+        powers.append(power)
+        pulls.append(pull)
+        scores.append(2 * log + 2 * mpf(float(ellips.log_priors[k])) - square)
     margin, w, b = scores[0] - scores[1], powers[1] - powers[0], pulls[1] - pulls[0]
     if margin <= 0:
         return mpf(0)
@@ -115,13 +131,19 @@ class Balls:
         self._ellips = ellips
 
     def matrix(self, z: Tensor, k: int) -> tuple[object, object, object]:
-        """Return P_k, P_k(z − μ_k) and the score of class k."""
+        """Return P_k, P_k(z − μ_k) and the score of class k, without a determinant that all classes share."""
         a = flint.arb_mat(_factor(self._ellips, k))
         y = a * (_column(z) - _column(self._ellips.means[k]))
         score = -(y.transpose() * y)[0, 0] + 2 * flint.arb(float(self._ellips.log_priors[k]))
-        for j in range(self._ellips.dim):
+        for j in range(self._ellips.dim if self._ellips.covariance_type != "low_rank" else 0):
             score += 2 * abs(a[j, j]).log()
-        return a.transpose() * a, a.transpose() * y, score
+        power, pull = a.transpose() * a, a.transpose() * y
+        for direction, scale in _directions(self._ellips, k):
+            q, weight = _column(torch.tensor(direction, dtype=torch.float64)), 1 - flint.arb(scale) ** 2
+            v, along = a.transpose() * q, (q.transpose() * y)[0, 0]
+            power, pull = power - v * v.transpose() * weight, pull - v * (weight * along)
+            score += weight * along**2 + 2 * abs(flint.arb(scale)).log()
+        return power, pull, score
 
     def proves(
         self, z: Tensor, prediction: int, rival: int, slope: float, radius: float, margin: float | None = None

@@ -7,6 +7,7 @@ import torch
 
 from ellips import Ellips
 from ellips.certificates import check, worst_case_perturbation
+from ellips.certificates.geometries import geometry_of
 from ellips.certificates.geometry import Geometry
 from ellips.certificates.krylov import KrylovProblems, solve_krylov
 from tests.ellips.mixtures import random_mixture, random_points
@@ -46,7 +47,7 @@ def test_the_hard_case_is_left_to_the_decomposition(monkeypatch: pytest.MonkeyPa
 def test_bounds_hold_and_are_tight_for_single_problems() -> None:
     ellips = random_mixture("full", 6, 24, seed=2, spread=0.4)
     z = random_points(ellips, 50, 2)
-    geometry = Geometry.of(ellips)
+    geometry = geometry_of(ellips)
     scores, precisions = ellips(z), ellips.precisions
     first = scores.argmax(1)
     second = scores.argsort(1)[:, -2]
@@ -74,7 +75,7 @@ def test_bounds_hold_and_are_tight_for_single_problems() -> None:
 
 def test_many_classes_in_many_dimensions() -> None:
     ellips = random_mixture("full", 120, 64, seed=4, spread=0.3)
-    assert not Geometry.of(ellips).affordable
+    assert not geometry_of(ellips).affordable
     z = random_points(ellips, 64, 4, scale=1.0)
     certificate = ellips.certify(z)
     assert check(ellips, z, certificate).all()
