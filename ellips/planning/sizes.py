@@ -24,8 +24,8 @@ OPTIMIZER_COPIES: Final = {"sgd": 1, "adamw": 2}
 def covariance_numbers(kind: str, classes: int, dim: int, rank: int | None = None) -> int:
     """Return how many numbers the covariances of all classes are.
 
-    ``full``: K d². ``diagonal``: K d. ``low_rank``: K (d + 1) r + d², directions and their scales of each class over one
-    common matrix.
+    ``full``: K d². ``diagonal``: K d. ``low_rank``: K (d + 1) r + d², directions and their scales of each class over
+    one common matrix.
 
     Args:
         kind: The covariances' type.
