@@ -194,3 +194,19 @@ def test_the_errors_of_torchs_own_allocator_are_known() -> None:
     with pytest.warns(UserWarning, match="not enough memory"):
         (found,) = Chunks(32, 32).run(run, torch.zeros(40))
     assert torch.equal(found, torch.ones(40))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_that_runs_out_of_memory_goes_on() -> None:
+    def run(a: Tensor) -> tuple[Tensor]:
+        torch.empty(len(a), 2**30, dtype=torch.uint8, device=a.device)  # a GiB each
+        return (a + 1,)
+
+    points = torch.zeros(1024, device="cuda")
+    with pytest.warns(UserWarning, match="not enough memory for 1024"):
+        (found,) = Chunks(1024, 1024).run(run, points)
+    assert torch.equal(found, points + 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Chunks("auto", 1024).run(run, points)

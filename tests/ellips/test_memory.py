@@ -29,11 +29,18 @@ def test_the_watch_counts_what_is_alive_at_once() -> None:
     del b, c, d
 
 
-def test_the_watch_sees_what_the_backward_pass_keeps() -> None:
+CUDA = pytest.param(
+    "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+)
+
+
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+def test_the_watch_sees_what_the_backward_pass_keeps(device: str) -> None:
     layers = nn.Sequential(*(nn.Sequential(nn.Linear(100, 100), nn.Tanh()) for _ in range(4))).requires_grad_(False)
+    layers.to(device)
     peaks = []
     for count in (10, 40):
-        points = torch.randn(count, 100, requires_grad=True)
+        points = torch.randn(count, 100, requires_grad=True, device=device)
         with AllocationWatch() as watch:
             torch.autograd.grad(layers(points).sum(), points)
         peaks.append(watch.peak / count)
