@@ -96,8 +96,8 @@ class EncodedDataModule(SplitDataModule):
         one_of(tuple(DTYPES), cache_dtype=cache_dtype)
         if precision is not None:
             raise ValueError(
-                "Expected the precision to be given to the encoder, which it is a part of since version 0.2, but got "
-                f"precision={precision!r} for the data; give it to the encoder: FrozenEncoder(..., precision='bf16')."
+                f"Expected the encoder to have the precision but got precision={precision!r} for the data; since 0.2 it "
+                "is a part of the encoder: FrozenEncoder(..., precision='bf16')."
             )
         _validate_dtype(encoder, cache_dtype)
         self.encoder = encoder
@@ -113,8 +113,7 @@ class EncodedDataModule(SplitDataModule):
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.cache_dtype = cache_dtype
         self.shard_rows = shard_rows
-        self._sources: dict[Split, ImageSource] = {}
-        self._caches: dict[Part, FeatureCache] = {}
+        self._sources, self._caches = dict[Split, ImageSource](), dict[Part, FeatureCache]()
 
     @abstractmethod
     def make_source(self, split: Split) -> ImageSource:
