@@ -31,6 +31,7 @@ from ellips.planning import (
     parameter_count,
     projector_numbers,
     search_flops,
+    searched_by,
     show_plan,
     stage_entry,
     training_flops,
@@ -44,7 +45,6 @@ Takes the configurations of `ellips fit` and `ellips certify`, all in a row. Ima
 are fetched. Where the data are elsewhere, say --counts '{train: 1268355, val: 12812, test: 50000, classes: 1000}'.
 Hours are those of the encoder at --images_per_second and, with --gigaflops, of projector and Gaussians besides.
 """
-_BUILT = {"data", "certifiers", "attack"}
 
 
 def plan_parser() -> ArgumentParser:
@@ -83,7 +83,8 @@ def fit_plan(config: Namespace, data: EncodedDataModule, rows: Mapping[str, int]
     model, trainer = config.model, config.trainer
     sanity = 2 if trainer.num_sanity_val_steps is None else trainer.num_sanity_val_steps
     per_batch = -(-rows["val"] // -(-rows["val"] // data.eval_batch_size))
-    search = None if model.regularization is None else "val" if model.regularization.sigma is None else "votes"
+    given = (model.pooling, model.shrinkage, model.covariance_estimator) != (None, None, "moments")
+    search, tried = searched_by(model.regularization, given=given)
     return FitPlan(
         rows={part: n for part, n in rows.items() if part != "test"},
         epochs=trainer.max_epochs if trainer.max_epochs is not None else 1000,  # Lightning's own
@@ -95,6 +96,7 @@ def fit_plan(config: Namespace, data: EncodedDataModule, rows: Mapping[str, int]
         fitted_first=any(loss.init_args.get("gaussians") == "fitted" for loss in model.objective or []),
         sanity_rows=rows["val"] if sanity == -1 else min(sanity * per_batch, rows["val"]),
         search=search,
+        tried=tried,
         processes=processes,
     )
 
@@ -106,14 +108,13 @@ def stages(
     model, fit = config.model, fit_plan(config, chosen["data"], rows, images.processes)
     parameters = projector_numbers(chosen["data"].feature_dim, model.latent_dim, model.hidden_dim)[0]
     head = (images.classes, images.latent_dim, fit.fits)
-    grid = model.regularization
-    tried, searched = 0 if grid is None else len(grid.pooling) * len(grid.shrinkage), rows[fit.search or "val"]
+    tried = (fit.tried, rows[fit.search or "val"])
     found: dict[str, tuple[Cost | None, float]] = {
         "encode: " + ", ".join(fit.rows): (Cost.fixed(fit.encode()), 0),
         "fit: training": (Cost.fixed(fit.training()), training_flops(parameters, rows["train"], fit.epochs)),
         "fit: exact fits": (Cost.fixed(fit.fitting()), fit_flops(parameters, rows["train"], *head)),
         "fit: validation": (Cost.fixed(fit.validation()), 0),
-        "fit: regularisation": (Cost.fixed(fit.regularization()), search_flops(tried, searched, *head)),
+        "fit: regularisation": (Cost.fixed(fit.regularization()), search_flops(*tried, *head)),
         "encode: test" if fit.cached else "test": (Cost.fixed(Work(rows["test"])), 0),
         "certify: latents": (Cost.fixed(Work(images.count)), 0),
     }
@@ -127,8 +128,8 @@ def stages(
 def sizes(config: Namespace, data: EncodedDataModule, rows: Mapping[str, int], images: Images) -> dict[str, int]:
     """Return bytes by what takes them."""
     model, features = config.model, data.feature_dim
-    held = rows["votes" if model.regularization and model.regularization.sigma else "val"] // images.processes
-    held = rows["train"] if model.covariance_estimator != "moments" else held if model.regularization else 0
+    held = rows.get(fit_plan(config, data, rows, images.processes).search or "", 0) // images.processes
+    held = held if model.covariance_estimator == "moments" else rows["train"]
     cached = {f"disk: cache, {p}": cache_bytes(n, features, data.cache_dtype) for p, n in rows.items()}
     return {
         **(cached if data.cache_dir is not None else {}),
@@ -160,7 +161,7 @@ def plan(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
     if given.get("encoder") is None:
         raise TypeError(f"Expected a datamodule with an `encoder` but {config.data.class_path} has none.")
     used = config.clone()
-    for name in {key.partition(".")[0] for key in config.keys()} - _BUILT:
+    for name in {key.partition(".")[0] for key in config.keys()} - {"data", "certifiers", "attack"}:
         used.pop(name)
     used.data.init_args.encoder = outline(given.encoder.init_args.as_dict(), config.feature_dim)
     chosen = parser.instantiate(used).as_dict()
@@ -181,8 +182,7 @@ def plan(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
         processes=processes,
         vote_share=config.vote_share,
     )
-    speed, rate = config.images_per_second, config.gigaflops and 1e9 * config.gigaflops
-    work = stages(config, chosen, rows, images)
+    speed, rate, work = config.images_per_second, config.gigaflops, stages(config, chosen, rows, images)
     return {
         "bytes": sizes(config, data, rows, images),
         "stages": {name: stage_entry(*both, speed, rate, processes) for name, both in work.items()},

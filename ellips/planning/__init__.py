@@ -3,7 +3,7 @@
 from ellips.planning.attacks import audit_work
 from ellips.planning.certifiers import Images, certifier_cost, expected_draws, expected_selection
 from ellips.planning.encoder import outline, parameter_count
-from ellips.planning.fit import FitPlan
+from ellips.planning.fit import FitPlan, searched_by
 from ellips.planning.head import fit_flops, search_flops, training_flops
 from ellips.planning.show import show_plan, stage_entry
 from ellips.planning.sizes import (
@@ -42,6 +42,7 @@ __all__ = [
     "parameter_count",
     "projector_numbers",
     "search_flops",
+    "searched_by",
     "show_plan",
     "stage_entry",
     "training_flops",

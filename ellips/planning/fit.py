@@ -4,8 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Final
 
 from ellips.planning.work import Work
+
+AUTOMATIC: Final = 35
+"""Settings that a search without a grid tries at most."""
+
+
+def searched_by(regularization: Any, *, given: bool) -> tuple[str | None, int]:  # noqa: ANN401 - a grid, or its name
+    """Return the part of the data that the regularisation is chosen by, None for a fixed one, and how many are tried.
+
+    Args:
+        regularization: The grid, with or without a ``sigma``; a name, such as ``"auto"``; None.
+        given: Whether pooling or shrinkage are set, so that nothing is chosen without a grid.
+    """
+    if regularization is None or (isinstance(regularization, str) and given):
+        return None, 0
+    if isinstance(regularization, str):
+        return "val", AUTOMATIC
+    tried = len(regularization.pooling) * len(regularization.shrinkage)
+    return ("val" if regularization.sigma is None else "votes"), tried
 
 
 @dataclass(frozen=True)
@@ -23,6 +42,7 @@ class FitPlan:
         fitted_first: Whether a loss needs fitted Gaussians before the first step.
         sanity_rows: Validation images seen before the first step.
         search: What the regularisation is chosen by: ``"val"``, ``"votes"``, or None for a fixed one.
+        tried: Settings that a search tries.
         processes: Processes; each leaves out what does not divide.
     """
 
@@ -36,6 +56,7 @@ class FitPlan:
     fitted_first: bool = False
     sanity_rows: int = 0
     search: str | None = None
+    tried: int = 0
     processes: int = 1
 
     @property

@@ -21,7 +21,7 @@ def stage_entry(cost: Cost | None, flops: float, speed: float | None, rate: floa
         cost: What goes through the encoder; None: not known.
         flops: Operations of projector and Gaussians.
         speed: Images through the encoder in a second, of one process; None: no hours are given.
-        rate: Operations in a second, of one process; None: those of projector and Gaussians have no hours.
+        rate: 1e9 operations in a second, of one process; None: those of projector and Gaussians have no hours.
         processes: Processes.
     """
     if cost is None:
@@ -29,7 +29,7 @@ def stage_entry(cost: Cost | None, flops: float, speed: float | None, rate: floa
     entry: dict[str, float] = {"forward": cost.most.forward, "products": cost.most.products}
     entry |= {"passes": cost.most.passes, "expected_passes": cost.expected.passes, "flops": flops}
     if speed is not None:
-        beside = 0.0 if rate is None else flops / rate / processes / 3600
+        beside = 0.0 if rate is None else flops / (1e9 * rate) / processes / 3600
         entry["hours"] = cost.most.hours(speed, processes) + beside
         entry["expected_hours"] = cost.expected.hours(speed, processes) + beside
     return entry

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ellips.planning import FitPlan, Work
+from ellips.planning import FitPlan, Work, searched_by
+from ellips.regularization_search import RegularizationSearch
 
 PLAN = FitPlan({"train": 101, "val": 20}, epochs=6, validate_every=2, cached=False, search="val")
 
@@ -26,3 +27,11 @@ def test_a_cache_is_filled_once_and_serves_all_but_fresh_augmentation() -> None:
 def test_gaussians_are_fitted_once_where_nothing_or_they_themselves_are_trained() -> None:
     assert replace(PLAN, trained=False).fits == replace(PLAN, train_mixture=True).fits == 1
     assert replace(PLAN, fitted_first=True).fits == replace(PLAN, sanity_rows=2).fits == 7
+
+
+def test_a_search_reads_clean_images_or_votes_and_tries_its_grid() -> None:
+    grid = RegularizationSearch(0.5, pooling=(0.0, 0.5), shrinkage=(0.1, 0.2, 0.3))
+    assert searched_by(grid, given=True) == ("val", 6)
+    assert searched_by(replace(grid, sigma=0.25), given=True) == ("votes", 6)
+    assert searched_by(None, given=False) == searched_by("auto", given=True) == (None, 0)
+    assert searched_by("auto", given=False) == ("val", 35)

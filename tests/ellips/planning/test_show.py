@@ -20,10 +20,10 @@ def test_bytes_are_given_in_units_of_a_thousand(size: float, text: str) -> None:
 
 def test_hours_add_what_needs_no_encoder_and_are_shared_by_processes() -> None:
     cost = Cost(Work(7200, 3600), Work(3600))
-    entry = stage_entry(cost, 3600e9, speed=2.0, rate=1e9, processes=2)
+    entry = stage_entry(cost, 3600e9, speed=2.0, rate=1.0, processes=2)
     assert entry["hours"] == pytest.approx((14_400 / 2 / 3600 + 1) / 2)
     assert entry["expected_hours"] == pytest.approx((3600 / 2 / 3600 + 1) / 2)
-    assert "hours" not in stage_entry(cost, 1.0, None, 1e9, 1)
+    assert "hours" not in stage_entry(cost, 1.0, None, 1.0, 1)
 
 
 def test_what_is_not_known_is_said() -> None:
