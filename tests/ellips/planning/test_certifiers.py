@@ -92,7 +92,7 @@ def test_early_stopping_takes_at_most_and_about_what_was_said() -> None:
     def decide(images: Tensor) -> Tensor:
         return (torch.rand(len(images), generator=generator) > share).long()
 
-    votes = count_votes(decide, torch.rand(300, 1, 1, 1), certifier.plan, num_selection=100, seed=0, batch_size=512)
+    votes = count_votes(decide, torch.rand(300, 1, 1, 1), certifier.plan, num_selection=100, seed=0, chunk_size=512)
     drawn = (votes.draws + votes.selection).double()
     said = expected_selection(100, share) + expected_draws(certifier.plan, share)
     assert float(drawn.mean()) == pytest.approx(said, abs=5 * float(drawn.std()) / 300**0.5)
@@ -111,7 +111,7 @@ def test_selection_draws_its_second_half_where_the_first_leaves_it_open(share: f
         return (torch.rand(len(images), generator=generator) > share).long()
 
     plan = VotePlan.fixed(1.0, 1, 0.1)
-    votes = count_votes(decide, torch.rand(2000, 1, 1, 1), plan, num_selection=20, seed=0, batch_size=4096)
+    votes = count_votes(decide, torch.rand(2000, 1, 1, 1), plan, num_selection=20, seed=0, chunk_size=4096)
     assert float(votes.selection.double().mean()) == pytest.approx(expected_selection(20, share), abs=0.5)
 
 
