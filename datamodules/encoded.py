@@ -96,8 +96,8 @@ class EncodedDataModule(SplitDataModule):
         one_of(tuple(DTYPES), cache_dtype=cache_dtype)
         if precision is not None:
             raise ValueError(
-                f"Expected the encoder to have the precision but got{precision!r} for the data; since 0.2 it "
-                "is a part of the encoder: FrozenEncoder(..., precision='bf16')."
+                f"Expected the encoder to have the precision but got precision={precision!r} for the data; it is now "
+                "a part of the encoder: FrozenEncoder(..., precision='bf16')."
             )
         _validate_dtype(encoder, cache_dtype)
         self.encoder = encoder
