@@ -43,7 +43,7 @@ def fit(
     ckpt_path: Path | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Fit on global batches of 24: 6 classes with 4 images each, 6 batches an epoch."""
+    """Fit on global batches of 24: 6 classes with 4 images each, 6 an epoch; pooling and shrinkage are chosen."""
     torch.manual_seed(0)
     data = GaussianMixtureDataModule(
         12, train_size=115, val_size=60, batch_size=GLOBAL_BATCH // world, images_per_class=images_per_class
@@ -53,7 +53,6 @@ def fit(
         12,
         latent_dim=3,
         hidden_dim=16,
-        shrinkage=0.3,
         objective=[CodingRateReduction(warmup_steps=2), Isotropy(weight=0.5), ClassMMD(2.0, weight=0.3)],
         optimization=Optimization("sgd", learning_rate=0.05),
     )
