@@ -113,7 +113,7 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--per-class", type=int, default=100, help="training images of a class")
-    parser.add_argument("--images", type=int, nargs="+", default=[2, 4, 8], help="images per class in a batch")
+    parser.add_argument("--images", type=int, nargs="+", default=[2, 8], help="images per class in a batch")
     parser.add_argument("--spread", type=float, default=0.6, help="of a class, where centres have 1")
     parser.add_argument("--radius", type=float, default=0.1, help="of certified accuracy, in units of the scale")
     options = parser.parse_args(args)
@@ -122,7 +122,7 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
     samplers: dict[str, int | None] = {SHUFFLE: None, **{f"{BATCH // m} x {m}": m for m in options.images}}
     runs: dict[str, list[dict[str, float]]] = {f"{norm}, {name}": [] for norm in NORMS for name in samplers}
     for seed in range(options.seeds):
-        training, test = (draw(n, seed, part, options.spread) for part, n in enumerate((options.per_class, 20)))
+        training, test = (draw(n, seed, part, options.spread) for part, n in enumerate((options.per_class, 10)))
         for norm in NORMS:
             for name, images in samplers.items():
                 head = train(images, norm, training, options.steps, seed)
