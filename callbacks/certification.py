@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -14,6 +15,7 @@ from rich.console import Console
 from torch import Tensor
 
 from ellips.certificates import METHODS, Certificate, Method
+from ellips.files import replace_file
 from ellips.input_certifiers import Chain, InputCertifier, as_certifier, series_of
 from ellips.lipschitz import ConstantSource
 from ellips.metrics import CertifiedAccuracyCurve, CertifiedCurve, DistinctRows, average_certified_radius
@@ -28,6 +30,7 @@ from ellips.validation import fraction, one_of, positive
 
 from .evaluation import EvaluationCallback, Stage, head_of
 
+RADII_FILE = "certified_radii.json"
 STAGES: tuple[Stage, ...] = get_args(Stage)
 _CLEAN = 0.0  # the radius at which certified accuracy is clean accuracy
 
@@ -45,8 +48,9 @@ class CertificationCallback(EvaluationCallback):
     per space and soundness class; a table is printed at the end of a test.
 
     Radii that are not given are those of the data (:func:`ellips.metrics.radii.radii_of_data`): decided at the first
-    validation, or test, that certifies a space, for all its series, and kept from then on: they go into checkpoints, so
-    that a resumed fit, and a test of its checkpoint, show the same. Radii that another callback monitors
+    validation, or test, that certifies a space, for all its series, and kept from then on. They go into checkpoints
+    and, for a fit that goes on from one made before that validation, into ``certified_radii.json`` beside the figures:
+    a resumed fit, and a test of its checkpoint, show the same. Radii that another callback monitors
     (``val/certified_accuracy/latent-exact@0.5``) are added to them.
 
     Args:
@@ -120,6 +124,14 @@ class CertificationCallback(EvaluationCallback):
         decided = {space: tuple(found) for space, found in state_dict.get("radii", {}).items()}
         self.radii = {**decided, **self.radii}
 
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Go on with the radii that were decided after the checkpoint was made."""
+        path = self._folder(trainer) / RADII_FILE
+        if trainer.ckpt_path is not None:
+            found = json.loads(path.read_text(encoding="utf-8")) if trainer.is_global_zero and path.exists() else {}
+            recorded: dict[Space, list[float]] = trainer.strategy.broadcast(found)
+            self.load_state_dict({"radii": {s: r for s, r in recorded.items() if s not in self.radii}})
+
     # ------------------------------------------------------------------ counting
 
     def _grid(self, space: Space) -> list[float]:
@@ -180,7 +192,7 @@ class CertificationCallback(EvaluationCallback):
         curves: list[LabelledCurve] = []
         values: dict[str, float] = {}
         rows = {series: self._rows[series].rows() for series in self._wanted(stage)}  # of all processes
-        self._decide_radii(rows)
+        self._decide_radii(trainer, rows)
         for series, certifier in self._wanted(stage).items():
             found = rows[series]
             self._total = len(found["index"])
@@ -195,14 +207,20 @@ class CertificationCallback(EvaluationCallback):
         if stage == "test" and trainer.is_global_zero:
             self._print_tables(curves)
 
-    def _decide_radii(self, rows: Mapping[Series, Mapping[str, Tensor]]) -> None:
+    def _decide_radii(self, trainer: L.Trainer, rows: Mapping[Series, Mapping[str, Tensor]]) -> None:
         """Take radii from the data where there are none yet; every process has the same rows, and decides the same."""
+        before, folder = dict(self.radii), self._folder(trainer)
         for space in SPACES:
             found = [(r["radius"], r["prediction"], r["label"]) for series, r in rows.items() if series.space == space]
             if space not in self.radii and any(len(radius) for radius, *_ in found):
                 self.radii[space] = _with_clean(radii_of_data(found, DEFAULT_RADII[space]))
             if space in self.radii and space not in self.given:
                 self.radii[space] = tuple(sorted({*self.radii[space], *self._monitored.get(space, ())}))
+        if self.radii != before and trainer.state.fn == "fit" and trainer.is_global_zero and not _is_try(trainer):
+            replace_file(folder / RADII_FILE, json.dumps(self.state_dict()["radii"]) + "\n")
+
+    def _folder(self, trainer: L.Trainer) -> Path:
+        return Path(self.directory or trainer.log_dir or trainer.default_root_dir)  # a collective call: on every rank
 
     def _curve(self, series: Series, found: Mapping[str, Tensor]) -> LabelledCurve:
         metric = CertifiedAccuracyCurve(radii=self._grid(series.space), confidence=self.confidence)
@@ -228,8 +246,8 @@ class CertificationCallback(EvaluationCallback):
         return values
 
     def _draw(self, trainer: L.Trainer, curves: Sequence[LabelledCurve], stage: str) -> None:
-        folder = Path(self.directory or trainer.log_dir or trainer.default_root_dir)  # a collective call: on every rank
-        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]  # set without a declaration
+        folder = self._folder(trainer)
+        if not trainer.is_global_zero or _is_try(trainer):
             return
         for (space, soundness), group in group_by_claim(curves).items():
             figure = plot_curves(group, f"Certified accuracy, {stage} split", self.confidence)
@@ -242,6 +260,10 @@ class CertificationCallback(EvaluationCallback):
         for (space, _), group in group_by_claim(curves).items():
             rows = [LabelledCurve(c.label, _select(c.curve, self.radii[space]), c.space, c.soundness) for c in group]
             console.print(accuracy_table(rows, f"Certified accuracy on {self._total} test images", self.confidence))
+
+
+def _is_try(trainer: L.Trainer) -> bool:
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # set without a declaration
 
 
 def _monitored_radii(trainer: L.Trainer) -> dict[Space, set[float]]:

@@ -122,7 +122,11 @@ def test_interrupted_and_resumed(
     assert resumed.trainer.global_step == 15
     compare(folder, "whole", name)
     metrics = resumed.trainer.callback_metrics
-    assert metrics.keys() == expected.keys()
+    if stops[0].in_validation:  # radii of the data are decided at the first validation: here there was none
+        expected = {key: value for key, value in expected.items() if "@" not in key}
+        assert expected.keys() <= metrics.keys()
+    else:
+        assert metrics.keys() == expected.keys()
     for key, value in expected.items():
         assert float(metrics[key]) == pytest.approx(value, rel=1e-6, abs=1e-6), key
 
