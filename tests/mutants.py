@@ -40,7 +40,8 @@ TABLE = ROOT / "tests" / "mutants.toml"
 # Imported before the children are forked. None of the project, which would be there before the mutant is.
 LIBRARIES = "torch torch.export torch._dynamo lightning torchmetrics torchvision timm scipy.stats scipy.optimize flint \
 hypothesis sklearn.discriminant_analysis matplotlib.pyplot jsonargparse".split()
-QUIET = "-q -x --tb=no -p no:cacheprovider -p no:warnings -p no:unraisableexception -p no:threadexception".split()
+QUIET = """-q -x --tb=no --noconftest -p no:cacheprovider -p no:warnings -p no:unraisableexception
+-p no:threadexception""".split()
 NOT_LOADED = 9
 
 
