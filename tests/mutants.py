@@ -55,6 +55,8 @@ class _Mutated(importlib.machinery.SourceFileLoader):
 class _Server:
     """Finds one module, with another source than its file's."""
 
+    asked = False
+
     def __init__(self, file: str, source: str) -> None:
         self.name, self.file, self.source = file.removesuffix(".py").replace("/", "."), file, source
 
@@ -190,18 +192,19 @@ def _import_libraries() -> None:
     gc.freeze()
 
 
-def judge_all(files: Sequence[str], table: Mapping[str, Any], results: Path, seconds: float) -> dict[str, list[str]]:
+def judge_all(files: Sequence[str], table: Mapping[str, Any], given: argparse.Namespace) -> dict[str, list[str]]:
     """Judge the mutants of modules, and return the names of those that survive, by module."""
     known: dict[tuple[str, str, str | None], dict[str, Any]] = {}
-    for line in results.read_text().splitlines() if results.exists() else ():
+    for line in given.results.read_text().splitlines() if given.results.exists() else ():
         old = json.loads(line)
         known[old["file"], old["digest"], old["tests"] if old["survived"] else None] = old
     alive: dict[str, list[str]] = {}
     for file in files:
-        module = Module(file, table["tests"][file], seconds)
+        module = Module(file, table["tests"][file], given.slowest)
         found = {
             name: mutant for name, mutant in mutants(module.source).items() if not re.search(table["skipped"], name)
         }
+        found = dict(list(found.items())[:: given.every])
         keys = {name: (file, _digest(mutant)) for name, mutant in found.items()}
         todo = [name for name, key in keys.items() if (*key, None) not in known and (*key, module.digest) not in known]
         if todo:
@@ -209,7 +212,7 @@ def judge_all(files: Sequence[str], table: Mapping[str, Any], results: Path, sec
         for count, name in enumerate(todo, 1):
             verdict = module.judge(found[name])
             record = {"file": file, "mutant": name, "digest": keys[name][1], "tests": module.digest, **verdict}
-            with results.open("a") as lines:
+            with given.results.open("a") as lines:
                 lines.write(json.dumps(record) + "\n")
             known[(*keys[name], module.digest if record["survived"] else None)] = record
             if record["survived"]:
@@ -226,13 +229,14 @@ def main() -> int:
     parser.add_argument("modules", nargs="*", default=list(table["tests"]), help="default: all of the table")
     parser.add_argument("--results", type=Path, default=ROOT / "runs" / "mutants.jsonl", help="judged ones are skipped")
     parser.add_argument("--slowest", type=float, default=6.0, help="seconds; slower tests are left out")
+    parser.add_argument("--every", type=int, default=1, help="judge a sample: one mutant in so many")
     given = parser.parse_args()
     given.results.parent.mkdir(parents=True, exist_ok=True)
     _import_libraries()
-    alive = judge_all(given.modules, table, given.results, given.slowest)
+    alive = judge_all(given.modules, table, given)
     accepted = {(entry["module"], name) for entry in table.get("accepted", ()) for name in entry["mutants"]}
     left = [(file, name) for file, names in alive.items() for name in names if (file, name) not in accepted]
-    gone = [(f, name) for f, name in sorted(accepted) if f in alive and name not in alive[f]]
+    gone = [(f, name) for f, name in sorted(accepted) if given.every == 1 and f in alive and name not in alive[f]]
     for what, which in (("Accepted, but noticed or not there", gone), ("Survived", left)):
         for file, name in which:
             print(f"{what}: {file}: {name}")

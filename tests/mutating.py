@@ -8,6 +8,7 @@ takes a bound away: one or two for each place.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from typing import Any, ClassVar
@@ -123,6 +124,7 @@ def _counts(node: Any, operator: Operator, index: int) -> bool:
 def mutants(source: str) -> dict[str, str]:
     """Return the mutants of a module by what is written otherwise: ``a line with [old -> new]``."""
     found: dict[str, str] = {}
+    alike = Counter[str]()
     for operator in _operators():
         occurrence = 0
         for node in list(ast_nodes(get_ast(source))):
@@ -131,7 +133,8 @@ def mutants(source: str) -> dict[str, str]:
                 occurrence += 1
                 if mutant and mutant.split() != source.split() and mutant not in found.values() and _compiles(mutant):
                     name = _difference(source, mutant)
-                    found[name if name not in found else f"{name} (line {node.start_pos[0]})"] = mutant
+                    alike[name] += 1
+                    found[name if alike[name] == 1 else f"{name} ({alike[name]})"] = mutant
     return found
 
 
