@@ -11,7 +11,7 @@ LIPSCHITZ := --config configs/data/digits_lipschitz.yaml
 CERTIFY = $(RUN) certify.py $(DIGITS) --name demo
 SLOW := faults or slurm
 
-.PHONY: demo test test-faults test-slurm test-wheel test-lowest lint clean
+.PHONY: demo test test-faults test-slurm test-wheel test-lowest mutants lint clean
 
 # A fit that was interrupted is started anew: only the stamp says that it ended. Results lie in runs/demo*/.
 demo: $(DEMO)/.fitted $(DEMO)_lipschitz/.fitted $(DEMO)_smoothed/.fitted
@@ -54,6 +54,10 @@ test-lowest: $(LOWEST)/.installed
 # Builds the wheel and runs its commands where there is no clone; a part of `make test`, too.
 test-wheel: $(VENV)/.installed-test
 	$(RUN) -m pytest tests/test_wheel.py
+
+# Mutation testing of what claims rest on; MODULES="ellips/metrics/certified.py ...": of these alone.
+mutants: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(RUN) -m tests.mutants $(MODULES)
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .

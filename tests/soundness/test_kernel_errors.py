@@ -19,73 +19,21 @@ from ellips.certificates import bounds, verify
 from ellips.certificates.bounds import FarRivals
 from ellips.certificates.verify import Kernel, positive_definite, rounding
 from tests.soundness.generators import Draw
+from tests.soundness.rationals import (
+    Rows,
+    U,
+    columns,
+    dot,
+    exact,
+    gamma,
+    length,
+    matrix,
+    number,
+    semidefinite,
+    two_classes,
+)  # fmt: skip
 
 ALL = torch.float64
-U = Fraction(1, 2**53)
-Rows = list[list[Fraction]]
-
-
-def gamma(operations: int) -> Fraction:
-    return operations * U / (1 - operations * U)
-
-
-def root(x: Fraction) -> Fraction:
-    """The square root, rounded down at 2⁻⁸⁰ of itself or better."""
-    shift = max(0, 200 - x.numerator.bit_length() + x.denominator.bit_length()) // 2 * 2
-    return Fraction(math.isqrt((x.numerator << shift) // x.denominator), 1 << shift // 2)
-
-
-def exact(values: Tensor) -> list[Fraction]:
-    return [Fraction(x) for x in values.tolist()]
-
-
-def length(values: list[Fraction]) -> Fraction:
-    return root(sum((x * x for x in values), Fraction(0)))
-
-
-def dot(a: list[Fraction], b: list[Fraction]) -> Fraction:
-    return sum((x * y for x, y in zip(a, b, strict=True)), Fraction(0))
-
-
-def matrix(factor: Tensor) -> Rows:
-    return [exact(row) for row in (factor if factor.ndim == 2 else torch.diag(factor))]
-
-
-def columns(a: Rows) -> Rows:
-    return [list(column) for column in zip(*a, strict=True)]
-
-
-def semidefinite(rows: Rows) -> bool:
-    """Whether a symmetric matrix is positive definite: all pivots positive, in rational numbers."""
-    m = [list(row) for row in rows]
-    for j in range(len(m)):
-        if m[j][j] <= 0:
-            return False
-        for i in range(j + 1, len(m)):
-            ratio = m[i][j] / m[j][j]
-            for k in range(j + 1, i + 1):
-                m[i][k] -= ratio * m[k][j]
-    return True
-
-
-def two_classes(draw: Draw, dim: int, kind: str) -> tuple[Ellips, Tensor]:
-    """Far apart, or nearly alike so that differences cancel; on very different scales."""
-    ellips = Ellips(2, dim, covariance_type=kind)  # type: ignore[arg-type]
-    factors, means = ellips.precision_factors, ellips.means
-    factors[:] = draw.normal(*factors.shape) * 2.0 ** draw.integer(-3, 3)
-    if kind == "full":
-        factors.tril_()
-        factors[:, -1] *= 2.0 ** draw.integer(0, 12)
-    means[:] = draw.normal(2, dim)
-    if draw.integer(0, 2):
-        close = 2.0 ** -draw.integer(1, 45)
-        factors[1] = factors[0] * (1 + close * draw.normal(*factors.shape[1:]))
-        means[1] = means[0] + close * draw.normal(dim)
-    if draw.integer(0, 3) == 0:
-        factors[1] = factors[0]
-    ellips.log_priors.copy_(-draw.normal(2).abs() * 2.0 ** draw.integer(-3, 6))
-    ellips.fitted.fill_(True)
-    return ellips, means[:1] + 2.0 ** draw.integer(-12, 12) * draw.normal(1, dim)
 
 
 @pytest.mark.parametrize("operations", [1, 2, 3, 10, 1000, 10**6, 10**9, 10**12])
@@ -169,6 +117,49 @@ def test_scores_have_their_errors_where_squares_are_too_small_to_be_numbers() ->
         for k in range(2):
             found = abs(Fraction(float(y[k, 0, 0])))
             assert Fraction(float(errors[0, k])) >= gamma(2) * found**2 + 2 * found * gamma(2) * found * (1 - 4 * U)
+
+
+def test_scores_have_their_errors_where_these_are_hardly_numbers() -> None:
+    """A v all but cancels, at sizes around 2⁻⁴⁸⁰, and no logarithm pays: its errors are bounded by their own terms."""
+    for power in range(420, 560, 2):
+        ellips = Ellips(2, 2)
+        ellips.precision_factors[:] = torch.tensor([[1.0, 0.0], [2.0**60, 1.0]], dtype=ALL)
+        ellips.fitted.fill_(True)
+        z = torch.tensor([[2.0**-power, -(2.0 ** (60 - power))]], dtype=ALL)
+        ellips.means[:], ellips.log_priors[:] = 0.0, 0.0
+        y, _, errors = Kernel(ellips).whiten(z)
+        slip = gamma(3) * (2 ** Fraction(60) + 1 + 1) * Fraction(float(z[0, 0]))
+        found = length(exact(y[0, 0]))
+        assert Fraction(float(errors[0, 0])) >= gamma(3) * found * found + 2 * found * slip + slip * slip
+
+
+@pytest.mark.parametrize("kind", ["full", "diagonal"])
+def test_lengths_of_columns_are_not_below_the_true_ones(kind: str) -> None:
+    for power in (0, 200, 400, 470, 500, 530, 536, 560, 700, 1000):
+        ellips, _ = two_classes(Draw(power), 3, kind)
+        ellips.precision_factors *= 2.0**-power
+        kernel = Kernel(ellips)
+        for k in range(2):
+            for n, column in zip(kernel.columns[k], columns(matrix(ellips.factors[k])), strict=True):
+                assert number(n) >= length(column) * (1 - 4 * U)
+                assert number(n) <= length(column) * (1 + 8 * U) + Fraction(1, 2**479)
+
+
+def test_completed_squares_are_rounded_upwards() -> None:
+    """corner > Σ b²/stiff in rational numbers, also where b² is too small to be a number."""
+    for seed in range(400):
+        draw = Draw(seed)
+        dim, low = draw.integer(1, 20), (0, 300, 500, 530)[seed % 4]
+        b = draw.normal(1, dim).abs() * 2.0 ** -draw.integer(low, low + 8)
+        stiff = draw.normal(1, dim).exp()
+        if seed % 8 == 0:
+            b, stiff = 8 * b, stiff * 2.0**1000
+        b[0, 0] = 0.0 if seed % 5 == 0 and dim > 1 else b[0, 0]
+        fall = sum(x * x / s for x, s in zip(exact(b[0]), exact(stiff[0]), strict=True))
+        below = float(fall) if Fraction(float(fall)) <= fall else math.nextafter(float(fall), 0)
+        above = float(fall) * (1 + 3e-14) + 2.0**-955 * dim
+        assert not verify._arrow(stiff, b, torch.tensor([below], dtype=ALL))
+        assert verify._arrow(stiff, b, torch.tensor([above], dtype=ALL))
 
 
 def test_the_kernel_is_of_the_stored_numbers_and_of_its_own_copy_of_them() -> None:
@@ -304,6 +295,30 @@ def test_errors_go_by_component_where_covariances_are_diagonal(monkeypatch: pyte
                 assert b[j] >= pulls[j] + (1 - 4 * U) * gamma(4) * (other[j] * abs(w[j]) + own[j] * abs(v[j]))
 
 
+def test_components_are_bounded_where_squares_are_hardly_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[tuple[Tensor, Tensor]] = []
+
+    def arrow(stiff: Tensor, b: Tensor, corner: Tensor) -> Tensor:
+        found.append((stiff[0], b[0]))
+        return corner > 0
+
+    monkeypatch.setattr(verify, "_arrow", arrow)
+    for seed in range(300):
+        draw = Draw(seed)
+        ellips, z = two_classes(draw, 3, "diagonal")
+        ellips.precision_factors *= 2.0 ** -draw.integer(460, 545)
+        if seed % 2:
+            z, ellips.means[:] = (2.0 ** draw.integer(0, 500) * x for x in (z, ellips.means.clone()))
+        t = 2.0 ** draw.integer(900, 1020)
+        _unreached(Kernel(ellips), z, 1.0, t, 0.0)
+        stiff, b = (exact(x) for x in found[-1])
+        own, other = ([x * x for x in exact(ellips.factors[k])] for k in range(2))
+        v, w = ([x - m for x, m in zip(exact(z[0]), exact(ellips.means[k]), strict=True)] for k in range(2))
+        for j in range(3):
+            assert stiff[j] <= Fraction(1 / t) + other[j] - own[j]
+            assert b[j] >= abs(other[j] * w[j] - own[j] * v[j])
+
+
 def test_the_pull_between_classes_of_one_shape_is_bounded_from_above(monkeypatch: pytest.MonkeyPatch) -> None:
     """There b = P (μ_p − μ_r): with what a product with A and one with Aᵀ may lose, in any order of summation."""
     found: list[tuple[Tensor, Tensor]] = []
@@ -318,6 +333,7 @@ def test_the_pull_between_classes_of_one_shape_is_bounded_from_above(monkeypatch
         dim = draw.integer(1, 5)
         ellips, z = two_classes(draw, dim, "full")
         ellips.precision_factors[1] = ellips.precision_factors[0]
+        ellips.means *= (1.0, 2.0**-480, 2.0**-490)[seed % 3]
         _unreached(Kernel(ellips), z, 1.0, 2.0, 0.5)
         stiff, b = (exact(x) for x in found[-1])
         a = matrix(ellips.factors[0])
@@ -408,21 +424,17 @@ def test_largest_curvatures_are_bounded_whatever_is_guessed(kind: str, monkeypat
             top = FarRivals(kernel, factor * largest)._top(torch.tensor([0, 1]))
             for k in range(2):
                 a = columns(matrix(ellips.factors[k]))
-                gap = [[(_number(top[k]) if i == j else 0) - dot(a[i], a[j]) for j in range(dim)] for i in range(dim)]
+                gap = [[(number(top[k]) if i == j else 0) - dot(a[i], a[j]) for j in range(dim)] for i in range(dim)]
                 assert semidefinite(gap)
                 assert float(top[k]) <= float(largest[k]) * 3.01 or factor != 1.0
                 if kind == "full" and not factor >= 1:
-                    assert _number(top[k]) >= sum((dot(x, x) for x in a), Fraction(0))
+                    assert number(top[k]) >= sum((dot(x, x) for x in a), Fraction(0))
                 elif kind == "full":
                     given, error, n = found[0][0][k], exact(found[0][1][k]), [length(column) for column in a]
                     room = [[-gamma(dim) * n[i] * n[j] for j in range(dim)] for i in range(dim)]
                     for j in range(dim):
-                        room[j][j] += Fraction(101, 100) * error[j] * _number(given[j, j])
+                        room[j][j] += Fraction(101, 100) * error[j] * number(given[j, j])
                     assert semidefinite(room)
-
-
-def _number(value: Tensor) -> Fraction:
-    return Fraction(float(value))
 
 
 @pytest.mark.parametrize("kind", ["full", "diagonal"])
@@ -478,7 +490,7 @@ def test_the_curvature_over_the_radius_is_rounded_upwards(kind: str) -> None:
         ellips.means[1] = ellips.means[0]
         kernel, radius, z = Kernel(ellips), draw.normal(1).abs(), ellips.means[:1]
         far, (y, _, _) = FarRivals(kernel, torch.linalg.eigvalsh(ellips.precisions)[:, -1]), kernel.whiten(z)
-        needed = _number(radius[0]) ** 2 * _number(far._top(torch.tensor([0]))[0])
+        needed = number(radius[0]) ** 2 * number(far._top(torch.tensor([0]))[0])
         below = float(needed)
         below = below if Fraction(below) <= needed else math.nextafter(below, 0)
         assert not _proves_far(far, z, y, below, radius)

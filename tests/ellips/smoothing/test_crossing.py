@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from ellips.smoothing import votes_needed
+from ellips.smoothing import crossing, votes_needed
 from ellips.smoothing.crossing import votes_needed_at_last
 
 
@@ -43,3 +43,31 @@ def test_earlier_rejections_are_paid_for() -> None:
     paid = votes_needed_at_last(np.array([94, 440, 0]), looks, 1.0, 0.001)
     assert free < paid
     assert votes_needed_at_last(np.array([50, 501, 0]), looks, 1.0, 0.001) > 1000  # alpha is spent at the first look
+
+
+@pytest.mark.parametrize("margin", [0.0, 1.0])
+@pytest.mark.parametrize("needed", [[94, 440], [60, 501]])
+def test_what_sums_are_rounded_by_is_taken_off_alpha(
+    margin: float, needed: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More room for rounding is as good as a smaller alpha: at the last look, and where the first ones spend it all."""
+    looks, votes = np.array([100, 500, 1000]), np.array([*needed, 0])
+    for alpha in (0.3, 0.03, 0.003):
+        smaller = votes_needed_at_last(votes, looks, margin, alpha / 1.5)
+        with monkeypatch.context() as patched:
+            patched.setattr(crossing, "_RELATIVE", 0.5)
+            assert votes_needed_at_last(votes, looks, margin, alpha) == smaller
+        assert smaller > votes_needed_at_last(votes, looks, margin, alpha) or smaller == 1001
+
+
+@pytest.mark.parametrize("left_out", [1e-9, 1e-6, 1e-4, 1e-3])
+def test_what_is_left_out_counts_as_failure(left_out: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much is left out at either end of a distribution, at however many looks: never are fewer votes enough."""
+    often = np.arange(20, 1001, 20)
+    for looks, votes in ((np.array([20, 100, 500, 1000]), np.array([21, 94, 440, 0])), (often, often + 1)):
+        for margin in (0.0, 1.0):
+            for alpha in (0.3, 0.1, 0.03, 0.003):
+                whole = votes_needed_at_last(votes, looks, margin, alpha)
+                with monkeypatch.context() as patched:
+                    patched.setattr(crossing, "_LEFT_OUT", left_out)
+                    assert votes_needed_at_last(votes, looks, margin, alpha) >= whole

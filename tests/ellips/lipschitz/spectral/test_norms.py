@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from ellips.lipschitz.capture.graph import UnprovenOperationError
 from ellips.lipschitz.spectral.norms import convolution_norm, gram_norm, matrix_norm, resize_matrices
 
 # out, in, kernel, stride, dilation, groups, padding, height, width
@@ -36,6 +37,32 @@ def test_a_convolutions_bound_is_at_least_its_norm_and_not_far_above(case: tuple
     assert truth <= bound <= 1.25 * truth
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+def test_no_frequency_is_left_out(axis: int) -> None:
+    """Differences of neighbours are largest at the highest frequency there is, of even and odd sizes."""
+    for size in range(1, 10):
+        weight = torch.tensor([1.0, -1.0], dtype=torch.float64).view(1, 1, *((2, 1) if axis == 0 else (1, 2)))
+        shape = (size, 1) if axis == 0 else (1, size)
+        basis = torch.eye(size, dtype=torch.float64).view(-1, 1, *shape)
+        matrix = functional.conv2d(basis, weight, padding=(1 - axis, axis)).flatten(1)
+        assert convolution_norm(weight, shape) >= float(torch.linalg.matrix_norm(matrix, ord=2))
+
+
+def test_a_single_number_has_its_own_norm() -> None:
+    single = torch.full((1, 1, 1), -3.0, dtype=torch.float64)
+    for norm in (gram_norm(single, 3), matrix_norm(single[0]), convolution_norm(single[None], (1, 1))):
+        assert 3 < norm < 3.00001
+
+
+def test_numbers_that_are_not_finite_are_refused() -> None:
+    for number in (torch.nan, torch.inf):
+        matrix = torch.tensor([[1.0, 0.0], [number, 1.0]])
+        with pytest.raises(UnprovenOperationError, match="finite"):
+            matrix_norm(matrix)
+        with pytest.raises(UnprovenOperationError, match="finite"):
+            convolution_norm(matrix[None, None], (3, 3))
+
+
 def test_a_circular_convolution_without_overlap_is_bounded_exactly() -> None:
     # Kernel size equals stride: the layer is block diagonal, and the bound can lose only the Gram iteration's part.
     weight = torch.randn(6, 3, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -64,6 +91,7 @@ def test_a_matrix_norm_is_the_largest_singular_value_rounded_up() -> None:
     matrix = torch.randn(7, 5, generator=torch.Generator().manual_seed(0))
     truth = float(torch.linalg.matrix_norm(matrix.double(), ord=2))
     assert truth < matrix_norm(matrix) < truth * (1 + 1e-6)
+    assert matrix_norm(matrix) == matrix_norm(matrix.double())  # float32 would lose as much as is added
     assert matrix_norm(torch.empty(0, 3)) == 0.0
 
 
