@@ -24,9 +24,9 @@ from ellips.certificates.closed_form import closed_form_multiplier, closed_form_
 from ellips.certificates.geometry import Geometry, grouped
 from ellips.certificates.rounding import gamma
 
-_MAX_DIMENSION = 24  # of the Krylov space; problems that need more are left to an eigen-decomposition
+MAX_DIMENSION = 24  # of the Krylov space; problems that need more are left to an eigen-decomposition
 # Dimensions at which the reduced problem is solved: not at each one, for that costs about as much as a product with W.
-_LOOK_AT = frozenset({2, 3, 4, 6, 8, 10, 13, 16, 20, _MAX_DIMENSION})
+_LOOK_AT = frozenset({2, 3, 4, 6, 8, 10, 13, 16, 20, MAX_DIMENSION})
 _GAP = 1e-11  # relative, between the dual value and its bound, at which a search is over
 _CAP = 0.95  # of 1/ℓ, the largest multiplier that Weyl's inequality proves admissible; at 1/ℓ the bound is −∞
 _FAR = 1e6  # times m/‖b‖², where W ⪰ 0: every multiplier is admissible there, but the bracket needs an end
@@ -98,7 +98,7 @@ def _search(geometry: Geometry, problems: KrylovProblems, threshold: Tensor) -> 
     basis = [(problems.half_gradient[rows] / half_gradient_norm.unsqueeze(1)).float()]
     diagonal: list[Tensor] = []
     off: list[Tensor] = []
-    for size in range(1, min(_MAX_DIMENSION, geometry.dim) + 1):
+    for size in range(1, min(MAX_DIMENSION, geometry.dim) + 1):
         if not len(rows):
             break
         vector = product(basis[-1])
@@ -107,7 +107,7 @@ def _search(geometry: Geometry, problems: KrylovProblems, threshold: Tensor) -> 
         if size > 1:
             vector -= off[-1].float().unsqueeze(1) * basis[-2]
         off.append(vector.norm(dim=1).double())
-        last = size == min(_MAX_DIMENSION, geometry.dim)
+        last = size == min(MAX_DIMENSION, geometry.dim)
         if size in _LOOK_AT or last:
             t, weights, dual, bound = _reduced(margin, half_gradient_norm, concavity, diagonal, off)
             done = (bound >= goal) | (bound >= dual * (1 - _GAP)) | last

@@ -279,9 +279,9 @@ class LowRankGeometry(Geometry):
         assert isinstance(structure, LowRank)  # for the type checker
         _, _, rising, falling = self._extremes
         energy = torch.zeros(len(prediction), dtype=torch.float64, device=rising.device)
-        for sign, k, v in ((1, prediction, rising[prediction]), (-1, rival, falling[rival])):
-            common = (v @ structure.shared.mT).square().sum(1)
-            energy = energy + sign * (structure.energy(v, k) - common)
+        for sign, k, v in ((-1, prediction, rising[prediction]), (1, rival, falling[rival])):
+            along = (structure.directions[k] @ (v @ structure.shared.mT).unsqueeze(-1)).squeeze(-1)
+            energy = energy + ((sign * structure.weights[k]).clamp(min=0) * along.square()).sum(1)
         return energy
 
 

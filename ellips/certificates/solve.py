@@ -12,7 +12,7 @@ from ellips.certificates.closed_form import closed_form_multiplier, closed_form_
 from ellips.certificates.geometries import geometry_of
 from ellips.certificates.geometry import Geometry
 from ellips.certificates.gradients import differentiable_radius
-from ellips.certificates.krylov import KrylovProblems, solve_krylov
+from ellips.certificates.krylov import MAX_DIMENSION, KrylovProblems, solve_krylov
 from ellips.certificates.rounding import gamma
 from ellips.certificates.screen import Screen, screen
 from ellips.certificates.secular import solve_secular
@@ -21,6 +21,7 @@ from ellips.precision import full_precision
 from ellips.validation import at_least, one_of
 
 _CHUNK_BYTES = 2**29
+_KRYLOV_ELEMENTS = 2**25
 # Units in the last place taken off a radius for the few operations after the bounded ones; graded, so that rounding
 # never turns the order of the three methods round.
 _SAFETY: dict[Method, int] = {"exact": 128, "pairwise": 192, "theorem": 256}
@@ -178,9 +179,9 @@ class DecomposedSolver:
 class IterativeSolver:
     """Solves problems by the Lanczos process, and through decompositions where that does not settle them."""
 
-    batch = 2**14  # problems at a time: enough of them share a class
-
     def __init__(self, geometry: Geometry, z: Tensor, seen: Screen) -> None:
+        # Problems at a time: enough of them share a class, and their Krylov spaces take 128 MB at most.
+        self.batch = max(256, min(2**14, _KRYLOV_ELEMENTS // (MAX_DIMENSION * geometry.dim)))
         self._geometry, self._seen, self._x = geometry, seen, z - geometry.center
         self._decomposed = DecomposedSolver(geometry, z, seen)
         self._own = self._pull(torch.arange(len(z), device=z.device), seen.prediction)

@@ -55,15 +55,15 @@ def cut_to_rank(
         raise ValueError(
             f"Expected a rank up to {width}, that of the sketch, but got {rank}; sketch with a larger one."
         )
-    parts = []
+    # Written in their place: with many classes nothing of their size is held beside them.
+    directions, widths = within.new_empty(len(count), rank, dim), within.new_empty(len(count), rank)
     for k in torch.arange(len(count), device=within.device).split(rows):
         f, own = functionals[k], collected.core[k] if isinstance(collected, SketchedMoments) else None
         if own is None:
             own = f.mT @ (collected.scatter[k] @ f)
         core = (1 - shrinkage) * (own / n[k].view(-1, 1, 1) - f.mT @ (within @ f))
         core = core + shrinkage * ((traces[k] - trace) / dim).view(-1, 1, 1) * (f.mT @ f)
-        parts.append(_leading(factor, f, (1 - regularization.pooling) * core, rank))
-    directions, widths = (torch.cat(columns) for columns in zip(*parts, strict=True))
+        directions[k], widths[k] = _leading(factor, f, (1 - regularization.pooling) * core, rank)
     _refuse_flat(widths, dim)
     return factor, directions, (1 + widths).rsqrt()
 
