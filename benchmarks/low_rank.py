@@ -30,7 +30,7 @@ from ellips.certificates import check
 from ellips.gaussians import ClassSketch
 
 CLASSES, DIM, RANK, POINTS = 1000, 1024, 32, 512
-QUICK = {"classes": 200, "dim": 128, "rank": 8, "points": 256}
+QUICK = {"classes": 60, "dim": 48, "rank": 4, "points": 64}
 CONDITION, ACCURACY = 10.0, 0.8
 WIDEST = 2.5
 SAMPLES_PER_CLASS = 20  # of the fit whose memory is measured: more take longer, not more memory

@@ -31,11 +31,16 @@ def fit_shrunk(mixture: Mixture, latents: Tensor, labels: Tensor, estimator: Est
         ``mixture``, fitted.
 
     Raises:
-        ValueError: If ``estimator`` is unknown, or a class has fewer than two samples.
+        ValueError: If ``estimator`` is unknown, covariances are of low rank, or a class has fewer than two samples.
 
     Source: Ledoit and Wolf 2004; Chen, Wiesel, Eldar and Hero 2010; as implemented in scikit-learn.
     """
     one_of(get_args(Estimator), estimator=estimator)
+    if mixture.rank is not None:
+        raise ValueError(
+            f"Expected full or diagonal covariances for {estimator} but got covariance_type='low_rank'; use pooling and "
+            "shrinkage (covariance_estimator='moments')."
+        )
     validate_latents(latents, mixture.dim, "latents")
     validate_labels(labels, mixture.num_classes, latents.shape[0])
     compute = ledoit_wolf if estimator == "ledoit_wolf" else oas
