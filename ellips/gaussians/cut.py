@@ -70,8 +70,10 @@ def cut_to_rank(
 
 def _leading(factor: Tensor, functionals: Tensor, core: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Return the leading eigenpairs of Δ within the span of functionals F, given FᵀΔ'F; as rows, and by |D|."""
-    whitened = torch.linalg.solve_triangular(factor.mT, functionals, upper=True)
-    basis, triangle = torch.linalg.qr(whitened)
+    classes, dim, width = functionals.shape
+    columns = functionals.transpose(0, 1).reshape(dim, classes * width)  # of all classes: one factor serves them
+    whitened = torch.linalg.solve_triangular(factor.mT, columns, upper=True).view(dim, classes, width)
+    basis, triangle = torch.linalg.qr(whitened.transpose(0, 1))
     half = torch.linalg.solve_triangular(triangle.mT, core, upper=False)
     inner = torch.linalg.solve_triangular(triangle.mT, half.mT, upper=False)
     values, vectors = torch.linalg.eigh((inner + inner.mT) / 2)

@@ -38,8 +38,8 @@ def fit_shrunk(mixture: Mixture, latents: Tensor, labels: Tensor, estimator: Est
     one_of(get_args(Estimator), estimator=estimator)
     if mixture.rank is not None:
         raise ValueError(
-            f"Expected full or diagonal covariances for {estimator} but got covariance_type='low_rank'; use pooling and "
-            "shrinkage (covariance_estimator='moments')."
+            f"Expected full or diagonal covariances for {estimator} but got covariance_type='low_rank'; use pooling "
+            "and shrinkage (covariance_estimator='moments')."
         )
     validate_latents(latents, mixture.dim, "latents")
     validate_labels(labels, mixture.num_classes, latents.shape[0])
