@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ellips import Ellips
 from ellips.certificates import rounding
-from ellips.certificates.geometry import Geometry
-from ellips.certificates.pairs import _decompose, _diagonal_spectrum
+from ellips.certificates.geometries import geometry_of
+from ellips.certificates.pairs import _diagonal_spectrum
 from ellips.certificates.rounding import score_error, whitened_error
 from ellips.certificates.screen import screen
 from ellips.certificates.secular import Problems, solve_secular
@@ -53,7 +53,7 @@ def scaled_classes(seed: int, kind: str, most: int = 8) -> tuple[Ellips, Tensor]
 
 def norms(ellips: Ellips, z: Tensor) -> tuple[list[Fraction], Fraction, list[Fraction]]:
     """‖A_k‖_F, ‖z − c‖ and ‖μ_k − c‖ for c as it is stored, each as small as rounding may have made it."""
-    geometry = Geometry.of(ellips)
+    geometry = geometry_of(ellips)
     center = exact(geometry.center)
     away = [[x - c for x, c in zip(exact(row), center, strict=True)] for row in (z[0], *ellips.means)]
     less = 1 - gamma(ellips.dim + 4)
@@ -92,12 +92,12 @@ def test_margins_are_screened_with_the_errors_of_both_scores_taken_off(kind: str
     positive = 0
     for seed in range(80):
         ellips, z = scaled_classes(seed, kind)
-        geometry = Geometry.of(ellips)
+        geometry = geometry_of(ellips)
         if seed % 4 == 0:  # a margin of the size of its errors
             ellips.log_priors[:] = -1.0
             ellips.precision_factors[1] = ellips.precision_factors[0]
             z = ellips.means.mean(0, keepdim=True) + 2.0 ** -(20 + seed % 32) * Draw(seed).normal(1, ellips.dim)
-            geometry = Geometry.of(ellips)
+            geometry = geometry_of(ellips)
         seen, (sizes, point, means) = screen(geometry, z), norms(ellips, z)
         own, rival = int(seen.prediction), 1 - int(seen.prediction)
         slack = Fraction(0)
@@ -122,7 +122,7 @@ def test_half_gradients_are_screened_with_the_errors_of_both_classes_added(kind:
         ellips, z = scaled_classes(seed, kind)
         if seed % 4 == 1:  # b vanishes, and what is left is rounding alone
             ellips.precision_factors[1], ellips.means[1] = ellips.precision_factors[0], ellips.means[0]
-        geometry = Geometry.of(ellips)
+        geometry = geometry_of(ellips)
         seen, (sizes, point, means) = screen(geometry, z, dtype), norms(ellips, z)
         own, unit = int(seen.prediction), UNITS[dtype]
         operations = 2 * ellips.dim + 3 if kind == "full" else 5
@@ -133,8 +133,7 @@ def test_half_gradients_are_screened_with_the_errors_of_both_classes_added(kind:
         found = number(seen.half_gradient_norms[0, 1 - own])
         assert found >= b
         pull = torch.empty(1, 2, ellips.dim, dtype=dtype)
-        for k in geometry.tiles:
-            geometry.pulling(dtype)((z - geometry.center).to(dtype), k, pull)
+        geometry._pulling(dtype)((z - geometry.center).to(dtype), slice(0, 2), pull)  # type: ignore[attr-defined]
         computed = exact((pull[0, 1] - pull[0, 0]).double())
         bound = length(computed) * (1 + gamma(ellips.dim // 2 + 1, unit)) + slip
         assert bound <= found <= length(computed) * (1 + gamma(2 * ellips.dim + 9, unit)) + 12 * slip
@@ -147,7 +146,7 @@ def test_half_gradients_are_screened_with_the_errors_of_both_classes_added(kind:
 def test_ranges_of_precisions_enclose_them(kind: str) -> None:
     for seed in range(60):
         ellips, _ = scaled_classes(seed, kind)
-        low, high = Geometry.of(ellips).precision_range
+        low, high = geometry_of(ellips).precision_range  # type: ignore[attr-defined]
         for k in range(2):
             power, size = gram(matrix(ellips.factors[k])), frobenius(matrix(ellips.factors[k])) ** 2
             room = (gamma(8 * ellips.dim) * size) if kind == "full" else Fraction(0)
@@ -168,9 +167,9 @@ def test_lowest_eigenvalues_of_differences_are_bounded_from_below(kind: str) -> 
     """Both ways round: λ_min(P_i − P_j) and λ_min(P_j − P_i); concavities, spreads and Weyl's bound follow."""
     for seed in range(60):
         ellips, z = scaled_classes(seed, kind)
-        geometry = Geometry.of(ellips)
+        geometry = geometry_of(ellips)
         powers = [gram(matrix(factor)) for factor in ellips.factors]
-        low, high = geometry.precision_range
+        low, high = geometry.precision_range  # type: ignore[attr-defined]
         for own, rival in ((0, 1), (1, 0)):
             p, r = torch.tensor([own]), torch.tensor([rival])
             w = [[a - b for a, b in zip(*rows, strict=True)] for rows in zip(powers[rival], powers[own], strict=True)]
@@ -188,7 +187,7 @@ def test_lowest_eigenvalues_of_differences_are_bounded_from_below(kind: str) -> 
 def test_diagonal_differences_have_the_errors_of_two_squares() -> None:
     for seed in range(60):
         ellips, z = scaled_classes(seed, "diagonal")
-        geometry = Geometry.of(ellips)
+        geometry = geometry_of(ellips)
         (values, error), squares = _diagonal_spectrum(*ellips.factors), ellips.factors.square()
         x = z - geometry.center
         problems, _ = geometry.pairs.problems(x, *(torch.tensor([v]) for v in (0, 1.0, 0, 1)))
@@ -215,9 +214,9 @@ def test_decompositions_have_the_errors_that_theory_asks_for() -> None:
     """W − QΛQᵀ and QᵀQ − I as they are, with what computing them may round; then ΛQᵀx and h = Qᵀ(P_h ν_h − P_l ν_l)."""
     for seed in range(60):
         ellips, z = scaled_classes(seed, "full", 16)
-        geometry, d = Geometry.of(ellips), ellips.dim
+        geometry, d = geometry_of(ellips), ellips.dim
         pair = torch.tensor([0]), torch.tensor([1])
-        found = _decompose(geometry, *pair)
+        found = geometry.pairs._decompose(*pair)
         sizes, _, means = norms(ellips, z)
         power, reach = sum(s * s for s in sizes), sum(s * s * m for s, m in zip(sizes, means, strict=True))
         if torch.equal(ellips.factors[0], ellips.factors[1]):
@@ -254,8 +253,8 @@ def test_pulls_in_the_eigenbasis_are_bounded_from_above() -> None:
     """|β_j| has the errors of ΛQᵀx and of h added, each: where both vanish, nothing is 0 by chance."""
     for seed in range(60):
         ellips, z = scaled_classes(seed, "full")
-        geometry = Geometry.of(ellips)
-        found = _decompose(geometry, torch.tensor([0]), torch.tensor([1]))
+        geometry = geometry_of(ellips)
+        found = geometry.pairs._decompose(torch.tensor([0]), torch.tensor([1]))
         x = z - geometry.center
         given = torch.tensor([0]), torch.ones(1).double(), torch.tensor([0]), torch.tensor([1])
         problems, _ = geometry.pairs.problems(x, *given)
