@@ -34,6 +34,7 @@ from torch import Tensor
 
 from benchmarks._common import interleaved_seconds, make_parser, median_ratio, report, seconds
 from ellips import Ellips
+from ellips.chunks import Chunks
 from ellips.datamodules import ImageFolderDataModule, Split
 from ellips.encoders import CifarResNet, FrozenEncoder, LinearHead
 from ellips.gaussians.moments import ClassMoments
@@ -298,7 +299,7 @@ def throughput(task: Task, chain: Chain, images: Tensor, rounds: int) -> dict[st
     return interleaved_seconds(
         {
             "bare": lambda: [task.encoder.encode(part) for part in ready.split(BATCH)],
-            "votes": lambda: cast_votes(chain.decide, streams, [per_image] * len(streams), BATCH),
+            "votes": lambda: cast_votes(chain.decide, streams, [per_image] * len(streams), Chunks(BATCH, BATCH)),
         },
         rounds,
     )

@@ -127,7 +127,7 @@ def test_neither_weights_nor_images_are_needed(tmp_path: Path, monkeypatch: pyte
     counts = "{train: 1268355, val: 12812, test: 50000, classes: 1000}"
     given = arguments("data/imagenet", "model/paper_imagenet", "certify/imagenet")
     found = planned(tmp_path, *given, "--counts", counts, "--processes", "8")
-    assert found["bytes"]["covariances of all classes (T)"] == 8 * 1000 * 1024**2
+    assert found["bytes"]["covariances of all classes (T)"] == 8 * (1000 * (1024 + 1) * 32 + 1024**2)
     assert found["bytes"]["disk: cache, test"] == 50_000 * (4 * 768 + 16)
     assert found["settings"]["count"] == 500
     with pytest.raises(FileNotFoundError, match="imagenet"):
