@@ -110,7 +110,11 @@ class EllipsHead(nn.Module):
             FileNotFoundError: If there is no such file.
             ValueError: If the file holds no head.
         """
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        return cls.from_loaded(load_checkpoint(path), path)
+
+    @classmethod
+    def from_loaded(cls, checkpoint: Any, path: str | PathLike[str]) -> EllipsHead:  # noqa: ANN401 - whatever the file holds
+        """Do what :meth:`from_checkpoint` does with what :func:`load_checkpoint` has read from a file."""
         if not isinstance(checkpoint, dict) or "head" not in checkpoint:
             raise ValueError(
                 f"Expected a checkpoint of GenEllips with an entry 'head' but {path} has none; was it made by train.py?"
@@ -215,6 +219,18 @@ class EllipsHead(nn.Module):
                 self.update(part.to(device), target.to(device))
             self.moments.end_pass()
         return self.finalize()
+
+
+def load_checkpoint(path: str | PathLike[str]) -> Any:  # noqa: ANN401 - whatever the file holds
+    """Read a checkpoint as data only; no code in it is run.
+
+    Its tensors are read from the file when they are used, so that a mixture of many classes is not held twice while a
+    module takes it over.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+    """
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
 class _MixtureBuffers:
