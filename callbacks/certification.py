@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from torch import Tensor
 
-from ellips.certificates import METHODS, Certificate, Method
+from ellips.certificates import METHODS, Certificate, Method, by_weyl
 from ellips.files import replace_file
 from ellips.input_certifiers import Chain, InputCertifier, as_certifier, series_of
 from ellips.lipschitz import ConstantSource
@@ -25,6 +25,7 @@ from ellips.pipeline import ImageClassifier
 from ellips.precision import full_precision
 from ellips.reporting import LabelledCurve, accuracy_table, plot_curves, save_figure
 from ellips.reporting.curves import group_by_claim
+from ellips.reporting.summary import label_with
 from ellips.types import DEFAULT_RADII, SOUNDNESS_ORDER, SPACES, HeadOutput, Series, Soundness, Space
 from ellips.validation import fraction, one_of, positive
 
@@ -199,7 +200,8 @@ class CertificationCallback(EvaluationCallback):
             if certifier is not None:
                 certifier.validate_run(self._total)
             if self._total:
-                curves.append(self._curve(series, found))
+                weyl = by_weyl(head_of(pl_module).ellips, series.method)
+                curves.append(self._curve(series, found, label_with(series, weyl)))
                 values |= self._values(stage, series, curves[-1], found)
         # Every process has the same numbers from the same gathered rows.
         pl_module.log_dict(values, rank_zero_only=False, sync_dist=False, batch_size=1)
@@ -222,12 +224,12 @@ class CertificationCallback(EvaluationCallback):
     def _folder(self, trainer: L.Trainer) -> Path:
         return Path(self.directory or trainer.log_dir or trainer.default_root_dir)  # a collective call: on every rank
 
-    def _curve(self, series: Series, found: Mapping[str, Tensor]) -> LabelledCurve:
+    def _curve(self, series: Series, found: Mapping[str, Tensor], label: str) -> LabelledCurve:
         metric = CertifiedAccuracyCurve(radii=self._grid(series.space), confidence=self.confidence)
         metric = metric.to(found["radius"].device)
         metric.sync_on_compute = False  # every process holds the rows of all
         metric.update(found["radius"], found["prediction"], found["label"])
-        return LabelledCurve(series.label, metric.compute(), series.space, _claim(series, found["soundness"]))
+        return LabelledCurve(label, metric.compute(), series.space, _claim(series, found["soundness"]))
 
     def _values(
         self, stage: Stage, series: Series, curve: LabelledCurve, found: Mapping[str, Tensor]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -35,6 +36,13 @@ def close_process_group() -> None:
         # let go of a collective's tensors would need it, and neither would go on; a moment is enough for that.
         time.sleep(0.2)
         dist.destroy_process_group()
+
+
+def broadcast_(tensors: Iterable[Tensor]) -> None:
+    """Overwrite tensors, in place, with those of the first process; every process must call it."""
+    if world_size() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor.detach(), src=0)
 
 
 class _Gather(torch.autograd.Function):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from os import PathLike
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ellips.classifier import Ellips
-from ellips.gaussians import CovarianceType, collector
+from ellips.distributed import broadcast_
+from ellips.gaussians import CovarianceType, Mixture, collector
 from ellips.projector import LatentNorm, Projector
 from ellips.validation import validate_labels, validate_latents
 
@@ -109,7 +110,11 @@ class EllipsHead(nn.Module):
             FileNotFoundError: If there is no such file.
             ValueError: If the file holds no head.
         """
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        return cls.from_loaded(load_checkpoint(path), path)
+
+    @classmethod
+    def from_loaded(cls, checkpoint: Any, path: str | PathLike[str]) -> EllipsHead:  # noqa: ANN401 - whatever the file holds
+        """Do what :meth:`from_checkpoint` does with what :func:`load_checkpoint` has read from a file."""
         if not isinstance(checkpoint, dict) or "head" not in checkpoint:
             raise ValueError(
                 f"Expected a checkpoint of GenEllips with an entry 'head' but {path} has none; was it made by train.py?"
@@ -179,7 +184,8 @@ class EllipsHead(nn.Module):
     def finalize(self) -> EllipsHead:
         """Fit the Gaussians to everything collected since the last :meth:`reset`, over all processes.
 
-        The moments stay readable in :attr:`moments`, so that another regularisation can be tried without a new pass.
+        Every process must call it, and all hold the first one's mixture afterwards, to the last bit. The moments stay
+        readable in :attr:`moments`, so that another regularisation can be tried without a new pass.
 
         Returns:
             Itself, fitted.
@@ -187,7 +193,8 @@ class EllipsHead(nn.Module):
         Raises:
             ValueError: If a class has no samples or its covariance is singular; the message names the class and cure.
         """
-        self.ellips.fit_collected(self.moments.compute())
+        self.ellips.fit_collected(self.moments.held())
+        broadcast_(self.ellips.state_dict().values())
         return self
 
     def fit(self, features: Tensor, labels: Tensor, batch_size: int = 4096) -> EllipsHead:
@@ -212,6 +219,53 @@ class EllipsHead(nn.Module):
                 self.update(part.to(device), target.to(device))
             self.moments.end_pass()
         return self.finalize()
+
+
+def load_checkpoint(path: str | PathLike[str]) -> Any:  # noqa: ANN401 - whatever the file holds
+    """Read a checkpoint as data only; no code in it is run.
+
+    Its tensors are read from the file when they are used, so that a mixture of many classes is not held twice while a
+    module takes it over.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+    """
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+
+
+class _MixtureBuffers:
+    """Names of the buffers of all mixtures in a module, as they are when they are asked for.
+
+    Mixtures may be made trainable after the module was built: their parameters' gradients must not be left out.
+    """
+
+    def __init__(self, module: nn.Module, others: Iterable[str]) -> None:
+        self.module, self.others = module, sorted(others)
+
+    def __iter__(self) -> Iterator[str]:
+        mixtures = [(prefix, part) for prefix, part in self.module.named_modules() if isinstance(part, Mixture)]
+        names = {f"{prefix}.{name}".removeprefix(".") for prefix, part in mixtures for name, _ in part.named_buffers()}
+        return iter(sorted(names.union(self.others)))
+
+
+def keep_from_broadcasts(module: nn.Module) -> None:
+    """Keep DistributedDataParallel from sending mixtures from process to process at every training step.
+
+    A mixture changes when it is fitted, which leaves the same one in every process (:meth:`EllipsHead.finalize`), and
+    not from step to step. With K full covariances in d dimensions its buffers are K d² float64 numbers: 8.4 GB for
+    ImageNet's 1,000 classes in 1,024 dimensions. Buffers of others, such as BatchNorm's statistics, are sent as before,
+    and what is trained of a mixture is parameters, whose gradients are averaged as any others.
+    :class:`lightning_modules.GenEllips` calls it for itself; a module of your own that holds an :class:`EllipsHead`
+    calls it at the end of its ``__init__``. When the module is wrapped, mixtures are no longer made the same in all
+    processes: one that was fitted before is the same if it comes from the same file or fit.
+
+    Args:
+        module: What will be wrapped: the outermost module.
+    """
+    # The attribute by which torch lets a module say so. Its own argument, broadcast_buffers, is all or nothing, and
+    # belongs to the strategy, which a module does not choose.
+    others = getattr(module, "_ddp_params_and_buffers_to_ignore", ())
+    module._ddp_params_and_buffers_to_ignore = _MixtureBuffers(module, others)  # type: ignore[assignment]  # no submodule
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from ellips.certificates import Certificate, Method
 from ellips.encoders import FrozenEncoder
 from ellips.encoders.weights import state_digest
 from ellips.errors import EncoderMismatchError
-from ellips.head import EllipsHead
+from ellips.head import EllipsHead, load_checkpoint
 from ellips.input_certifiers import Chain, InputCertifier, as_certifier
 from ellips.lipschitz import ConstantSource
 from ellips.precision import full_precision
@@ -67,8 +67,9 @@ class ImageClassifier(nn.Module):
             ValueError: If the file holds no head.
             EncoderMismatchError: If the checkpoint was made with another encoder.
         """
-        head = EllipsHead.from_checkpoint(path)
-        recorded = torch.load(path, map_location="cpu", weights_only=True).get("encoder_fingerprint")
+        checkpoint = load_checkpoint(path)
+        head = EllipsHead.from_loaded(checkpoint, path)
+        recorded = checkpoint.get("encoder_fingerprint")
         fingerprint = getattr(encoder, "fingerprint", None)
         if recorded is not None and fingerprint is not None:
             check_fingerprint(recorded, fingerprint())

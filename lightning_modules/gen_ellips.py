@@ -14,10 +14,10 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
-from ellips.distributed import gather_with_gradient
+from ellips.distributed import broadcast_, gather_with_gradient
 from ellips.gaussians import CovarianceType
 from ellips.gaussians.shrinkage import Estimator, fit_shrunk
-from ellips.head import EllipsHead, eval_mode
+from ellips.head import EllipsHead, eval_mode, keep_from_broadcasts
 from ellips.losses import CodingRateReduction, Isotropy, LatentLoss, Objective
 from ellips.pipeline import check_fingerprint
 from ellips.projector import LatentNorm
@@ -117,6 +117,7 @@ class GenEllips(L.LightningModule):
         self._check_mixture_settings()
         if train_mixture:
             self.head.ellips.trainable_()
+        keep_from_broadcasts(self)
         self.slow_fit_seconds = slow_fit_seconds
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
@@ -206,6 +207,7 @@ class GenEllips(L.LightningModule):
             latents, labels, _ = self._all_latents(datamodule.fit_dataloader())
             estimator: Any = self.covariance_estimator
             fit_shrunk(self.head.ellips, gather_with_gradient(latents), gather_with_gradient(labels), estimator)
+            broadcast_(self.head.ellips.state_dict().values())
         else:
             self.head.reset()
             for _ in range(self.head.moments.passes):
@@ -303,8 +305,11 @@ class GenEllips(L.LightningModule):
     # ------------------------------------------------------------------ checkpoints and the encoder
 
     def on_fit_start(self) -> None:
-        """Refuse to train on with another encoder."""
+        """Refuse to train on with another encoder, and start from one mixture in all processes."""
         self._check_encoder()
+        broadcast_([self.head.ellips.fitted])
+        if self.head.ellips.is_fitted:
+            broadcast_(self.head.ellips.state_dict().values())
 
     def on_test_start(self) -> None:
         """Refuse to test with another encoder."""

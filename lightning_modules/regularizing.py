@@ -37,7 +37,7 @@ def choose(
     Raises:
         ValueError: If votes are to choose and the data have no noisy copies, or those of another sigma.
     """
-    moments, kind, rank = head.moments.compute(), head.ellips.covariance_type, head.ellips.rank
+    moments, kind, rank = head.moments.held(), head.ellips.covariance_type, head.ellips.rank
     if search.sigma is None:
         latents, labels, _ = latents_of(datamodule.val_dataloader())
         return select_regularization(moments, latents, labels, search, covariance_type=kind, rank=rank)[0]
@@ -64,7 +64,7 @@ def choose_auto(head: EllipsHead, datamodule: Any, latents_of: LatentsOf) -> Can
             f"auto); they stay {head.ellips.regularization}. Give the datamodule a val_dataloader, or set both."
         )
         return None
-    return choose_automatically(head.ellips, head.moments.compute(), *latents_of(datamodule.val_dataloader()))[0]
+    return choose_automatically(head.ellips, head.moments.held(), *latents_of(datamodule.val_dataloader()))[0]
 
 
 def described(chosen: Candidate, search: RegularizationSearch) -> dict[str, float]:

@@ -4,13 +4,15 @@ from ellips.certificates.certificate import METHODS, Certificate, Method, round_
 from ellips.certificates.check import Prover, check, checked_scope
 from ellips.certificates.confirm import confirm
 from ellips.certificates.direction import worst_case_perturbation
-from ellips.certificates.solve import certify
+from ellips.certificates.solve import WEYL, by_weyl, certify
 
 __all__ = [
     "METHODS",
+    "WEYL",
     "Certificate",
     "Method",
     "Prover",
+    "by_weyl",
     "certify",
     "check",
     "checked_scope",

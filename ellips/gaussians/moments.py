@@ -6,11 +6,15 @@ from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torchmetrics import Metric
 
+from ellips.distributed import world_size
 from ellips.precision import keep_dtype
 from ellips.validation import at_least, one_of, validate_labels, validate_latents
+
+_REDUCED_ELEMENTS = 2**22  # of the scatters that go through the network at a time: 32 MB
 
 
 class Moments(NamedTuple):
@@ -31,8 +35,9 @@ class ClassMoments(Metric):
     """Streaming per-class count, mean and scatter.
 
     Batches are centred before they are squared and merged by the pairwise update of Chan, Golub and LeVeque (1983), in
-    float64, so the result does not depend on how the data were cut into batches, beyond rounding. Over processes the
-    states are gathered and merged the same way.
+    float64, so the result does not depend on how the data were cut into batches, beyond rounding. Over processes they
+    are merged the same way, in place and by parts: for K full covariances K d² numbers are held in each process, never
+    a copy, and none before the first batch.
 
     Args:
         num_classes: K.
@@ -53,16 +58,17 @@ class ClassMoments(Metric):
     scatter: Tensor
 
     def __init__(self, num_classes: int, dim: int, covariance_type: Literal["full", "diagonal"] = "full") -> None:
-        super().__init__()
+        # No copies of the states while they are merged, and none of the result kept.
+        super().__init__(sync_on_compute=False, compute_with_cache=False)
         at_least(1, num_classes=num_classes, dim=dim)
         one_of(("full", "diagonal"), covariance_type=covariance_type)
         self.num_classes, self.dim = num_classes, dim
         self.diagonal = covariance_type == "diagonal"
-        shape = (num_classes, dim) if self.diagonal else (num_classes, dim, dim)
-        # Gathered, not summed: means do not add up.
+        self._merged = False  # whether the states are those of all processes
+        empty = torch.zeros(0, dtype=torch.float64)
         self.add_state("count", torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx=None)
         self.add_state("mean", torch.zeros(num_classes, dim, dtype=torch.float64), dist_reduce_fx=None)
-        self.add_state("scatter", torch.zeros(shape, dtype=torch.float64), dist_reduce_fx=None)
+        self.add_state("scatter", empty, dist_reduce_fx=None)
 
     def update(self, z: Tensor, labels: Tensor) -> None:
         """Add a batch.
@@ -76,6 +82,7 @@ class ClassMoments(Metric):
         """
         validate_latents(z, self.dim)
         validate_labels(labels, self.num_classes, len(z))
+        self._make_local()
         order = labels.argsort()
         counts = torch.bincount(labels, minlength=self.num_classes)
         start = 0
@@ -99,10 +106,41 @@ class ClassMoments(Metric):
         """End a pass over the data: nothing is to be done for the next, for there is none."""
 
     def compute(self) -> Moments:
-        """Return the moments of everything seen, by all processes."""
-        if self.count.ndim == 1:
-            return Moments(self.count.clone(), self.mean.clone(), self.scatter.clone())
-        return merge(*(Moments(*parts) for parts in zip(self.count, self.mean, self.scatter, strict=True)))
+        """Return a copy of the moments of everything seen, by all processes; every process must call it."""
+        return Moments(*(value.clone() for value in self.held()))
+
+    def held(self) -> Moments:
+        """Return what :meth:`compute` copies, for moments that there is no room for twice.
+
+        They change with the next :meth:`update`, :meth:`held` or :meth:`compute`; a :meth:`reset` leaves them alone.
+        """
+        self._allocate()
+        moments = Moments(self.count, self.mean, self.scatter)
+        if world_size() > 1 and not _everywhere(self._merged, self.count.device):
+            self._make_local()
+            merge_processes_(moments)
+            self._merged = True
+        return moments
+
+    def reset(self) -> None:
+        """Forget everything."""
+        super().reset()
+        self._merged = False
+
+    def _allocate(self) -> None:
+        """Make room for the scatters when they are first needed: a head that is only used has none."""
+        if not self.scatter.numel():
+            shape = (self.num_classes, self.dim) if self.diagonal else (self.num_classes, self.dim, self.dim)
+            with torch.inference_mode(False):
+                self.scatter = self.scatter.new_zeros(shape)
+
+    def _make_local(self) -> None:
+        """Go on from what all processes hold together: it stays with the first one, the others start anew."""
+        self._allocate()
+        if self._merged and world_size() > 1 and dist.get_rank() > 0:
+            for state in (self.count, self.mean, self.scatter):
+                state.zero_()
+        self._merged = False
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> ClassMoments:
         """Move to another device but stay in float64."""
@@ -110,26 +148,34 @@ class ClassMoments(Metric):
         return self
 
 
-def merge(*parts: Moments) -> Moments:
-    """Return the moments of the union of disjoint samples (Chan, Golub and LeVeque 1983).
+def merge_processes_(moments: Moments) -> None:
+    """Turn each process's moments into those of all of them, in place; every process must call it.
+
+    The scatter about the common mean μ is Σ_r (S_r + n_r (μ_r − μ)(μ_r − μ)ᵀ), of parts r with n_r samples, mean μ_r
+    and scatter S_r about it (Chan, Golub and LeVeque 1983): a sum, so that a part of the classes at a time can go
+    through the network and nothing is gathered. No term is negative, so nothing cancels.
 
     Args:
-        *parts: At least one :class:`Moments`, all of the same shapes.
-
-    Raises:
-        ValueError: If none is given.
+        moments: What this process has seen; the shapes are the same in all.
     """
-    if not parts:
-        raise ValueError("Expected at least one set of moments but got none.")
-    total = parts[0]
-    for part in parts[1:]:
-        count = total.count + part.count
-        share = (part.count.double() / count.clamp(min=1)).unsqueeze(-1)
-        delta = part.mean - total.mean
-        weight = (total.count.double().unsqueeze(-1) * share).view(-1, *[1] * (total.scatter.ndim - 1))
-        spread = weight * _outer(delta, total.scatter.ndim == 2)
-        total = Moments(count, total.mean + delta * share, total.scatter + part.scatter + spread)
-    return total
+    count, mean, scatter = moments
+    own, away = count.double(), mean.clone()
+    dist.all_reduce(count)
+    mean *= (own / count.clamp(min=1)).unsqueeze(-1)
+    dist.all_reduce(mean)
+    away -= mean
+    away *= own.sqrt().unsqueeze(-1)
+    rows = max(1, _REDUCED_ELEMENTS // scatter[0].numel())
+    for part, delta in zip(scatter.split(rows), away.split(rows), strict=True):
+        part += _outer(delta, scatter.ndim == 2)
+        dist.all_reduce(part)
+
+
+def _everywhere(flag: bool, device: torch.device) -> bool:
+    """Whether something holds in every process."""
+    holds = torch.tensor([int(flag)], device=device)
+    dist.all_reduce(holds, dist.ReduceOp.MIN)
+    return bool(holds)
 
 
 def _outer(delta: Tensor, diagonal: bool) -> Tensor:

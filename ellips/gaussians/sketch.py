@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ellips.distributed import world_size
+from ellips.distributed import broadcast_, world_size
 from ellips.gaussians.covariance import precision_factor
 from ellips.gaussians.moments import ClassMoments
 from ellips.gaussians.regularization import Regularization
@@ -156,6 +156,7 @@ class ClassSketch(nn.Module):
         test = torch.randn(self.dim, columns, generator=generator, dtype=torch.float64).to(held["mean"].device)
         # Random in the whitened space: leading directions there are to lead here.
         held["test"] = self._metric().mT @ test
+        broadcast_([held["test"]])  # sums over processes need the same directions in each, to the last bit
         held["sketch"] = held["mean"].new_zeros(self.num_classes, self.dim, columns)
 
     def _metric(self) -> Tensor:
@@ -185,6 +186,7 @@ class ClassSketch(nn.Module):
             rest = probes - basis @ (basis.mT @ probes)
             power = probes.square().sum((1, 2))
             held["missed"][k] = torch.where(power > 0, rest.square().sum((1, 2)) / power, 0.0)
+        broadcast_([held["sketch"], held["missed"]])
         held["functionals"] = held.pop("sketch")[..., :width]
         held["core"] = n.new_zeros(self.num_classes, width, width)
         del held["test"]
@@ -204,6 +206,10 @@ class ClassSketch(nn.Module):
                 "number of passes is `passes`."
             )
         return SketchedMoments(**{name: self._held[name] for name in SketchedMoments._fields})
+
+    def held(self) -> SketchedMoments:
+        """Return what :meth:`compute` returns, which are no copies: as :meth:`ClassMoments.held`."""
+        return self.compute()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:  # noqa: ANN401 - as nn.Module's
         """Move to another device but stay in float64."""

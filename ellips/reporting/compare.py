@@ -14,7 +14,7 @@ from ellips.files import ImageRecord, ResultsFolder, read_table, read_tsv, repla
 from ellips.files.records import UNNAMED
 from ellips.reporting.curves import LabelledCurve, group_by_claim
 from ellips.reporting.figures import plot_panels, save_figure
-from ellips.reporting.summary import GivenRadii, curve_of, records_by_series, tabulated_radii
+from ellips.reporting.summary import GivenRadii, curve_of, label_of, records_by_series, tabulated_radii
 from ellips.reporting.tables import accuracy_table
 from ellips.types import SOUNDNESS_ORDER, SPACES, Series, Soundness, Space
 
@@ -63,7 +63,11 @@ def read_entries(argument: str, series: Sequence[str] = ()) -> list[Entry]:
     missing = sorted(set(series) - set(names))
     if missing:
         raise ValueError(f"Expected the series {missing} in {folder} but it has {names}.")
-    return [Entry(f"{folder} {each.label}", rows) for each, rows in found.items() if not series or each.name in series]
+    return [
+        Entry(f"{folder} {label_of(each, rows)}", rows)
+        for each, rows in found.items()
+        if not series or each.name in series
+    ]
 
 
 def _read_other(path: Path, claim: str) -> Entry:

@@ -25,7 +25,7 @@ from ellips.files import (
 from ellips.reporting.curves import LabelledCurve, group_by_claim
 from ellips.reporting.figures import plot_curves, save_figure
 from ellips.reporting.html import ReportImage, choose_images, render_report
-from ellips.reporting.summary import GivenRadii, curve_of, records_by_series, summarize, tabulated_radii
+from ellips.reporting.summary import GivenRadii, curve_of, label_of, records_by_series, summarize, tabulated_radii
 from ellips.reporting.tables import accuracy_table
 from ellips.types import Series
 from ellips.versions import versions
@@ -111,7 +111,7 @@ class RunReport:
         for series, rows in records_by_series(self.records).items():
             grid = sorted({0.0, *radii[series.space]})
             how: dict[str, Any] = {"radii": grid} if tabulated else {"max_radius": grid[-1]}
-            curves.append(curve_of(rows, series.label, confidence=self.confidence, **how))
+            curves.append(curve_of(rows, label_of(series, rows), confidence=self.confidence, **how))
         return curves
 
     def show(self, console: Console, summary: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ellips.certificates import WEYL
 from ellips.files import ImageRecord, records_to_tensors
 from ellips.metrics.functional import average_certified_radius, certified_accuracy_curve, check_radii, even_grid
 from ellips.metrics.radii import radii_of_data
@@ -48,6 +49,19 @@ def tabulated_radii(records: Sequence[ImageRecord], given: GivenRadii) -> dict[S
         found = [records_to_tensors(rows)] if rows else []
         radii[space] = radii_of_data(found, DEFAULT_RADII[space]) if asked is None else check_radii(asked)
     return radii
+
+
+def label_of(series: Series, records: Sequence[ImageRecord]) -> str:
+    """Return a series' name for tables and plots, with a word where closed forms are smaller than the paper's.
+
+    See :func:`ellips.certificates.by_weyl`.
+    """
+    return label_with(series, any(record.diagnostics.get(WEYL) for record in records))
+
+
+def label_with(series: Series, weyl: bool) -> str:
+    """Return a series' name for tables and plots."""
+    return f"{series.label} (Weyl)" if weyl else series.label
 
 
 def curve_of(
@@ -152,7 +166,7 @@ def _claim(rows: Sequence[ImageRecord]) -> dict[str, Any]:
         "space": rows[0].space,
         "soundness": rows[0].soundness,
         "method": rows[0].series.method,
-        "label": rows[0].series.label,
+        "label": label_of(rows[0].series, rows),
         "source": "; ".join(sources) or None,
     }
 

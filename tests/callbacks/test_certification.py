@@ -8,6 +8,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
 
 from callbacks import CertificationCallback
+from ellips.certificates.geometry import Geometry
 from ellips.lipschitz import JacobianNorm
 from ellips.metrics import average_certified_radius, certified_accuracy
 from ellips.types import FeatureBatch
@@ -62,6 +63,17 @@ def test_the_input_curve_stands_apart_from_the_latent_one(tmp_path: Path, capsys
     assert all(method in latent for method in ("theorem", "pairwise", "exact", "91.7"))
     assert "estimated: sampled, no guarantee" in " ".join(image.split())
     assert "theorem" not in image
+
+
+def test_closed_forms_by_weyl_are_named_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Geometry, "affordable", False)
+    trainer(tmp_path, CertificationCallback(RADII)).test(Module(), Blobs(), verbose=False)
+    printed = capsys.readouterr().out
+    assert "theorem (Weyl)" in printed
+    assert "pairwise (Weyl)" in printed
+    assert "exact (Weyl)" not in printed
 
 
 def test_the_input_curve_is_left_out_at_stages_not_asked_for(tmp_path: Path) -> None:

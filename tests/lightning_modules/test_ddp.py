@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.lightning_modules.ddp_worker import fit
+from ellips import ClassMoments
+from tests.lightning_modules.ddp_worker import fit, rows_and_labels
 
 ROOT = Path(__file__).parents[2]
 WORKER = str(Path(__file__).with_name("ddp_worker.py"))
@@ -98,3 +99,46 @@ def test_rows_of_uneven_length_are_gathered_with_gradients(distributed: list[dic
     for result in distributed:
         assert torch.equal(result["gather"]["gathered"], rows.detach())
     torch.testing.assert_close(torch.cat([result["gather"]["gradient"] for result in distributed]), rows.grad)
+
+
+def test_moments_are_merged_in_place_and_go_on(distributed: list[dict[str, Any]]) -> None:
+    z, labels = rows_and_labels()
+    for kind, first in distributed[0]["moments"].items():
+        for stage, size in enumerate((200, 200, 300, 300)):
+            whole = ClassMoments(4, 3, kind)
+            whole.update(z[:size], labels[:size])
+            for result in distributed:
+                columns = zip(result["moments"][kind][stage], whole.compute(), first[stage], strict=True)
+                for found, expected, same in columns:
+                    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-10)
+                    assert torch.equal(found, same)
+
+
+def test_every_process_holds_the_first_ones_mixture(distributed: list[dict[str, Any]]) -> None:
+    for kind, first in distributed[0]["differing_fit"].items():
+        assert bool(first["fitted"])
+        assert ("directions" in first) == (kind == "low_rank")
+        for name, value in first.items():
+            assert all(torch.equal(value, result["differing_fit"][kind][name]) for result in distributed), (kind, name)
+
+
+def test_every_process_looks_at_the_first_ones_directions(distributed: list[dict[str, Any]]) -> None:
+    for name, value in distributed[0]["differing_sketch"].items():
+        assert all(torch.equal(value, result["differing_sketch"][name]) for result in distributed), name
+
+
+def test_the_mixture_is_not_sent_at_each_step_but_the_statistics_of_batches_are(
+    distributed: list[dict[str, Any]],
+) -> None:
+    statistics = [f"projector.pre_feature.1.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")]
+    for result in distributed:
+        assert result["buffers"] == [f"head.{name}" for name in statistics]
+        for buffers in result["own_buffers"].values():
+            assert buffers == [f"part.head.{name}" for name in statistics]
+
+
+def test_gradients_of_a_mixture_made_trainable_later_are_averaged(distributed: list[dict[str, Any]]) -> None:
+    world = len(distributed)
+    for result in distributed:
+        expected = torch.full((4, 4), (world + 1) / 2, dtype=torch.float64)
+        torch.testing.assert_close(result["mean_gradient"], expected, rtol=1e-14, atol=0)

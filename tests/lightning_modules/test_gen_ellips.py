@@ -12,6 +12,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
 
 from ellips import Ellips
 from ellips.errors import EncoderMismatchError, NotFittedError
@@ -119,6 +120,29 @@ def test_a_checkpoint_brings_back_mixture_and_fingerprint(fitted: Fitted) -> Non
     head = EllipsHead.from_checkpoint(path)
     assert head.ellips.digest() == module.head.ellips.digest()
     assert torch.equal(latents_of(head, data.test), latents_of(module.head, data.test))
+
+
+def test_a_checkpoint_holds_the_mixture_once_and_no_moments(fitted: Fitted) -> None:
+    """Of many wide classes each of them would be as large as the checkpoint itself."""
+    _, module, data, path = fitted
+    module.head.ellips.certify(latents_of(module.head, data.test))  # so that there is something remembered of it
+    found: list[Tensor] = []
+
+    def collect(value: object) -> None:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, dict):
+            for each in value.values():
+                collect(each)
+        elif isinstance(value, list | tuple):
+            for each in value:
+                collect(each)
+
+    collect(torch.load(path, weights_only=True))
+    matrices = [value for value in found if value.ndim == 3]
+    assert [value.shape for value in matrices] == [(4, 5, 5)]
+    assert all(value.untyped_storage().nbytes() == value.nbytes for value in found)  # nothing behind them either
+    assert torch.equal(matrices[0], module.head.ellips.precision_factors)
 
 
 RELOAD = """

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from ellips import Ellips
-from ellips.certificates import METHODS, Method, check, worst_case_perturbation
+from ellips.certificates import METHODS, WEYL, Method, by_weyl, check, worst_case_perturbation
 from ellips.certificates.geometries import geometry_of
 from ellips.certificates.geometry import Geometry
 from ellips.certificates.screen import screen
@@ -53,6 +53,7 @@ def test_many_classes_need_no_decomposition(size: tuple[int, int, int], monkeypa
     for method in METHODS:
         found = ellips.certify(z, method)
         assert check(ellips, z, found).all()
+        assert (WEYL in found.diagnostics) == by_weyl(ellips, method) == (method != "exact")
         if method == "exact":
             torch.testing.assert_close(found.radius, expected[method], rtol=1e-9, atol=1e-9)
         else:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ellips import Ellips
-from ellips.certificates import check, worst_case_perturbation
+from ellips.certificates import METHODS, WEYL, by_weyl, check, confirm, worst_case_perturbation
 from ellips.certificates.geometries import geometry_of
 from ellips.certificates.geometry import Geometry
 from ellips.certificates.krylov import KrylovProblems, solve_krylov
@@ -82,3 +82,20 @@ def test_many_classes_in_many_dimensions() -> None:
     delta = worst_case_perturbation(ellips, z, certificate)
     assert (ellips.predict(z + delta * (1 + 1e-6)) != certificate.prediction).all()
     assert (ellips.predict(z + delta * (1 - 1e-6)) == certificate.prediction).all()
+
+
+def test_closed_forms_by_weyl_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = random_mixture("full", 5, 6, seed=1, spread=0.5)
+    z = random_points(plain, 8, 1)
+    for method in METHODS:
+        assert not by_weyl(plain, method)
+        assert WEYL not in plain.certify(z, method).diagnostics
+    many = _iterative(plain, monkeypatch)
+    for method in ("theorem", "pairwise"):
+        assert by_weyl(many, method)
+        certificate = many.certify(z, method)
+        assert (certificate.diagnostics[WEYL] == 1).all()
+        assert (certificate.radius < plain.certify(z, method).radius).any()
+        assert (confirm(many, z, certificate).diagnostics[WEYL] == 1).all()
+    assert not by_weyl(many, "exact")
+    assert WEYL not in many.certify(z).diagnostics

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ellips import ClassMoments
-from ellips.gaussians.moments import merge
 
 
 def _data(n: int, classes: int, dim: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -45,23 +44,18 @@ def test_agrees_with_the_definition() -> None:
         torch.testing.assert_close(diagonal.compute().scatter[k], scatter[k].diagonal())
 
 
-def test_merging_parts_gives_the_whole_even_where_a_class_is_missing() -> None:
-    z, labels = _data(300, 4, 3, 1)
-    whole = ClassMoments(4, 3)
-    whole.update(z, labels)
-    parts = []
-    for k in range(3):
-        part = ClassMoments(4, 3)
-        rows = (labels != k) & (torch.arange(300) % 3 == k)
-        part.update(z[rows], labels[rows])
-        rest = ClassMoments(4, 3)
-        rows = (labels == k) & (torch.arange(300) % 3 == k)
-        rest.update(z[rows], labels[rows])
-        parts += [part.compute(), rest.compute()]
-    for left, right in zip(merge(*parts), whole.compute(), strict=True):
-        torch.testing.assert_close(left, right, rtol=1e-10, atol=1e-10)
-    with pytest.raises(ValueError, match="at least one"):
-        merge()
+def test_nothing_is_held_before_the_first_batch_nor_copied_after() -> None:
+    moments = ClassMoments(4, 3)
+    assert moments.scatter.numel() == 0
+    assert moments.held().scatter.shape == (4, 3, 3)
+    z, labels = _data(50, 4, 3, 2)
+    moments.update(z, labels)
+    found = moments.held()
+    assert found.scatter.data_ptr() == moments.scatter.data_ptr()
+    kept = moments.compute().scatter
+    moments.reset()
+    assert moments.scatter.numel() == 0
+    assert torch.equal(found.scatter, kept)
 
 
 def test_stays_float64_resets_and_pickles() -> None:

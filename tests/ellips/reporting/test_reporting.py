@@ -123,3 +123,14 @@ def test_the_images_worth_a_look() -> None:
     assert [r.index for r in worst] == [3, 2]
     assert [r.index for r in weakest] == [0, 4]
     assert [r.index for r in best] == [1, 4]
+
+
+def test_closed_forms_by_weyl_are_named_so() -> None:
+    theorem = Series("latent", "theorem")
+    plain, weyl = record(0, series=theorem), record(0, series=theorem, diagnostics={"weyl": 1.0})
+    for row, label in ((plain, "theorem"), (weyl, "theorem (Weyl)")):
+        found = summarize([row, record(0)], [0], RADII)["series"]
+        assert {name: entry["label"] for name, entry in found.items()} == {
+            "latent-theorem": label,
+            "latent-exact": "exact",
+        }
