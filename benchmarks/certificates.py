@@ -53,11 +53,23 @@ def overlapping_mixture(classes: int, generator: torch.Generator, dim: int = DIM
     covariances = 0.5 * covariance(1) + 0.5 * covariance(classes)
     means = torch.randn(classes, dim, generator=generator, dtype=torch.float64)
     ellips = Ellips.from_parameters(means, covariances, torch.full((classes,), 1 / classes, dtype=torch.float64))
+    return spread_apart(ellips, means, generator)
+
+
+def spread_apart(
+    ellips: Ellips,
+    means: Tensor,
+    generator: torch.Generator,
+    draws: int = 1000,
+    steps: int = 12,
+    share: float = ACCURACY,
+) -> Ellips:
+    """Scale a mixture's means until so large a share of draws is classified correctly."""
     low, high = 0.01, 3.0
-    for _ in range(12):
+    for _ in range(steps):
         scale = (low * high) ** 0.5
         ellips.means.copy_(means * scale)
-        low, high = (scale, high) if accuracy(ellips, *ellips.sample(1000, generator)) < ACCURACY else (low, scale)
+        low, high = (scale, high) if accuracy(ellips, *ellips.sample(draws, generator)) < share else (low, scale)
     return ellips
 
 

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from benchmarks._common import interleaved_seconds, make_parser, median_ratio, report, seconds
+from benchmarks.certificates import accuracy, spread_apart
 from ellips import Ellips
 from ellips.certificates import check
 from ellips.gaussians import ClassSketch
@@ -52,17 +53,7 @@ def trained_mixture(classes: int, dim: int, rank: int, generator: torch.Generato
     widths = WIDEST ** (2 * torch.rand(classes, rank, generator=generator, dtype=torch.float64) - 1) - 1
     means, priors = normal(classes, dim), torch.full((classes,), 1 / classes, dtype=torch.float64)
     ellips = Ellips.from_low_rank(means, covariance, directions, widths, priors)
-    low, high = 0.01, 3.0
-    for _ in range(10):
-        scale = (low * high) ** 0.5
-        ellips.means.copy_(means * scale)
-        low, high = (scale, high) if accuracy(ellips, *ellips.sample(500, generator)) < ACCURACY else (low, scale)
-    return ellips
-
-
-def accuracy(ellips: Ellips, z: Tensor, labels: Tensor) -> float:
-    """Share of latents that are classified as labelled."""
-    return float((ellips.predict(z) == labels).double().mean())
+    return spread_apart(ellips, means, generator, draws=500, steps=10, share=ACCURACY)
 
 
 def full_of(ellips: Ellips, classes: int) -> Ellips:

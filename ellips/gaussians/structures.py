@@ -104,23 +104,25 @@ class Structure(ABC):
         return factor.mT @ factor
 
 
-class Full(Structure):
-    """P_k = A_kᵀA_k with A_k lower triangular.
+class Factored(Structure):
+    """P_k = A_kᵀA_k with a stored factor for each class.
 
     Args:
-        factors: Shape ``(K, d, d)``, of which the lower triangles are read.
+        factors: A_k.
     """
 
     stored = trained = ("precision_factors",)
 
     def __init__(self, factors: Tensor) -> None:
-        self.factors = factors.tril()
+        self.factors = factors
         self.num_classes = len(factors)
 
-    @staticmethod
-    def shapes(num_classes: int, dim: int, rank: int) -> list[tuple[int, ...]]:
-        """See :class:`Structure`."""
-        return [(num_classes, dim, dim)]
+    @abstractmethod
+    def whitening(self, means: Tensor) -> Callable[[Tensor, slice], Tensor]:
+        """Return the map from z, shape ``(N, d)``, and a range of k classes to A(z − μ), shape ``(N, k, d)``.
+
+        Latents are centred on the mean of the means first: data far from the origin would otherwise cost digits.
+        """
 
     def detached(self) -> Self:
         """See :class:`Structure`."""
@@ -132,11 +134,6 @@ class Full(Structure):
         return (self.factors,)
 
     @property
-    def logs(self) -> list[Tensor]:
-        """See :class:`Structure`."""
-        return [self.factors.diagonal(dim1=-2, dim2=-1)]
-
-    @property
     def factor_norms(self) -> Tensor:
         """See :class:`Structure`."""
         norms: Tensor = self.factors.flatten(1).norm(dim=1)
@@ -144,13 +141,33 @@ class Full(Structure):
 
     def squares(self, z: Tensor, means: Tensor) -> Tensor:
         """See :class:`Structure`."""
-        return _whitened_squares(z, means, self.whitening(means))
+        whiten, tiles = self.whitening(means), class_tiles(*means.shape)
+        parts = [torch.cat([square_norm(whiten(rows, k)) for k in tiles], dim=1) for rows in z.split(TILE_ROWS)]
+        return torch.cat(parts)
+
+
+class Full(Factored):
+    """P_k = A_kᵀA_k with A_k lower triangular.
+
+    Args:
+        factors: Shape ``(K, d, d)``, of which the lower triangles are read.
+    """
+
+    def __init__(self, factors: Tensor) -> None:
+        super().__init__(factors.tril())
+
+    @staticmethod
+    def shapes(num_classes: int, dim: int, rank: int) -> list[tuple[int, ...]]:
+        """See :class:`Structure`."""
+        return [(num_classes, dim, dim)]
+
+    @property
+    def logs(self) -> list[Tensor]:
+        """See :class:`Structure`."""
+        return [self.factors.diagonal(dim1=-2, dim2=-1)]
 
     def whitening(self, means: Tensor) -> Callable[[Tensor, slice], Tensor]:
-        """Return the map from z, shape ``(N, d)``, and a range of k classes to A(z − μ), shape ``(N, k, d)``.
-
-        Latents are centred on the mean of the means first: data far from the origin would otherwise cost digits.
-        """
+        """See :class:`Factored`."""
         center, dim = means.mean(0), means.shape[1]
         stacked = self.factors.reshape(-1, dim).mT
         shifted = (self.factors @ (means - center).unsqueeze(-1)).reshape(1, -1)
@@ -190,56 +207,30 @@ class Full(Structure):
     def color(self, noise: Tensor, classes: Tensor) -> Tensor:
         """See :class:`Structure`."""
         colored = torch.empty_like(noise)
-        for k in classes.unique().tolist():
-            rows = (classes == k).nonzero().squeeze(1)
+        for k, rows in grouped_rows(classes):
             colored[rows] = torch.linalg.solve_triangular(self.factors[k], noise[rows].mT, upper=False).mT
         return colored
 
 
-class Diagonal(Structure):
+class Diagonal(Factored):
     """P_k = diag(a_k)².
 
     Args:
         factors: a_k, shape ``(K, d)``.
     """
 
-    stored = trained = ("precision_factors",)
-
-    def __init__(self, factors: Tensor) -> None:
-        self.factors = factors
-        self.num_classes = len(factors)
-
     @staticmethod
     def shapes(num_classes: int, dim: int, rank: int) -> list[tuple[int, ...]]:
         """See :class:`Structure`."""
         return [(num_classes, dim)]
-
-    def detached(self) -> Self:
-        """See :class:`Structure`."""
-        return type(self)(self.factors.detach())
-
-    @property
-    def read(self) -> tuple[Tensor, ...]:
-        """See :class:`Structure`."""
-        return (self.factors,)
 
     @property
     def logs(self) -> list[Tensor]:
         """See :class:`Structure`."""
         return [self.factors]
 
-    @property
-    def factor_norms(self) -> Tensor:
-        """See :class:`Structure`."""
-        norms: Tensor = self.factors.flatten(1).norm(dim=1)
-        return norms
-
-    def squares(self, z: Tensor, means: Tensor) -> Tensor:
-        """See :class:`Structure`."""
-        return _whitened_squares(z, means, self.whitening(means))
-
     def whitening(self, means: Tensor) -> Callable[[Tensor, slice], Tensor]:
-        """See :meth:`Full.whitening`."""
+        """See :class:`Factored`."""
         center = means.mean(0)
         scaled = self.factors * (means - center)
         return lambda z, k: (z - center).unsqueeze(1) * self.factors[k] - scaled[k]
@@ -274,12 +265,6 @@ def inverse_factor(factor: Tensor) -> Tensor:
     eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
     inverse: Tensor = torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False)
     return inverse
-
-
-def _whitened_squares(z: Tensor, means: Tensor, whiten: Callable[[Tensor, slice], Tensor]) -> Tensor:
-    tiles = class_tiles(*means.shape)
-    parts = [torch.cat([square_norm(whiten(rows, k)) for k in tiles], dim=1) for rows in z.split(TILE_ROWS)]
-    return torch.cat(parts)
 
 
 def _reordered(parts: list[Tensor], rows: list[Tensor], like: Tensor) -> Tensor:

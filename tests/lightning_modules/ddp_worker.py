@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ellips import ClassMoments, EllipsHead
+from ellips import ClassMoments, Ellips, EllipsHead
 from ellips.distributed import close_process_group, gather_with_gradient
 from ellips.gaussians import ClassSketch, CovarianceType, cut, mixture, sketch
 from ellips.gaussians.covariance import precision_factor
@@ -159,6 +159,22 @@ def differing_fit(kind: CovarianceType) -> dict[str, Tensor]:
     return head.ellips.state_dict()
 
 
+def mixture_at_the_start() -> dict[str, Tensor]:
+    """What a module holds when training starts where only the first process had a mixture, and each had numbers."""
+    rank = float(dist.get_rank())
+    model = GenEllips(4, 3, latent_dim=None)
+    means, covariance = torch.arange(12.0).double().view(3, 4), torch.eye(4).double()
+    priors = torch.full((3,), 1 / 3).double()
+    own = Ellips.from_parameters(means + rank, (1 + rank) * covariance.expand(3, 4, 4), priors)
+        means + rank, (1 + rank) * covariance.expand(3, 4, 4), torch.full((3,), 1 / 3).double()
+    )
+    model.head.ellips.load_state_dict(own.state_dict())
+    model.head.ellips.fitted.fill_(rank == 0)
+    with mock.patch.object(GenEllips, "_check_encoder"):  # there is no trainer
+        model.on_fit_start()
+    return model.head.ellips.state_dict()
+
+
 def differing_sketch() -> dict[str, Tensor]:
     """Moments that are sketched in such processes, of which each has every other point."""
     z, labels = wide_rows_and_labels()
@@ -223,6 +239,7 @@ def main() -> None:
         "gather": uneven_gather(),
         "moments": merged_moments(),
         "differing_fit": {kind: differing_fit(kind) for kind in get_args(CovarianceType)},
+        "started": mixture_at_the_start(),
         "own_buffers": {kind: broadcast_at_each_step(kind) for kind in get_args(CovarianceType)},
         "differing_sketch": differing_sketch(),
         "mean_gradient": mean_gradient(),

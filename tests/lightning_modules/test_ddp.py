@@ -122,6 +122,13 @@ def test_every_process_holds_the_first_ones_mixture(distributed: list[dict[str, 
             assert all(torch.equal(value, result["differing_fit"][kind][name]) for result in distributed), (kind, name)
 
 
+def test_training_starts_from_the_first_ones_mixture(distributed: list[dict[str, Any]]) -> None:
+    assert torch.equal(distributed[0]["started"]["means"], torch.arange(12.0).double().view(3, 4))
+    assert bool(distributed[0]["started"]["fitted"])
+    for name, value in distributed[0]["started"].items():
+        assert all(torch.equal(value, result["started"][name]) for result in distributed), name
+
+
 def test_every_process_looks_at_the_first_ones_directions(distributed: list[dict[str, Any]]) -> None:
     for name, value in distributed[0]["differing_sketch"].items():
         assert all(torch.equal(value, result["differing_sketch"][name]) for result in distributed), name
