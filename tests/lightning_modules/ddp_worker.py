@@ -166,8 +166,6 @@ def mixture_at_the_start() -> dict[str, Tensor]:
     means, covariance = torch.arange(12.0).double().view(3, 4), torch.eye(4).double()
     priors = torch.full((3,), 1 / 3).double()
     own = Ellips.from_parameters(means + rank, (1 + rank) * covariance.expand(3, 4, 4), priors)
-        means + rank, (1 + rank) * covariance.expand(3, 4, 4), torch.full((3,), 1 / 3).double()
-    )
     model.head.ellips.load_state_dict(own.state_dict())
     model.head.ellips.fitted.fill_(rank == 0)
     with mock.patch.object(GenEllips, "_check_encoder"):  # there is no trainer
