@@ -25,6 +25,7 @@ from ellips.regularization_search import RegularizationSearch
 from ellips.types import FeatureBatch, HeadOutput
 from ellips.validation import one_of
 
+from .checkpoint_io import stream_checkpoints
 from .optimization import Optimization
 from .regularizing import AUTO, choose, choose_auto, described
 
@@ -303,6 +304,10 @@ class GenEllips(L.LightningModule):
         self._refresh_mixture()
 
     # ------------------------------------------------------------------ checkpoints and the encoder
+
+    def setup(self, stage: str) -> None:
+        """See to it that no checkpoint is built in memory."""
+        stream_checkpoints(self.trainer)
 
     def on_fit_start(self) -> None:
         """Refuse to train on with another encoder, and start from one mixture in all processes."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ellips.certificates import Certificate
@@ -75,8 +75,10 @@ def save_certificates(
     }
     with replacing(path) as partial:
         metadata = {"format": _FORMAT, "about": json.dumps(about)}
-        # Not by safetensors itself, whose files only their owner may read.
-        partial.write_bytes(save({name: value.cpu().contiguous() for name, value in tensors.items()}, metadata))
+        partial.touch()
+        mode = partial.stat().st_mode  # safetensors makes files that only their owner may read
+        save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, partial, metadata)
+        partial.chmod(mode)
     return path
 
 
