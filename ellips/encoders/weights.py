@@ -51,8 +51,8 @@ class Weights:
 
 
 def shipped_names() -> list[str]:
-    """Names of the encoders that ship with the project, e.g. ``["digits"]``."""
-    return sorted(path.stem for path in SHIPPED_FOLDER.glob("*.safetensors"))
+    """Names of the encoders that ship with the project, e.g. ``["digits"]``: weights with a record beside them."""
+    return sorted(path.stem for path in SHIPPED_FOLDER.glob("*.safetensors") if path.with_suffix(".json").is_file())
 
 
 def shipped_provenance(name: str) -> dict[str, Any]:
@@ -97,8 +97,26 @@ def load_shipped(name: str) -> Weights:
         WeightsNotFoundError: If nothing of that name ships with the project.
         ValueError: If the file is not the one that the record describes.
     """
-    expected = shipped_provenance(name)["sha256"]
-    path = SHIPPED_FOLDER / f"{name}.safetensors"
+    return _recorded(SHIPPED_FOLDER / f"{name}.safetensors", shipped_provenance(name)["sha256"])
+
+
+def load_shipped_head(name: str) -> Weights:
+    """Load the linear classifier that a shipped encoder was trained with, checked like the encoder itself.
+
+    Raises:
+        WeightsNotFoundError: If nothing of that name ships with the project, or it ships without a classifier.
+        ValueError: If the file is not the one that the record describes.
+    """
+    head = shipped_provenance(name).get("head")
+    if head is None:
+        with_head = [known for known in shipped_names() if "head" in shipped_provenance(known)]
+        raise WeightsNotFoundError(
+            f"Expected a shipped encoder with its own linear classifier out of {with_head} but got {name!r}."
+        )
+    return _recorded(SHIPPED_FOLDER / f"{name}-head.safetensors", head["sha256"])
+
+
+def _recorded(path: Path, expected: str) -> Weights:
     if not path.is_file():
         raise WeightsNotFoundError(f"Expected {path} beside its record but it is missing; reinstall the project.")
     if (digest := file_digest(path)) != expected:
@@ -239,10 +257,16 @@ def create_timm(
             return _as_module(timm.create_model(name, pretrained=False, **head_args, **model_args))
     if weights == "hub":
         return _create_from_hub(name, head_args, model_args)
-    return _create_from_state(name, _find(weights, name), projection, model_args)
+    return _create_from_state(name, find_weights(weights, name), projection, model_args)
 
 
-def _find(weights: str | Path, architecture: str) -> Weights:
+def find_weights(weights: str | Path, architecture: str) -> Weights:
+    """Load ``"hub:OWNER/NAME"``, a shipped name or a file, for an architecture that a failure's message names.
+
+    Raises:
+        ValueError: If the file cannot be read as a state dict, or is not the one that was shipped.
+        WeightsNotFoundError: If the weights are not where they were looked for.
+    """
     if isinstance(weights, str):
         if weights.startswith("hub:"):
             return load_hub(weights.removeprefix("hub:"), architecture)
