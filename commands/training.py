@@ -13,9 +13,12 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from ellips.callbacks import CertificationCallback
+from ellips.checkpoints import load_checkpoint
 from ellips.files import RUNS, RunFolder
 from ellips.lightning_modules import GenEllips
 from ellips.types import Series
+
+from .trust import check_hyperparameters
 
 
 class KeepConfig(SaveConfigCallback):
@@ -40,6 +43,16 @@ class RunFolderCLI(LightningCLI):
         )
         parser.link_arguments("name", "trainer.default_root_dir", compute_fn=lambda name: str(RUNS / name))
         parser.link_arguments("data.num_classes", self.classes_to, apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ANN401 - Lightning's
+        """Parse, and look at the settings that Lightning takes from a checkpoint before it imports what they name."""
+        super().parse_arguments(parser, args)
+        config = self.config[self.config.subcommand]
+        path = config.get("ckpt_path")
+        if path and Path(path).is_file():
+            check_hyperparameters(load_checkpoint(path), config.get("model"), path)
+        elif path and "://" in path:
+            raise ValueError(f"Expected a checkpoint on this machine but got {path}; download it and give its path.")
 
     def before_instantiate_classes(self) -> None:
         """Refuse to overwrite a run, and log into its folder unless the configuration names another logger."""

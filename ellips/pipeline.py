@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ellips.certificates import Certificate, Method
+from ellips.checkpoints import load_checkpoint
 from ellips.encoders import FrozenEncoder
 from ellips.encoders.weights import state_digest
 from ellips.errors import EncoderMismatchError
-from ellips.head import EllipsHead, load_checkpoint
+from ellips.head import EllipsHead
 from ellips.input_certifiers import Chain, InputCertifier, as_certifier
 from ellips.lipschitz import ConstantSource
 from ellips.precision import full_precision
@@ -69,8 +70,13 @@ class ImageClassifier(nn.Module):
         """
         checkpoint = load_checkpoint(path)
         head = EllipsHead.from_loaded(checkpoint, path)
-        recorded = checkpoint.get("encoder_fingerprint")
         fingerprint = getattr(encoder, "fingerprint", None)
+        if fingerprint is not None and "encoder_fingerprint" not in checkpoint:
+            raise EncoderMismatchError(
+                f"Expected {path} to say which encoder its head was trained on but it has no `encoder_fingerprint`; "
+                "take the checkpoint as it was written, or join the two yourself: ImageClassifier(encoder, head)."
+            )
+        recorded = checkpoint.get("encoder_fingerprint")
         if recorded is not None and fingerprint is not None:
             check_fingerprint(recorded, fingerprint())
         return cls(encoder, head)

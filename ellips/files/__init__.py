@@ -1,9 +1,10 @@
 """What is kept on disk: run folders, the journal, per-image records, certificates that can be checked."""
 
 from ellips.files.atomic import replace_file, replacing
+from ellips.files.configurations import read_configuration
 from ellips.files.folders import RUNS, ResultsFolder, RunFolder
 from ellips.files.journal import Journal
-from ellips.files.lines import LineJournal
+from ellips.files.lines import LineJournal, read_json
 from ellips.files.proofs import SavedCertificates, load_certificates, save_certificates
 from ellips.files.records import (
     ImageRecord,
@@ -24,6 +25,8 @@ __all__ = [
     "SavedCertificates",
     "certificate_from_records",
     "load_certificates",
+    "read_configuration",
+    "read_json",
     "read_table",
     "read_tsv",
     "records_from_certificate",

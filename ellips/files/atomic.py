@@ -34,6 +34,18 @@ def replacing(path: str | Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def read_text(path: str | Path) -> str:
+    """Read a text file, UTF-8.
+
+    Raises:
+        ValueError: If it is no text; the message names it.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected a text in UTF-8 but {error}.") from error
+
+
 def replace_file(path: str | Path, text: str) -> None:
     """Write a text file, UTF-8, in the place of one that may be there; see :func:`replacing`."""
     with replacing(path) as partial:

@@ -12,6 +12,21 @@ from typing import Any, BinaryIO
 from ellips.files.atomic import replace_file
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a file with one JSON object.
+
+    Raises:
+        ValueError: If it holds anything else; the message names the file.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: expected JSON but it could not be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object but got {type(content).__name__}.")
+    return content
+
+
 def as_stored(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings as JSON gives them back, so that tuples and the like compare equal to what a file holds."""
     stored: dict[str, Any] = json.loads(json.dumps(dict(settings)))
@@ -31,7 +46,7 @@ def refuse_other_settings(path: Path, settings: Mapping[str, Any], folder: Path)
     """
     if not path.exists():
         return
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = read_json(path)
     differing = [
         f"{k} (there {found.get(k)!r}, here {settings.get(k)!r})"
         for k in sorted(found.keys() | settings.keys())

@@ -9,7 +9,7 @@ from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any
 
-from ellips.files.atomic import replace_file
+from ellips.files.atomic import read_text, replace_file
 from ellips.files.records import CARRIED, ImageRecord
 from ellips.types import SOUNDNESS_ORDER, SPACES, Series
 from ellips.validation import one_of
@@ -66,7 +66,7 @@ def read_table(path: str | Path, *, allow_partial: bool = False) -> list[ImageRe
     Raises:
         ValueError: If the header or a row is malformed; the message names file and line.
     """
-    text = Path(path).read_text(encoding="utf-8")
+    text = read_text(path)
     if allow_partial and not text.endswith("\n"):
         text = text[: text.rfind("\n") + 1]
     rows = csv.reader(text.removesuffix("\n").split("\n"))
@@ -75,7 +75,10 @@ def read_table(path: str | Path, *, allow_partial: bool = False) -> list[ImageRe
         if allow_partial and not header:
             return []
         raise ValueError(f"{path}: expected the columns {TABLE_HEADER} but got {header}.")
-    return list(_parse_table(rows, header, path))
+    try:
+        return list(_parse_table(rows, header, path))
+    except csv.Error as error:
+        raise ValueError(f"{path}: expected a table but {error}.") from error
 
 
 def _parse_table(rows: Iterable[list[str]], header: Sequence[str], path: str | Path) -> Iterator[ImageRecord]:
