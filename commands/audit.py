@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -28,8 +27,8 @@ from ellips.audit import (
 )
 from ellips.datamodules import SelectionDataModule
 from ellips.encoders.weights import file_digest
-from ellips.files import ImageRecord, Journal, LineJournal, ResultsFolder, read_configuration, read_json, read_table
-from ellips.files.lines import as_stored
+from ellips.files import ImageRecord, Journal, LineJournal, ResultsFolder, read_configuration, read_json, read_results
+from ellips.files.lines import CHECKSUMS, as_stored
 from ellips.input_certifiers import AuditTarget, InputCertifier, as_certifier, series_of
 from ellips.pipeline import ImageClassifier, check_fingerprint
 from ellips.progress import ImageProgress
@@ -138,7 +137,7 @@ def read_claims(
     _check_images(what, chosen["data"])
     classifier.to(device)
     images = SelectionDataModule(chosen["data"], what["split"], what["skip"], what["max"], what["batch_size"])
-    by_series = records_by_series(read_table(folder.table))
+    by_series = records_by_series(read_results(folder))
     latents = Journal(folder, list(by_series), what).latents()
     names = current_series(series_of(certifiers, chosen["input_method"]), list(by_series))
     targets = {series: latent_target(classifier.head.ellips) for series in by_series if series.space == "latent"}
@@ -150,6 +149,7 @@ def read_claims(
 def _settings(folder: ResultsFolder) -> dict[str, Any]:
     """Read what a run's rows depend on; only version 0.1, which said ``sources``, left some of it out."""
     what = read_json(folder.settings)
+    what.pop(CHECKSUMS, None)
     needed = _RECORDED if "sources" in what else (*_RECORDED, "encoder", "certifiers")
     if missing := [name for name in needed if name not in what]:
         raise ValueError(
@@ -225,7 +225,7 @@ def audit(
     """
     fabric = fabric or L.Fabric(accelerator="cpu", devices=1)
     if overwrite and fabric.is_global_zero:
-        shutil.rmtree(folder.audit_journal, ignore_errors=True)
+        LineJournal.delete_from(folder.audit_journal)
     fabric.barrier()
     claims = read_claims(folder, max_images, fabric.device, vouched)
     depends = {**claims.settings, "attack": asdict(settings), "device": fabric.device.type}

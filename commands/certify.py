@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from argparse import SUPPRESS
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,7 +79,7 @@ def certify(
         radii: Radii in latent space to tabulate; None: quantiles of those found, rounded, the same for all series.
         input_radii: Radii in input space, on [0, 1] pixels, to tabulate; None: likewise.
         confidence: Coverage of the Clopper-Pearson intervals.
-        overwrite: Start anew, deleting the run that the folder holds.
+        overwrite: Start anew, deleting the files of the run that the folder holds, and no others.
         hardware: Arguments of the trainer: accelerator, devices, num_nodes, strategy.
         config: Text to keep as config.yaml beside the results; `audit` reads it.
 
@@ -101,8 +100,8 @@ def certify(
     certifier = Certifier(classifier, methods, certifiers, input_method, seed_everything)
     certifier.validate_run(len(images.indices))
     folder = ResultsFolder(Path(out)) if out else run.results(split)
-    if overwrite and folder.settings.exists():
-        shutil.rmtree(folder.path, ignore_errors=True)  # several processes may do it at once
+    if overwrite:
+        folder.remove()
     settings = {
         "checkpoint": str(checkpoint),
         "data": type(data).__name__,

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from ellips.callbacks import CertificationCallback
+from ellips.callbacks import AtomicCheckpointIO, CertificationCallback
 from ellips.checkpoints import load_checkpoint
 from ellips.files import RUNS, RunFolder
 from ellips.lightning_modules import GenEllips
@@ -77,6 +78,14 @@ class RunFolderCLI(LightningCLI):
             arguments = {"save_dir": str(RUNS), "name": config.name, "version": version}
             logger = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": arguments}
             self.config = self.parser.parse_object({self.subcommand: {"trainer": {"logger": logger}}}, self.config)
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Build the trainer; it writes checkpoints whole or not at all, unless the configuration says how."""
+        given = self.config_init[self.subcommand].trainer.plugins
+        plugins = [] if given is None else given if isinstance(given, list) else [given]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins = [*plugins, AtomicCheckpointIO()]
+        return super().instantiate_trainer(plugins=plugins, **kwargs)
 
     def after_instantiate_classes(self) -> None:
         """Keep checkpoints in the run folder, for every subcommand alike, unless the configuration says where."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,17 +18,20 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from ellips.checkpoints import digest_of
 from ellips.encoders.weights import file_digest
-from ellips.files import replacing
+from ellips.files import read_json, replacing
 from ellips.types import FeatureBatch
 from ellips.validation import at_least, one_of
 
 MANIFEST: Final = "manifest.json"
 DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_ANEW: Final = "delete the cache to have it made again."
 _LEFTOVERS = (".*.partial*", "*.part-*")  # what a killed process was writing: `replacing`'s names, and version 0.1's
 
 
@@ -119,8 +121,9 @@ class CacheWriter:
             "label": labels.cpu().contiguous(),
             "index": index.cpu().contiguous(),
         }
+        about = {"plan": f"{self.plan.digest()}:{digest_of(tensors)}"}  # one entry: safetensors mixes their order
         with _durably(self.folder / shard_name(shard)) as partial:
-            partial.write_bytes(save(tensors, metadata={"plan": self.plan.digest()}))
+            partial.write_bytes(save(tensors, metadata=about))
 
     def finish(self, path_of: Callable[[int], Path | None]) -> None:
         """Write the manifest, once every shard is there; one process calls this.
@@ -150,9 +153,16 @@ class CacheWriter:
         path = self.folder / shard_name(shard)
         try:
             with safe_open(path, framework="pt") as file:
-                return bool((file.metadata() or {}).get("plan") == self.plan.digest())
+                plan, _, content = (file.metadata() or {}).get("plan", "").partition(":")
+                if plan != self.plan.digest():
+                    return False
+                held = {name: file.get_tensor(name) for name in file.keys()}
+                if content in ("", digest_of(held)):  # those from before there were digests have none
+                    return True
         except (FileNotFoundError, SafetensorError):
             return False
+        rank_zero_warn(f"{path}: the shard was damaged since it was written; its images are encoded again.")
+        return False
 
     def _write_manifest(self, *, complete: bool, shards: Sequence[object], skipped: Sequence[object]) -> None:
         content = {**self.plan.content(), "complete": complete, "skipped": skipped, "shards": shards}
@@ -182,16 +192,30 @@ class FeatureCache:
                 "`ellips encode --config ...`."
             )
         self.folder = folder
+        _check_entries(folder, manifest, plan)
         self.skipped: dict[int, str] = {entry["row"]: entry["path"] for entry in manifest["skipped"]}
         self._shards = [_open_shard(folder, entry) for entry in manifest["shards"]]
         self._ends = np.cumsum([len(shard["label"]) for shard in self._shards])
         self.labels = torch.cat([shard["label"] for shard in self._shards])
         self.indices = torch.cat([shard["index"] for shard in self._shards])
         self._check_copies(folder, plan.copies)
+        self._check_rows(plan)
 
     def __len__(self) -> int:
         """Return the number of rows that have features."""
         return len(self.labels)
+
+    def _check_rows(self, plan: Plan) -> None:
+        """Refuse a cache in which images are missing, beside those that the manifest lists as skipped."""
+        images = plan.rows // plan.copies
+        kept = torch.ones(images, dtype=torch.bool)
+        kept[[row for row in self.skipped if row in range(images)]] = False
+        expected = kept.nonzero().flatten().repeat_interleave(plan.copies)
+        if not torch.equal(self.indices, expected):
+            raise ValueError(
+                f"Expected {self.folder} to have every image but the {len(self.skipped)} that its manifest lists as "
+                f"skipped, {len(expected)} rows in all, but it has others ({len(self.indices)}); {_ANEW}"
+            )
 
     def _check_copies(self, folder: Path, copies: int) -> None:
         """Refuse an image that was readable for some of its copies and not for others."""
@@ -219,8 +243,10 @@ class FeatureCache:
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a cache folder."""
-    content: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    return content
+    try:
+        return read_json(folder / MANIFEST)
+    except ValueError as error:
+        raise ValueError(f"{error} {_ANEW.capitalize()}") from error
 
 
 def check_manifest(folder: Path, plan: Plan) -> None:
@@ -255,6 +281,23 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield f"{prefix}{key}", value
 
 
+def _check_entries(folder: Path, manifest: Mapping[str, Any], plan: Plan) -> None:
+    """Refuse a manifest that lists other shards than the plan has; their names are never taken from it."""
+    try:
+        listed = [(entry["file"], len(entry["sha256"]), entry["rows"]) for entry in manifest["shards"]]
+        skipped = [(entry["row"], entry["path"]) for entry in manifest["skipped"]]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{folder / MANIFEST}: expected shards and skipped images but {error!r}; {_ANEW}") from error
+    names = [shard_name(shard) for shard in range(plan.shard_count())]
+    if [name for name, *_ in listed] != names or not all(isinstance(row, int) for row, _ in skipped):
+        found = [name for name, *_ in listed]
+        raise ValueError(f"{folder / MANIFEST}: expected the shards {_few(names)} but got {_few(found)}; {_ANEW}")
+
+
+def _few(names: Sequence[object]) -> str:
+    return f"{list(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}"
+
+
 def _open_shard(folder: Path, entry: Mapping[str, Any]) -> dict[str, Tensor]:
     path = folder / entry["file"]
     if not path.is_file() or file_digest(path) != entry["sha256"]:
@@ -263,23 +306,18 @@ def _open_shard(folder: Path, entry: Mapping[str, Any]) -> dict[str, Tensor]:
             "delete the cache to have it made again."
         )
     with safe_open(path, framework="pt") as file:  # maps the file; pages are read when rows are
-        return {name: file.get_tensor(name) for name in ("feature", "label", "index")}
+        found = {name: file.get_tensor(name) for name in ("feature", "label", "index")}
+    if any(len(tensor) != entry["rows"] for tensor in found.values()):
+        raise ValueError(f"Expected {path} to have {entry['rows']} rows as the manifest says but got others; {_ANEW}")
+    return found
 
 
 @contextlib.contextmanager
 def _durably(path: Path) -> Iterator[Path]:
-    """Like :func:`ellips.files.replacing`, for several processes, and with the file's new name on the disk at the end.
-
-    No manifest may survive a crash of the machine that a shard which it lists does not survive.
-    """
+    """Like :func:`ellips.files.replacing`, for several processes."""
     try:
         with replacing(path) as partial:
             yield partial
     except FileNotFoundError:
         if not path.exists():  # it does where another process finished the same cache and tidied up
             raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -34,8 +34,7 @@ def load_checkpoint(path: str | PathLike[str]) -> Any:  # noqa: ANN401 - whateve
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"Expected a checkpoint at {path} but there is none; name another by --ckpt_path.")
-    if (flaw := _flaw(path)) is not None:
-        raise ValueError(f"{path}: expected a whole checkpoint but {flaw}. {_instead_of(path)}")
+    refuse_damage(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:  # torch's own text advises to read it without restriction
@@ -46,7 +45,19 @@ def load_checkpoint(path: str | PathLike[str]) -> Any:  # noqa: ANN401 - whateve
             "unless you made it yourself."
         ) from error
     except (RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
-        raise ValueError(f"{path}: expected a checkpoint but it could not be read: {error}") from error
+        raise ValueError(
+            f"{path}: expected a checkpoint but it could not be read: {error} {_instead_of(path)}"
+        ) from error
+
+
+def refuse_damage(path: Path) -> None:
+    """Compare every part of a checkpoint with its checksum, which torch.save writes.
+
+    Raises:
+        ValueError: If one differs, or the file is cut off; it is named, and so is the newest intact one beside it.
+    """
+    if (flaw := _flaw(path)) is not None:
+        raise ValueError(f"{path}: expected a whole checkpoint but {flaw}. {_instead_of(path)}")
 
 
 def _flaw(path: Path) -> str | None:
@@ -54,7 +65,7 @@ def _flaw(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError, RuntimeError) as error:
         return f"it is cut off or no checkpoint ({error})"
     return None if bad is None else f"it was damaged: {bad} does not have its checksum"
 

@@ -12,6 +12,7 @@ from ellips.files.records import (
     records_from_certificate,
     records_to_tensors,
 )
+from ellips.files.results import read_results
 from ellips.files.table import read_table, write_table
 from ellips.files.tsv import read_tsv, write_tsv
 
@@ -27,6 +28,7 @@ __all__ = [
     "load_certificates",
     "read_configuration",
     "read_json",
+    "read_results",
     "read_table",
     "read_tsv",
     "records_from_certificate",

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ellips.certificates import METHODS
 from ellips.classifier import Ellips
-from ellips.files import ResultsFolder, load_certificates, read_tsv
+from ellips.files import ResultsFolder, load_certificates, read_tsv, replace_file
 from ellips.gaussians import Mixture
 from ellips.head import EllipsHead
 from ellips.theory.degradation import Estimator, degradation
@@ -48,8 +48,7 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if given.json is not None:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(json.dumps(_finite(result), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        replace_file(given.json, json.dumps(_finite(result), indent=2, allow_nan=False) + "\n")
     return 0
 
 
