@@ -26,6 +26,7 @@ from ellips.audit import (
     write_audit,
 )
 from ellips.datamodules import SelectionDataModule
+from ellips.datamodules.manifest import TIMES
 from ellips.encoders.weights import file_digest
 from ellips.files import ImageRecord, Journal, LineJournal, ResultsFolder, read_configuration, read_json, read_results
 from ellips.files.lines import CHECKSUMS, as_stored
@@ -35,10 +36,11 @@ from ellips.progress import ImageProgress
 from ellips.reporting.summary import records_by_series
 from ellips.settings import describe
 from ellips.types import ImageBatch, Series
+from ellips.validation import at_least
 from ellips.versions import versions
 
 from .audit_tsv import main as audit_tsv
-from .certify import certify_parser, instantiate
+from .certify import certify_parser, images_identity, instantiate
 from .migration import current_config, current_series
 from .processes import add_processes, launch
 from .trust import build_run, leave_out_of_path
@@ -134,9 +136,9 @@ def read_claims(
     present = {f"{part}_digest": digest for part, digest in classifier.digests().items()}
     if any(what[name] != digest for name, digest in present.items()):
         raise ValueError(f"Expected the classifier that was certified, but encoder or head changed since: {present}.")
-    _check_images(what, chosen["data"])
-    classifier.to(device)
     images = SelectionDataModule(chosen["data"], what["split"], what["skip"], what["max"], what["batch_size"])
+    _check_images(what, chosen["data"], images)
+    classifier.to(device)
     by_series = records_by_series(read_results(folder))
     latents = Journal(folder, list(by_series), what).latents()
     names = current_series(series_of(certifiers, chosen["input_method"]), list(by_series))
@@ -165,11 +167,14 @@ def _check_certifiers(what: dict[str, Any], certifiers: Sequence[InputCertifier]
         raise ValueError(f"Expected the certifiers of the run, {what['certifiers']}, but got {present}.")
 
 
-def _check_images(what: dict[str, Any], data: Any) -> None:  # noqa: ANN401 - any datamodule
+def _check_images(what: dict[str, Any], data: Any, images: SelectionDataModule) -> None:  # noqa: ANN401 - any datamodule
     """Refuse images that are not those that were certified."""
-    present = as_stored({"images": data.source(what["split"]).identity() if hasattr(data, "source") else {}})
-    if what["images"] != present["images"]:
-        raise ValueError(f"Expected the images that were certified, {what['images']}, but got {present['images']}.")
+    present = images_identity(data, images.indices, what["split"])
+    if differing := {name for name in what["images"] if what["images"][name] != present.get(name)} - {TIMES}:
+        raise ValueError(
+            f"Expected the images that were certified but they differ in {sorted(differing)}: {what['images']} then, "
+            f"{present} now. Put them back, or certify again."
+        )
 
 
 def attack(claims: Claims, settings: AttackSettings, journal: LineJournal, fabric: L.Fabric) -> None:
@@ -223,6 +228,7 @@ def audit(
         FileNotFoundError: If the folder holds no results.
         ValueError: If checkpoint or encoder are not those of the run, or an unfinished audit had other settings.
     """
+    at_least(1, max=max_images)
     fabric = fabric or L.Fabric(accelerator="cpu", devices=1)
     if overwrite and fabric.is_global_zero:
         LineJournal.delete_from(folder.audit_journal)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from argparse import SUPPRESS
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,16 +17,20 @@ from rich.console import Console
 from ellips.callbacks import CertificateWriter
 from ellips.certificates import Method
 from ellips.datamodules import SelectionDataModule
-from ellips.files import Journal, ResultsFolder, RunFolder, replace_file
+from ellips.datamodules.manifest import TIMES
+from ellips.files import Journal, ResultsFolder, RunFolder, read_json, replace_file
 from ellips.input_certifiers import InputCertifier
 from ellips.lightning_modules import Certifier
 from ellips.lipschitz import ConstantSource
+from ellips.metrics.functional import check_radii
 from ellips.pipeline import ImageClassifier
 from ellips.reporting.html import ReportImage
 from ellips.reporting.run import RunReport
 from ellips.reporting.summary import GivenRadii
 from ellips.settings import describe
+from ellips.validation import at_least, fraction
 
+from .limits import limit_configurations
 from .migration import refuse_sources
 from .processes import PATIENCE
 
@@ -89,6 +94,8 @@ def certify(
     Raises:
         TypeError: If the datamodule has no encoder.
     """
+    _validate_radii(radii=radii, input_radii=input_radii)
+    fraction(confidence=confidence, ends=False)
     encoder = getattr(data, "encoder", None)
     if encoder is None:
         raise TypeError(f"Expected a datamodule with an `encoder` but {type(data).__name__} has none.")
@@ -105,7 +112,7 @@ def certify(
     settings = {
         "checkpoint": str(checkpoint),
         "data": type(data).__name__,
-        "images": data.source(split).identity() if hasattr(data, "source") else {},
+        "images": _as_begun(folder, images_identity(data, images.indices, split)),
         "split": split,
         "skip": skip,
         "max": max,
@@ -142,6 +149,32 @@ def certify(
     return summary
 
 
+def images_identity(data: Any, rows: Sequence[int], split: str) -> dict[str, str]:  # noqa: ANN401 - any datamodule
+    """Return what tells the selected images from others: not when their files were changed, but what is in them."""
+    if not hasattr(data, "source"):
+        return {}
+    source = data.source(split)
+    content: str = source.content(rows)
+    known = {name: value for name, value in source.identity().items() if name != TIMES}
+    return known | ({"content": content} if content else {})
+
+
+def _as_begun(folder: ResultsFolder, images: dict[str, str]) -> dict[str, str]:
+    """Leave the content out where a run goes on that was begun before it was recorded."""
+    begun = read_json(folder.settings).get("images") if folder.settings.exists() else None
+    if isinstance(begun, dict) and begun and "content" not in begun:
+        return {name: value for name, value in images.items() if name != "content"}
+    return images
+
+
+def _validate_radii(**grids: Sequence[float] | None) -> None:
+    for name, grid in grids.items():
+        if grid is not None:
+            at_least(0, **{name: min(grid, default=0.0)})
+            if not all(map(math.isfinite, check_radii(grid))):
+                raise ValueError(f"Expected `{name}` to be finite but got {list(grid)}.")
+
+
 def _slurm() -> SLURMEnvironment | None:
     """Under SLURM, keep Lightning from saving and requeueing at a signal: the journal is what a run goes on from."""
     started_by_srun = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
@@ -171,6 +204,13 @@ def _report(
     summary = report.write(_pictures(report, images, data))
     if records:
         report.show(Console(), summary)
+    elif images.indices:
+        reasons = list(getattr(data, "skipped", dict)().values())
+        Console(soft_wrap=True).print(
+            f"Nothing was certified: none of the {len(images.indices)} images was finished."
+            + (f" {len(reasons)} could not be read, the first: {reasons[0]}" if reasons else ""),
+            markup=False,
+        )
     return summary
 
 
@@ -196,6 +236,7 @@ def _pictures(report: RunReport, images: SelectionDataModule, data: Any) -> list
 
 def certify_parser() -> ArgumentParser:
     """Return the command's parser; it reads the configurations of a training run as they are."""
+    limit_configurations()
     parser = ArgumentParser(prog="ellips certify", description=DESCRIPTION)
     parser.add_argument("--config", action=ActionConfigFile, help="A YAML file; several are read in turn.")
     parser.add_function_arguments(certify, skip={"hardware", "config"})

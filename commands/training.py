@@ -19,6 +19,7 @@ from ellips.files import RUNS, RunFolder
 from ellips.lightning_modules import GenEllips
 from ellips.types import Series
 
+from .limits import limit_configurations
 from .trust import check_hyperparameters
 
 
@@ -167,6 +168,7 @@ def run(
     Returns:
         The finished command, with ``trainer``, ``model`` and ``datamodule``.
     """
+    limit_configurations()
     options: Any = None if args is None else list(args)
     with warnings.catch_warnings():
         # It is this program's own command line that is handed on, without the command's name.

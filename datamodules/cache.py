@@ -9,12 +9,10 @@ shards that are not. What was being written when a process was killed is tidied 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,66 +23,21 @@ from torch import Tensor
 
 from ellips.checkpoints import digest_of
 from ellips.encoders.weights import file_digest
-from ellips.files import read_json, replacing
+from ellips.files import replacing
 from ellips.types import FeatureBatch
-from ellips.validation import at_least, one_of
 
-MANIFEST: Final = "manifest.json"
-DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-_ANEW: Final = "delete the cache to have it made again."
+from .manifest import (
+    ANEW,
+    DTYPES,
+    MANIFEST,
+    Plan,
+    check_entries,
+    check_manifest,
+    read_manifest,
+    shard_name,
+)
+
 _LEFTOVERS = (".*.partial*", "*.part-*")  # what a killed process was writing: `replacing`'s names, and version 0.1's
-
-
-class CacheMismatchError(ValueError):
-    """A feature cache was made from something else than what is asked for."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a cache is to hold.
-
-    Attributes:
-        identity: Everything the features depend on; a cache is used only where all of it is equal.
-        rows: Number of images, or of their copies, unreadable ones included.
-        feature_dim: Width of the features.
-        dtype: Of the stored features: ``"float32"``, ``"float16"`` or ``"bfloat16"``.
-        shard_rows: Rows per shard.
-        copies: Rows in a row that are of one image; the identity has to say so, too.
-    """
-
-    identity: Mapping[str, Any]
-    rows: int
-    feature_dim: int
-    dtype: str = "float32"
-    shard_rows: int = 4096
-    copies: int = 1
-
-    def __post_init__(self) -> None:
-        """Check type and sizes."""
-        one_of(sorted(DTYPES), cache_dtype=self.dtype)
-        at_least(1, rows=self.rows, shard_rows=self.shard_rows, copies=self.copies)
-
-    def content(self) -> dict[str, Any]:
-        """The plan as the manifest states it."""
-        sizes = {"rows": self.rows, "feature_dim": self.feature_dim, "shard_rows": self.shard_rows}
-        return {"identity": dict(self.identity), "dtype": self.dtype, **sizes}
-
-    def digest(self) -> str:
-        """SHA-256 of :meth:`content`, which every shard carries."""
-        return hashlib.sha256(json.dumps(self.content(), sort_keys=True).encode()).hexdigest()
-
-    def shard_count(self) -> int:
-        """Number of shards."""
-        return -(-self.rows // self.shard_rows)
-
-    def shard_range(self, shard: int) -> range:
-        """The rows of a shard."""
-        return range(shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.rows))
-
-    def image_range(self, shard: int) -> range:
-        """The images whose rows, or some of them, a shard holds."""
-        rows = self.shard_range(shard)
-        return range(rows.start // self.copies, -(-rows.stop // self.copies))
 
 
 class CacheWriter:
@@ -114,14 +67,16 @@ class CacheWriter:
         """Shards that this process has yet to write."""
         return [shard for shard in range(rank, self.plan.shard_count(), world) if not self._is_written(shard)]
 
-    def write(self, shard: int, features: Tensor, labels: Tensor, index: Tensor) -> None:
-        """Write one shard: the readable rows of its range, in order."""
+    def write(self, shard: int, features: Tensor, labels: Tensor, index: Tensor, files: str = "") -> None:
+        """Write one shard: the readable rows of its range, in order, and a digest of the files that they are of."""
         tensors = {
             "feature": features.to("cpu", DTYPES[self.plan.dtype]).contiguous(),
             "label": labels.cpu().contiguous(),
             "index": index.cpu().contiguous(),
         }
-        about = {"plan": f"{self.plan.digest()}:{digest_of(tensors)}"}  # one entry: safetensors mixes their order
+        about = {
+            "plan": f"{self.plan.digest()}:{digest_of(tensors)}:{files}"
+        }  # one entry: safetensors mixes their order
         with _durably(self.folder / shard_name(shard)) as partial:
             partial.write_bytes(save(tensors, metadata=about))
 
@@ -142,8 +97,10 @@ class CacheWriter:
             path = self.folder / shard_name(shard)
             with safe_open(path, framework="pt") as file:
                 kept = file.get_tensor("index").tolist()
+                files = (file.metadata() or {}).get("plan", "").split(":")[2:]
             skipped |= set(self.plan.image_range(shard)) - set(kept)
-            shards.append({"file": path.name, "rows": len(kept), "sha256": file_digest(path)})
+            entry = {"file": path.name, "rows": len(kept), "sha256": file_digest(path)}
+            shards.append(entry | ({"files": files[0]} if files and files[0] else {}))
         listed = [{"row": row, "path": str(path_of(row))} for row in sorted(skipped)]
         for leftover in {path for pattern in _LEFTOVERS for path in self.folder.glob(pattern)}:
             leftover.unlink(missing_ok=True)
@@ -153,11 +110,11 @@ class CacheWriter:
         path = self.folder / shard_name(shard)
         try:
             with safe_open(path, framework="pt") as file:
-                plan, _, content = (file.metadata() or {}).get("plan", "").partition(":")
+                plan, *digests = (file.metadata() or {}).get("plan", "").split(":")
                 if plan != self.plan.digest():
                     return False
                 held = {name: file.get_tensor(name) for name in file.keys()}
-                if content in ("", digest_of(held)):  # those from before there were digests have none
+                if not digests or digests[0] == digest_of(held):  # those from before there were digests have none
                     return True
         except (FileNotFoundError, SafetensorError):
             return False
@@ -192,7 +149,7 @@ class FeatureCache:
                 "`ellips encode --config ...`."
             )
         self.folder = folder
-        _check_entries(folder, manifest, plan)
+        check_entries(folder, manifest, plan)
         self.skipped: dict[int, str] = {entry["row"]: entry["path"] for entry in manifest["skipped"]}
         self._shards = [_open_shard(folder, entry) for entry in manifest["shards"]]
         self._ends = np.cumsum([len(shard["label"]) for shard in self._shards])
@@ -214,7 +171,7 @@ class FeatureCache:
         if not torch.equal(self.indices, expected):
             raise ValueError(
                 f"Expected {self.folder} to have every image but the {len(self.skipped)} that its manifest lists as "
-                f"skipped, {len(expected)} rows in all, but it has others ({len(self.indices)}); {_ANEW}"
+                f"skipped, {len(expected)} rows in all, but it has others ({len(self.indices)}); {ANEW}"
             )
 
     def _check_copies(self, folder: Path, copies: int) -> None:
@@ -241,63 +198,6 @@ class FeatureCache:
         return FeatureBatch(features, self.labels[at], self.indices[at])
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a cache folder."""
-    try:
-        return read_json(folder / MANIFEST)
-    except ValueError as error:
-        raise ValueError(f"{error} {_ANEW.capitalize()}") from error
-
-
-def check_manifest(folder: Path, plan: Plan) -> None:
-    """Refuse a folder that holds, or was begun with, something else than the plan.
-
-    Raises:
-        CacheMismatchError: With every entry that differs, as it is and as it should be.
-    """
-    if not (folder / MANIFEST).exists():
-        return
-    found, expected = (dict(_flat(content)) for content in (read_manifest(folder), plan.content()))
-    differing = {key for key in expected if found.get(key) != expected[key]}
-    differing |= {key for key in found if key.startswith("identity.") and key not in expected}
-    if differing:
-        lines = [f"  {key}: expected {expected.get(key)!r} but got {found.get(key)!r}" for key in sorted(differing)]
-        raise CacheMismatchError(
-            f"The feature cache {folder} was made from something else:\n" + "\n".join(lines) + "\n"
-            "Name another cache_dir, or delete this one to have it made again."
-        )
-
-
-def shard_name(shard: int) -> str:
-    """File name of a shard."""
-    return f"shard-{shard:05d}.safetensors"
-
-
-def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _check_entries(folder: Path, manifest: Mapping[str, Any], plan: Plan) -> None:
-    """Refuse a manifest that lists other shards than the plan has; their names are never taken from it."""
-    try:
-        listed = [(entry["file"], len(entry["sha256"]), entry["rows"]) for entry in manifest["shards"]]
-        skipped = [(entry["row"], entry["path"]) for entry in manifest["skipped"]]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{folder / MANIFEST}: expected shards and skipped images but {error!r}; {_ANEW}") from error
-    names = [shard_name(shard) for shard in range(plan.shard_count())]
-    if [name for name, *_ in listed] != names or not all(isinstance(row, int) for row, _ in skipped):
-        found = [name for name, *_ in listed]
-        raise ValueError(f"{folder / MANIFEST}: expected the shards {_few(names)} but got {_few(found)}; {_ANEW}")
-
-
-def _few(names: Sequence[object]) -> str:
-    return f"{list(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}"
-
-
 def _open_shard(folder: Path, entry: Mapping[str, Any]) -> dict[str, Tensor]:
     path = folder / entry["file"]
     if not path.is_file() or file_digest(path) != entry["sha256"]:
@@ -308,7 +208,7 @@ def _open_shard(folder: Path, entry: Mapping[str, Any]) -> dict[str, Tensor]:
     with safe_open(path, framework="pt") as file:  # maps the file; pages are read when rows are
         found = {name: file.get_tensor(name) for name in ("feature", "label", "index")}
     if any(len(tensor) != entry["rows"] for tensor in found.values()):
-        raise ValueError(f"Expected {path} to have {entry['rows']} rows as the manifest says but got others; {_ANEW}")
+        raise ValueError(f"Expected {path} to have {entry['rows']} rows as the manifest says but got others; {ANEW}")
     return found
 
 

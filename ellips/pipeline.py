@@ -17,6 +17,7 @@ from ellips.head import EllipsHead
 from ellips.input_certifiers import Chain, InputCertifier, as_certifier
 from ellips.lipschitz import ConstantSource
 from ellips.precision import full_precision
+from ellips.validation import validate_pixels
 
 
 class ImageClassifier(nn.Module):
@@ -111,7 +112,9 @@ class ImageClassifier(nn.Module):
 
         Raises:
             NotFittedError: If the head's Gaussians were not fitted.
+            ValueError: If an image has values outside [0, 1].
         """
+        validate_pixels(images)
         with full_precision():
             with torch.no_grad():
                 latents = self.latents(images)

@@ -57,6 +57,9 @@ def read_text(path: str | Path) -> str:
 
 
 def replace_file(path: str | Path, text: str) -> None:
-    """Write a text file, UTF-8, in the place of one that may be there; see :func:`replacing`."""
+    """Write a text file, UTF-8, in the place of one that may be there; see :func:`replacing`.
+
+    Names of files that are no text (:func:`os.fsdecode` makes surrogates of them) are written with their bytes escaped.
+    """
     with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -22,7 +22,7 @@ def read_configuration(path: Path) -> dict[str, Any]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        _limit(yaml.compose(text, Loader=yaml.SafeLoader), {}, ())
+        limit_yaml(text)
         content = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected a configuration in YAML but it could not be read: {error}") from error
@@ -31,18 +31,30 @@ def read_configuration(path: Path) -> dict[str, Any]:
     return content
 
 
+def limit_yaml(text: str) -> None:
+    """Refuse a text whose aliases repeat themselves beyond what a configuration can be, before it is read.
+
+    Raises:
+        yaml.YAMLError: If it does, or is no YAML.
+    """
+    try:
+        _limit(yaml.compose(text, Loader=yaml.SafeLoader), {}, ())
+    except RecursionError as error:
+        raise yaml.YAMLError("expected sections that are not within each other without end.") from error
+
+
 def _limit(node: yaml.Node | None, known: dict[int, int], above: tuple[int, ...]) -> int:
     """Return how many entries a node has once aliases are written out; each is looked at once.
 
     Raises:
-        ValueError: If there are too many, or an alias stands within what it names.
+        yaml.YAMLError: If there are too many, or an alias stands within what it names.
     """
     if id(node) in above or len(above) > _DEEPEST:
-        raise ValueError(f"expected at most {_DEEPEST} sections within each other but an alias or a list goes deeper.")
+        raise yaml.YAMLError(f"expected at most {_DEEPEST} sections within each other but some go deeper.")
     if id(node) not in known:
         parts = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else []
         parts = list(node.value) if isinstance(node, yaml.SequenceNode) else parts
         known[id(node)] = 1 + sum(_limit(part, known, (*above, id(node))) for part in parts)
     if known[id(node)] > _LARGEST:
-        raise ValueError(f"expected at most {_LARGEST} entries but aliases repeat themselves to more.")
+        raise yaml.YAMLError(f"expected at most {_LARGEST} entries but aliases repeat themselves to more.")
     return known[id(node)]

@@ -138,7 +138,7 @@ def compare(
     save_figure(figure, out / "compare.png", out / "compare.svg")
     result = {"confidence": confidence, "entries": [_describe(c, counts[c.label]) for c in coarse]}
     replace_file(out / "compare.json", json.dumps(result, indent=1) + "\n")
-    console.print(f"The figure is {out / 'compare.png'}.", highlight=False)
+    console.print(f"The figure is {out / 'compare.png'}.", highlight=False, markup=False)
     return result
 
 

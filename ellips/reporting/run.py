@@ -135,7 +135,9 @@ class RunReport:
                     f"{entry['missing'][:10]}, repeated {entry['repeated'][:10]}."
                 )
         console.print(
-            f"Everything is in {self.folder.path}/, to look at in {self.folder.report.name}.", highlight=False
+            f"Everything is in {self.folder.path}/, to look at in {self.folder.report.name}.",
+            highlight=False,
+            markup=False,
         )
 
 

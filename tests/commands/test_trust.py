@@ -19,11 +19,12 @@ import pytest
 import torch
 import yaml
 
-from ellips import EllipsHead
+from ellips import EllipsHead, FrozenEncoder, ImageClassifier
 from ellips.commands import main
-from ellips.commands.audit import Vouched
+from ellips.commands.audit import Vouched, read_claims
 from ellips.commands.trust import BUILDABLE, build_recorded, check_hyperparameters
 from ellips.encoders.weights import load_file
+from ellips.errors import EncoderMismatchError
 from ellips.files import ResultsFolder, RunFolder, load_certificates, read_configuration, read_table, read_tsv
 
 RESULTS = RunFolder(Path(__file__).parents[1] / "data/version_0_1/run").results("test")
@@ -311,3 +312,24 @@ def test_archives_that_are_no_checkpoint_are_refused(tmp_path: Path) -> None:
         archive.writestr("data.pkl", json.dumps({}))
     with pytest.raises(ValueError, match=r"last\.ckpt"):
         EllipsHead.from_checkpoint(path)
+
+
+# ------------------------------------------------------------------ what was stripped
+
+
+def test_a_checkpoint_that_does_not_say_its_encoder_is_refused(digits_checkpoint: Path, tmp_path: Path) -> None:
+    content = torch.load(digits_checkpoint, weights_only=True)
+    del content["encoder_fingerprint"]
+    torch.save(content, tmp_path / "last.ckpt")
+    with pytest.raises(EncoderMismatchError, match=r"last\.ckpt to say which encoder"):
+        ImageClassifier.from_checkpoint(tmp_path / "last.ckpt", FrozenEncoder("test_resnet", weights="digits"))
+
+
+@pytest.mark.parametrize("name", ["encoder", "certifiers", "checkpoint", "split", "head_digest", "images", "max"])
+def test_settings_of_a_run_that_lack_an_entry_are_refused(name: str, folder: ResultsFolder) -> None:
+    settings = json.loads(folder.settings.read_text()) | {"encoder": {}}
+    settings["certifiers"] = settings.pop("sources")
+    del settings[name]
+    folder.settings.write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=rf"settings\.json: expected the entries \['{name}'\].*--overwrite true"):
+        read_claims(folder, None, torch.device("cpu"))

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from datamodules import DigitsDataModule
-from datamodules.cache import CacheMismatchError, CacheWriter, FeatureCache, Plan
+from datamodules.cache import CacheWriter, FeatureCache
+from datamodules.manifest import CacheMismatchError, Plan
 from ellips.encoders import FrozenEncoder
 from ellips.files import replacing
 from ellips.types import FeatureBatch, ImageBatch
