@@ -14,6 +14,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
+from ellips.checkpoints import check_head, head_digest
 from ellips.distributed import broadcast_, gather_with_gradient
 from ellips.gaussians import CovarianceType
 from ellips.gaussians.shrinkage import Estimator, fit_shrunk
@@ -315,22 +316,21 @@ class GenEllips(L.LightningModule):
         """Refuse to test with another encoder."""
         self._check_encoder()
 
-    def on_predict_start(self) -> None:
-        """Refuse to predict with another encoder."""
-        self._check_encoder()
+    on_predict_start = on_test_start
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Record what is needed to use the head elsewhere: its construction and the encoder it belongs to."""
+        """Record what is needed to use the head elsewhere: its construction, the encoder it belongs to, a digest."""
         checkpoint["head"] = dict(self.head.config)
         checkpoint["encoder_fingerprint"] = self.encoder_fingerprint
         checkpoint["mixture_step"] = self.mixture_step
+        checkpoint["head_digest"] = head_digest(checkpoint["state_dict"], checkpoint["head"], self.encoder_fingerprint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take over the encoder's fingerprint."""
+        """Take over the encoder's fingerprint, unless it or the head was changed since the checkpoint was written."""
+        check_head(checkpoint, "the checkpoint")
         self.encoder_fingerprint = checkpoint.get("encoder_fingerprint")
-        chosen = checkpoint.get("head", {})
         regularization = self.head.ellips.regularization
-        kept = {name: chosen[name] for name in asdict(regularization) if name in chosen}
+        kept = {name: value for name, value in checkpoint["head"].items() if name in asdict(regularization)}
         self.head.ellips.regularization = replace(regularization, **kept)
         self.mixture_step = checkpoint.get("mixture_step")
 

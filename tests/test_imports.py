@@ -14,7 +14,7 @@ SHELLS = ("lightning_modules", "datamodules", "callbacks", "commands")
 # From the bottom up; what stands in one line does not import each other, nor anything above it.
 ROOMS = (
     ("errors", "validation", "versions", "_clone"),
-    ("types", "precision", "distributed", "settings", "splits", "progress", "randomness"),
+    ("types", "precision", "distributed", "settings", "splits", "progress", "randomness", "checkpoints"),
     ("memory",),
     ("chunks",),
     ("metrics",),

@@ -17,6 +17,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from timm.models import get_pretrained_cfg, load_state_dict, load_state_dict_from_hf
 from torch import Tensor, nn
 
+from ellips.checkpoints import digest_of
 from ellips.errors import WeightsNotFoundError
 
 SHIPPED_FOLDER: Final = Path(__file__).parents[1] / "pretrained"
@@ -76,13 +77,7 @@ def file_digest(path: Path) -> str:
 
 def state_digest(module: nn.Module) -> str:
     """SHA-256 over the names, types, shapes and bytes of a module's parameters and buffers (its state dict)."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        # Viewed as bytes because NumPy has no bfloat16.
-        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(raw.numpy().data)
-    return digest.hexdigest()
+    return digest_of(module.state_dict())
 
 
 def weights_folder() -> Path:

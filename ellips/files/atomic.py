@@ -30,11 +30,36 @@ def replacing(path: str | Path) -> Iterator[Path]:
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         partial.replace(path)
+        sync_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
 
+def sync_folder(folder: Path) -> None:
+    """Put a folder's list of names on the disk, so that a new name survives a crash of the machine."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_text(path: str | Path) -> str:
+    """Read a text file, UTF-8.
+
+    Raises:
+        ValueError: If it is no text; the message names it.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected a text in UTF-8 but {error}.") from error
+
+
 def replace_file(path: str | Path, text: str) -> None:
-    """Write a text file, UTF-8, in the place of one that may be there; see :func:`replacing`."""
+    """Write a text file, UTF-8, in the place of one that may be there; see :func:`replacing`.
+
+    Names of files that are no text (:func:`os.fsdecode` makes surrogates of them) are written with their bytes escaped.
+    """
     with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
