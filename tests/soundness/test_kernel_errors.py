@@ -66,6 +66,14 @@ def test_cholesky_is_trusted_no_further_than_its_errors_allow(size: int) -> None
         assert bool(positive_definite(rows, torch.zeros(1, size, dtype=ALL))) == proven
 
 
+@pytest.mark.parametrize("place", [0, 1])
+def test_diagonals_are_between_what_underflow_and_overflow_leave(place: int) -> None:
+    for power, proven in ((-500, True), (-501, False), (-1000, False), (1000, True), (1001, False), (1023, False)):
+        rows = torch.eye(2, dtype=ALL).unsqueeze(0)
+        rows[0, place, place] = 2.0**power
+        assert bool(positive_definite(rows, torch.zeros(1, 2, dtype=ALL))) == proven
+
+
 def test_no_error_of_a_whole_diagonal_entry_is_survived() -> None:
     for given in (1.0, 1.5, 2.5):
         error = torch.tensor([[0.0, given]], dtype=ALL)
@@ -162,6 +170,16 @@ def test_completed_squares_are_rounded_upwards() -> None:
         assert verify._arrow(stiff, b, torch.tensor([above], dtype=ALL))
 
 
+def test_squares_can_be_completed_only_where_they_are_not_negative() -> None:
+    corner = torch.ones(1, dtype=ALL)
+    for stiff, b, proven in ((0.0, 0.0, True), (-1e-300, 0.0, False), (-1.0, 0.0, False), (0.0, 1e-300, False)):
+        for other in (1.0, 0.0):
+            row = torch.tensor([[1.0, stiff]], dtype=ALL), torch.tensor([[other / 2, b]], dtype=ALL)
+            assert bool(verify._arrow(*row, corner)) == proven
+    flat = torch.zeros(1, 2, dtype=ALL)
+    assert not verify._arrow(flat, flat, 0 * corner)  # 0 is not above 0: there is a tie
+
+
 def test_the_kernel_is_of_the_stored_numbers_and_of_its_own_copy_of_them() -> None:
     """What stands above the diagonal of a factor counts for nothing; what is changed later changes no proof."""
     ellips, z = two_classes(Draw(1), 3, "full")
@@ -246,13 +264,13 @@ def test_claims_that_are_none_prove_nothing() -> None:
 
 @pytest.mark.parametrize("kind", ["full", "diagonal"])
 def test_classes_are_in_one_place_only_if_no_coordinate_differs(kind: str) -> None:
-    """Of one shape, a coordinate apart: the boundary is met, however the priors stand; in one place it is not."""
-    for shift, never in ((1.0, False), (0.0, True)):
+    """Of one shape, a coordinate apart: the boundary is met, however the priors stand; in one place only at a tie."""
+    for shift, rare, never in ((1.0, -3.0, False), (0.0, -3.0, True), (0.0, -0.1, False), (0.0, -0.05, False)):
         ellips, _ = two_classes(Draw(0), 2, kind)
         ellips.precision_factors[:] = torch.eye(2).double() if kind == "full" else 1.0
         ellips.means[:] = 0.0
         ellips.means[1, 1] = shift
-        ellips.log_priors[:] = torch.tensor([-0.1, -3.0])
+        ellips.log_priors[:] = torch.tensor([-0.1, rare], dtype=ALL)
         pair = torch.tensor([0]), torch.tensor([1])
         values = (torch.tensor([x], dtype=ALL) for x in (5.8 + shift, 1.0, 1e9))
         assert bool(Kernel(ellips).unreached(torch.zeros(1, 2, dtype=ALL), pair, *values)) == never
@@ -333,7 +351,7 @@ def test_the_pull_between_classes_of_one_shape_is_bounded_from_above(monkeypatch
         dim = draw.integer(1, 5)
         ellips, z = two_classes(draw, dim, "full")
         ellips.precision_factors[1] = ellips.precision_factors[0]
-        ellips.means *= (1.0, 2.0**-480, 2.0**-490)[seed % 3]
+        ellips.means *= (1.0, 2.0**-480, 2.0**-490, 2.0**20)[seed % 4]
         _unreached(Kernel(ellips), z, 1.0, 2.0, 0.5)
         stiff, b = (exact(x) for x in found[-1])
         a = matrix(ellips.factors[0])

@@ -139,6 +139,24 @@ def test_intervals_agree_with_scipy(successes: int, total: int, confidence: floa
     np.testing.assert_allclose([low.item(), high.item()], [interval.low, interval.high], rtol=1e-8, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32, torch.float16, torch.bfloat16, torch.float32])
+def test_intervals_are_those_of_the_counts_in_whatever_type_these_come(dtype: torch.dtype) -> None:
+    top = 255 if dtype == torch.uint8 else 127
+    counts = [0, 3, top - 1, top]
+    narrow = clopper_pearson(torch.tensor(counts, dtype=dtype), torch.tensor(top, dtype=dtype))
+    for end, expected in zip(narrow, clopper_pearson(torch.tensor(counts), top), strict=True):
+        assert end.dtype == torch.float64
+        assert torch.equal(end, expected)
+
+
+def test_curves_reach_2_in_steps_of_a_fiftieth_unless_told_otherwise() -> None:
+    data = joined(batches())
+    metric = CertifiedAccuracyCurve()
+    metric.update(*data)
+    for curve in (metric.compute(), certified_accuracy_curve(*data)):
+        assert curve.radii.tolist() == [i / 50 for i in range(101)]
+
+
 def test_intervals_of_a_metric_surround_its_values() -> None:
     metric = CertifiedAccuracy(RADII)
     value = metric(*joined(batches()))

@@ -83,6 +83,18 @@ def test_no_history_is_kept() -> None:
     assert not rows.rows()["value"].requires_grad
 
 
+def test_every_column_is_gathered() -> None:
+    """As over two processes, of which the other one has the rows 0 and 3."""
+    here, there = make_rows(), make_rows()
+    add(here, [0, 1])
+    add(there, [3, 0])
+    other = iter([torch.cat(getattr(there, f"column_{name}")) for name in there.columns])
+    here.dist_sync_fn = lambda value, group: [value, next(other)]
+    here.distributed_available_fn = lambda: True
+    check(here.rows(), [0, 1, 3])
+    assert not list(other)
+
+
 @pytest.mark.parametrize(
     "columns",
     [
