@@ -9,6 +9,7 @@ import torch
 from tests.datamodules.evaluate_digits import evaluate
 from tests.processes import run_together
 
+
 def gathered(output: Path, stage: str, processes: int) -> dict[str, torch.Tensor]:
     parts = [torch.load(output / f"{stage}-{processes}-{rank}.pt") for rank in range(processes)]
     batch = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
