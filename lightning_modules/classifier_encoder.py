@@ -130,7 +130,7 @@ class ClassifierEncoderTraining(EncoderTraining):
         return loss
 
     def validation_step(self, batch: FeatureBatch | ImageBatch, batch_idx: int) -> None:
-        """Count what is right of images as they are and of changed ones; what is random is so as in every validation."""
+        """Count what is right of images as they are and of changed ones; draws are those of every validation."""
         images = images_of(batch)
         generator = step_generator(self.device, batch_idx, self.global_rank)
         self.accuracy.update(self(images), batch.label)
