@@ -49,7 +49,8 @@ class RunFolderCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ANN401 - Lightning's
         """Parse, and look at the settings that Lightning takes from a checkpoint before it imports what they name."""
         super().parse_arguments(parser, args)
-        config = self.config[self.config.subcommand]
+        subcommand = self.config.get("subcommand")
+        config = self.config[subcommand] if subcommand else self.config
         path = config.get("ckpt_path")
         if path and Path(path).is_file():
             check_hyperparameters(load_checkpoint(path), config.get("model"), path)

@@ -73,4 +73,5 @@ def _lengths(images: Tensor) -> Tensor:
 def _uniform_in_ball(images: Tensor, radius: float, generator: torch.Generator) -> Tensor:
     direction = torch.randn(images.shape, generator=generator, device=images.device, dtype=images.dtype)
     share = torch.rand(len(images), 1, 1, 1, generator=generator, device=images.device, dtype=images.dtype)
-    return direction / _lengths(direction) * radius * share ** (1 / images[0].numel())
+    start: Tensor = direction / _lengths(direction) * radius * share ** (1 / images[0].numel())
+    return start

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ellips.encoders.preprocessing import Preprocess
 from ellips.encoders.shipped import shipped_model
-from ellips.encoders.weights import create_timm, find_weights, shipped_names, shipped_provenance, state_digest
+from ellips.encoders.timm_models import create_timm
+from ellips.encoders.weights import find_weights, shipped_names, shipped_provenance, state_digest
 from ellips.precision import HALF_TYPES, OnePrecision, Precision
 from ellips.validation import one_of
 
