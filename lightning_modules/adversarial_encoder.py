@@ -63,7 +63,8 @@ class AdversarialEncoderTraining(ClassifierEncoderTraining):
                 within = ahead * (self.epsilon / _lengths(ahead).clamp_min(self.epsilon))
                 move = (images + within).clamp(0, 1) - images
         self.backbone.train(training)
-        return images + move
+        moved: Tensor = images + move
+        return moved
 
 
 def _lengths(images: Tensor) -> Tensor:
