@@ -63,12 +63,12 @@ class AdversarialEncoderTraining(ClassifierEncoderTraining):
                 within = ahead * (self.epsilon / _lengths(ahead).clamp_min(self.epsilon))
                 move = (images + within).clamp(0, 1) - images
         self.backbone.train(training)
-        moved: Tensor = images + move
-        return moved
+        return images + move
 
 
 def _lengths(images: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(images, dim=(1, 2, 3), keepdim=True)
+    lengths: Tensor = torch.linalg.vector_norm(images, dim=(1, 2, 3), keepdim=True)
+    return lengths
 
 
 def _uniform_in_ball(images: Tensor, radius: float, generator: torch.Generator) -> Tensor:
