@@ -21,7 +21,7 @@ from ellips.files.atomic import replace_file
 from ellips.files.checksums import key_of
 from ellips.files.folders import ResultsFolder
 from ellips.files.latents import latent_entries, whole_bytes, write_latent
-from ellips.files.lines import CHECKSUMS, as_stored, read_json, refuse_other_settings
+from ellips.files.lines import CHECKSUMS, as_stored, lock, read_json, refuse_other_settings
 from ellips.files.records import ImageRecord
 from ellips.files.table import read_table, table_lines
 from ellips.types import Series
@@ -55,14 +55,19 @@ class Journal:
         self._key = key_of(self.settings)
         self._rows: BinaryIO | None = None
         self._latents: BinaryIO | None = None
+        self._lock: BinaryIO | None = None
         self._kept: dict[Series, BinaryIO] = {}
         self._rank = 0
 
     # ------------------------------------------------------------------ writing
 
     def open(self, rank: int) -> Journal:
-        """Open this process's files for appending, after cutting off what a killed process left unfinished."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Open this process's files for appending, after cutting off what a killed process left unfinished.
+
+        Raises:
+            ValueError: If another run writes to the folder, or a file is damaged.
+        """
+        self._lock = lock(self.folder / f".lock-{rank}")
         if rank == 0 or not self.results.settings.exists():  # before any row, whichever process is first
             marked = self.settings | ({CHECKSUMS: True} if self._checked else {})
             replace_file(self.results.settings, json.dumps(marked, indent=1))
@@ -95,10 +100,10 @@ class Journal:
 
     def close(self) -> None:
         """Close the files; nothing is lost if this never happens."""
-        for file in (self._rows, self._latents, *self._kept.values()):
+        for file in (self._rows, self._latents, *self._kept.values(), self._lock):
             if file is not None:
                 file.close()
-        self._rows = self._latents = None
+        self._rows = self._latents = self._lock = None
         self._kept = {}
 
     def append(
