@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -100,11 +101,13 @@ class Journal:
 
     def close(self) -> None:
         """Close the files; nothing is lost if this never happens."""
-        for file in (self._rows, self._latents, *self._kept.values(), self._lock):
-            if file is not None:
-                file.close()
+        files = (self._lock, self._rows, self._latents, *self._kept.values())
         self._rows = self._latents = self._lock = None
         self._kept = {}
+        with ExitStack() as stack:  # all of them, also where the disk is full and one cannot be flushed
+            for file in files:
+                if file is not None:
+                    stack.callback(file.close)
 
     def append(
         self, records: Sequence[ImageRecord], latent: Tensor, kept: Mapping[Series, Tensor] | None = None

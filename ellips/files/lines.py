@@ -127,10 +127,12 @@ class LineJournal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for file in (self._file, self._lock):
-            if file is not None:
-                file.close()
+        files = (self._lock, self._file)
         self._file = self._lock = None
+        with contextlib.ExitStack() as stack:  # both, also where the disk is full and one cannot be flushed
+            for file in files:
+                if file is not None:
+                    stack.callback(file.close)
 
     def append(self, name: str, result: Any) -> None:  # noqa: ANN401 - whatever JSON can hold
         """Put one result on disk.
