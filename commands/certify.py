@@ -32,7 +32,7 @@ from ellips.validation import at_least, fraction
 
 from .limits import limit_configurations
 from .migration import refuse_sources
-from .processes import PATIENCE
+from .processes import PATIENCE, codes_of_signals
 
 DESCRIPTION = """Certify the images of a split with the classifier of a checkpoint.
 
@@ -138,7 +138,8 @@ def certify(
     )
     try:
         if images.batches():
-            trainer.predict(certifier, datamodule=images, return_predictions=False)
+            with codes_of_signals():
+                trainer.predict(certifier, datamodule=images, return_predictions=False)
     finally:  # an interrupted run leaves what it has, and says what is missing
         summary: dict[str, Any] = {}
         if trainer.is_global_zero:

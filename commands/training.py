@@ -20,6 +20,7 @@ from ellips.lightning_modules import GenEllips
 from ellips.types import Series
 
 from .limits import limit_configurations
+from .processes import codes_of_signals
 from .trust import check_hyperparameters
 
 
@@ -168,10 +169,13 @@ def run(
 
     Returns:
         The finished command, with ``trainer``, ``model`` and ``datamodule``.
+
+    Raises:
+        SystemExit: With 128 + the signal's number after SIGTERM or SIGINT; ``--ckpt_path last`` goes on.
     """
     limit_configurations()
     options: Any = None if args is None else list(args)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), codes_of_signals():
         # It is this program's own command line that is handed on, without the command's name.
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
         return command(

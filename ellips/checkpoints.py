@@ -71,7 +71,7 @@ def _flaw(path: Path) -> str | None:
 
 
 def _instead_of(path: Path) -> str:
-    others = sorted(other for other in path.parent.glob("*.ckpt") if other != path and _flaw(other) is None)
+    others = sorted(other for other in path.parent.glob("[!.]*.ckpt") if other != path and _flaw(other) is None)
     if not others:
         return "No other one lies beside it: train again, or fetch the file again."
     newest = max(others, key=lambda other: other.stat().st_mtime_ns)

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torchmetrics import Metric
@@ -182,9 +183,8 @@ class GenEllips(L.LightningModule):
             return None
         optimizer = self.optimization.build_optimizer(self.head)
         schedule = self.optimization.build_schedule(optimizer, lambda: self.trainer.estimated_stepping_batches)
-        if schedule is None:
-            return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        lr_scheduler = {"scheduler": schedule, "interval": "step"}
+        return optimizer if schedule is None else {"optimizer": optimizer, "lr_scheduler": lr_scheduler}
 
     # ------------------------------------------------------------------ the exact fit
 
@@ -213,6 +213,8 @@ class GenEllips(L.LightningModule):
             self.head.reset()
             for _ in range(self.head.moments.passes):
                 for batch in datamodule.fit_dataloader():
+                    if self.trainer.received_sigterm:  # which Lightning itself looks at between training batches alone
+                        raise SIGTERMException
                     batch = self.trainer.strategy.batch_to_device(batch, self.device)
                     self.head.update(batch.feature, batch.label)
                 self.head.moments.end_pass()
@@ -329,9 +331,8 @@ class GenEllips(L.LightningModule):
         """Take over the encoder's fingerprint, unless it or the head was changed since the checkpoint was written."""
         check_head(checkpoint, "the checkpoint")
         self.encoder_fingerprint = checkpoint.get("encoder_fingerprint")
-        regularization = self.head.ellips.regularization
-        kept = {name: value for name, value in checkpoint["head"].items() if name in asdict(regularization)}
-        self.head.ellips.regularization = replace(regularization, **kept)
+        kept = {k: v for k, v in checkpoint["head"].items() if k in asdict(self.head.ellips.regularization)}
+        self.head.ellips.regularization = replace(self.head.ellips.regularization, **kept)
         self.mixture_step = checkpoint.get("mixture_step")
 
     def _check_encoder(self) -> None:

@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 
 
@@ -24,7 +25,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.{socket.gethostname()}-{os.getpid()}.partial{path.suffix}")
+    host = socket.gethostname()
+    _remove_leftovers(path, host)
+    partial = path.with_name(f".{path.stem}.{host}-{os.getpid()}.partial{path.suffix}")
     try:
         yield partial
         with partial.open("rb") as file:
@@ -33,6 +36,15 @@ def replacing(path: str | Path) -> Iterator[Path]:
         sync_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _remove_leftovers(path: Path, host: str) -> None:
+    """Remove what processes of this machine were writing to this file when they were killed."""
+    start, end = f".{path.stem}.{host}-", f".partial{path.suffix}"
+    for leftover in path.parent.glob(f"{escape(start)}*{escape(end)}"):
+        process = leftover.name.removeprefix(start).removesuffix(end)
+        if process.isdecimal() and not Path("/proc", process).exists() and Path("/proc/self").exists():
+            leftover.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

@@ -18,7 +18,7 @@ _WRITTEN = (
     *(f"{space}-*.{suffix}" for space in SPACES for suffix in ("tsv", "safetensors")),
     *(f"curve_{space}_{soundness}.*" for space in SPACES for soundness in SOUNDNESS_ORDER),
 )
-_JOURNALLED = ("rows-*.csv", "latents-*.bin", "kept-*-rank-*.bin")
+_JOURNALLED = ("rows-*.csv", "latents-*.bin", "kept-*-rank-*.bin", ".lock-*")
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class ResultsFolder:
     def remove(self) -> None:
         """Remove what certification and audit wrote here, and nothing else; several processes may do it at once."""
         patterns = [*_WRITTEN, *(f"{self.journal.name}/{name}" for name in ("settings.json", *_JOURNALLED))]
-        patterns += [f"{self.audit_journal.name}/{name}" for name in ("settings.json", "lines-*.jsonl")]
+        patterns += [f"{self.audit_journal.name}/{name}" for name in ("settings.json", "lines-*.jsonl", ".lock-*")]
         for path in sorted({path for pattern in patterns for path in self.path.glob(pattern)}):
             if not path.is_dir():
                 path.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -21,7 +22,7 @@ from ellips.files.atomic import replace_file
 from ellips.files.checksums import key_of
 from ellips.files.folders import ResultsFolder
 from ellips.files.latents import latent_entries, whole_bytes, write_latent
-from ellips.files.lines import CHECKSUMS, as_stored, read_json, refuse_other_settings
+from ellips.files.lines import CHECKSUMS, as_stored, lock, read_json, refuse_other_settings
 from ellips.files.records import ImageRecord
 from ellips.files.table import read_table, table_lines
 from ellips.types import Series
@@ -55,14 +56,19 @@ class Journal:
         self._key = key_of(self.settings)
         self._rows: BinaryIO | None = None
         self._latents: BinaryIO | None = None
+        self._lock: BinaryIO | None = None
         self._kept: dict[Series, BinaryIO] = {}
         self._rank = 0
 
     # ------------------------------------------------------------------ writing
 
     def open(self, rank: int) -> Journal:
-        """Open this process's files for appending, after cutting off what a killed process left unfinished."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Open this process's files for appending, after cutting off what a killed process left unfinished.
+
+        Raises:
+            ValueError: If another run writes to the folder, or a file is damaged.
+        """
+        self._lock = lock(self.folder / f".lock-{rank}")
         if rank == 0 or not self.results.settings.exists():  # before any row, whichever process is first
             marked = self.settings | ({CHECKSUMS: True} if self._checked else {})
             replace_file(self.results.settings, json.dumps(marked, indent=1))
@@ -95,11 +101,13 @@ class Journal:
 
     def close(self) -> None:
         """Close the files; nothing is lost if this never happens."""
-        for file in (self._rows, self._latents, *self._kept.values()):
-            if file is not None:
-                file.close()
-        self._rows = self._latents = None
+        files = (self._lock, self._rows, self._latents, *self._kept.values())
+        self._rows = self._latents = self._lock = None
         self._kept = {}
+        with ExitStack() as stack:  # all of them, also where the disk is full and one cannot be flushed
+            for file in files:
+                if file is not None:
+                    stack.callback(file.close)
 
     def append(
         self, records: Sequence[ImageRecord], latent: Tensor, kept: Mapping[Series, Tensor] | None = None

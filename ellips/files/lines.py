@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,6 +30,26 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a JSON object but got {type(content).__name__}.")
     return content
+
+
+def lock(path: Path) -> BinaryIO:
+    """Take a lock that ends with this process, or when the file is closed.
+
+    Raises:
+        ValueError: If another process has it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise ValueError(
+            f"Expected nobody else to write to {path.parent} but another run does; wait for it, or take another folder."
+        ) from error
+    except OSError:  # a file system without locks
+        pass
+    return file
 
 
 def as_stored(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,6 +103,7 @@ class LineJournal:
         self.settings = as_stored(settings)
         self._key = key_of(self.settings)
         self._file: BinaryIO | None = None
+        self._lock: BinaryIO | None = None
         refuse_other_settings(self._settings_file, self.settings, folder)
 
     @property
@@ -93,6 +115,7 @@ class LineJournal:
         self.folder.mkdir(parents=True, exist_ok=True)
         if rank == 0:
             replace_file(self._settings_file, json.dumps(self.settings, indent=1))
+        self._lock = lock(self.folder / f".lock-{rank}")
         path = self.folder / f"lines-{rank}.jsonl"
         replace_file(path, "".join(f"{line}\n" for line in _whole_lines(path)))
         self._file = path.open("ab")
@@ -104,9 +127,12 @@ class LineJournal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        files = (self._lock, self._file)
+        self._file = self._lock = None
+        with contextlib.ExitStack() as stack:  # both, also where the disk is full and one cannot be flushed
+            for file in files:
+                if file is not None:
+                    stack.callback(file.close)
 
     def append(self, name: str, result: Any) -> None:  # noqa: ANN401 - whatever JSON can hold
         """Put one result on disk.
@@ -145,7 +171,7 @@ class LineJournal:
     @staticmethod
     def delete_from(folder: Path) -> None:
         """Remove a journal from a folder, whatever its settings; files that are not the journal's stay."""
-        for path in (folder / "settings.json", *folder.glob("lines-*.jsonl")):
+        for path in (folder / "settings.json", *folder.glob("lines-*.jsonl"), *folder.glob(".lock-*")):
             path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # not there, or somebody else's files in it
             folder.rmdir()
