@@ -202,6 +202,7 @@ def judge_all(files: Sequence[str], table: Mapping[str, Any], given: argparse.Na
     for line in given.results.read_text().splitlines() if given.results.exists() else ():
         old = json.loads(line)
         known[old["file"], old["digest"], old["tests"] if old["survived"] else None] = old
+    survived = {(file, digest) for file, digest, tests in known if tests}
     alive: dict[str, list[str]] = {}
     for file in files:
         module = Module(file, table["tests"][file], given.slowest)
@@ -211,6 +212,7 @@ def judge_all(files: Sequence[str], table: Mapping[str, Any], given: argparse.Na
         found = dict(list(found.items())[:: given.every])
         keys = {name: (file, _digest(mutant)) for name, mutant in found.items()}
         todo = [name for name, key in keys.items() if (*key, None) not in known and (*key, module.digest) not in known]
+        todo.sort(key=lambda name: (file, keys[name][1]) in survived)  # those that survived other tests come last
         if todo:
             module.prepare()
         for count, name in enumerate(todo, 1):
