@@ -76,21 +76,6 @@ def test_what_is_left_out_counts_as_failure(left_out: float, monkeypatch: pytest
                     assert votes_needed_at_last(votes, looks, margin, alpha) >= whole
 
 
-def test_what_is_left_out_at_each_look_is_paid_for_to_the_last_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At either end of what is drawn, and of what has come of it: all of it, however small alpha is."""
-    one, two = (np.array([100]), np.array([0])), (np.array([50, 100]), np.array([51, 0]))
-    for looks, votes in (one, two):
-        share = 1e-3 / (2 * len(looks))
-        monkeypatch.setattr(crossing, "_LEFT_OUT", 0.99 * share)
-        assert votes_needed_at_last(votes, looks, 0.0, 1e-3) <= 100
-        monkeypatch.setattr(crossing, "_LEFT_OUT", 1.01 * share)
-        assert votes_needed_at_last(votes, looks, 0.0, 1e-3) == 101
-    monkeypatch.undo()
-    monkeypatch.setattr(crossing, "_trimmed", lambda others, first: (others, first, 2e-3))
-    assert votes_needed_at_last(two[1], two[0], 0.0, 1e-3) == 101
-    assert votes_needed_at_last(two[1], two[0], 0.0, 3e-3) <= 100
-
-
 def test_ends_that_are_left_out_are_small_and_all_of_them_is_returned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crossing, "_LEFT_OUT", 2.0**-6)
     others = 2.0 ** -np.array([9.0, 8, 7, 6, 1, 2, 5, 7, 8])
