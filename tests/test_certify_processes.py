@@ -111,7 +111,7 @@ def test_a_run_killed_three_times_ends_with_the_undisturbed_table(
     run(command, tmp_path / "undisturbed")
     for rows in moments:
         kill_at(command, tmp_path / "killed", rows)
-    before = {tuple(row) for row in _journal(tmp_path / "killed")}
+    before = {tuple(row[:-1]) for row in _journal(tmp_path / "killed")}  # a journal's rows end with a checksum
     run(command, tmp_path / "killed")
     assert len(table(tmp_path / "killed")) == 1 + SERIES * 359
     assert table(tmp_path / "killed") == table(tmp_path / "undisturbed")
