@@ -103,7 +103,9 @@ class WideKernel(Kernel):
 
     def _written(self, pair: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         found, where = pair.unique(return_inverse=True)
-        power = self.factors[found].mT @ self.factors[found]  # with the errors that the kernel knows of P
+        power = self.factors.new_empty(len(found), self.dim, self.dim)
+        for matrix, k in zip(power, found.tolist(), strict=True):  # with the errors that the kernel knows of P
+            torch.mm(self.factors[k].mT, self.factors[k], out=matrix)
         pull = torch.stack([(away.unsqueeze(1) @ power[k]).squeeze(1) for k, away in zip(where, v, strict=True)])
         return torch.nn.functional.pad(power[where[0]] - power[where[1]], (0, 1, 0, 1)), pull
 
