@@ -106,8 +106,10 @@ def measure(classes: int, dim: int, rank: int, points: int, rounds: int) -> tupl
 def memory(classes: int, dim: int, rank: int) -> dict[str, Any]:
     """Return megabytes at the peak of fitting, certifying and checking, each in a process of its own (Linux)."""
     found = {}
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.low_rank"])  # torch is imported once, not in each of them
     for stage in ("fit", "certify", "check"):
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
+        with context.Pool(1) as pool:
             found[stage] = pool.apply(_peak, (stage, classes, dim, rank))
     return found
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from torch import Tensor
 
 from ellips.certificates import METHODS, Certificate, Method, by_weyl
-from ellips.files import replace_file
+from ellips.files import read_json, replace_file
 from ellips.input_certifiers import Chain, InputCertifier, as_certifier, series_of
 from ellips.lipschitz import ConstantSource
 from ellips.metrics import CertifiedAccuracyCurve, CertifiedCurve, DistinctRows, average_certified_radius
@@ -129,7 +129,7 @@ class CertificationCallback(EvaluationCallback):
         """Go on with the radii that were decided after the checkpoint was made."""
         path = self._folder(trainer) / RADII_FILE
         if trainer.ckpt_path is not None:
-            found = json.loads(path.read_text(encoding="utf-8")) if trainer.is_global_zero and path.exists() else {}
+            found: Any = read_json(path) if trainer.is_global_zero and path.exists() else {}
             recorded: dict[Space, list[float]] = trainer.strategy.broadcast(found)
             self.load_state_dict({"radii": {s: r for s, r in recorded.items() if s not in self.radii}})
 

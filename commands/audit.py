@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,7 +10,6 @@ from typing import Any, NamedTuple
 
 import lightning as L
 import torch
-import yaml
 from jsonargparse import ArgumentParser
 from rich.console import Console
 from torch import Tensor
@@ -29,21 +26,27 @@ from ellips.audit import (
     write_audit,
 )
 from ellips.datamodules import SelectionDataModule
+from ellips.datamodules.manifest import TIMES
 from ellips.encoders.weights import file_digest
-from ellips.files import ImageRecord, Journal, LineJournal, ResultsFolder, read_table
-from ellips.input_certifiers import AuditTarget, as_certifier, series_of
+from ellips.files import ImageRecord, Journal, LineJournal, ResultsFolder, read_configuration, read_json, read_results
+from ellips.files.lines import CHECKSUMS, as_stored
+from ellips.input_certifiers import AuditTarget, InputCertifier, as_certifier, series_of
 from ellips.pipeline import ImageClassifier, check_fingerprint
 from ellips.progress import ImageProgress
 from ellips.reporting.summary import records_by_series
+from ellips.settings import describe
 from ellips.types import ImageBatch, Series
+from ellips.validation import at_least
 from ellips.versions import versions
 
 from .audit_tsv import main as audit_tsv
-from .certify import certify_parser, instantiate
+from .certify import certify_parser, images_identity, instantiate
 from .migration import current_config, current_series
 from .processes import add_processes, launch
+from .trust import build_run, leave_out_of_path
 
 _NEEDED = ("data", "certifiers", "input_method")  # of a saved configuration
+_RECORDED = ("checkpoint", "images", "split", "skip", "max", "batch_size", "encoder_digest", "head_digest")
 
 
 class Claims(NamedTuple):
@@ -72,41 +75,106 @@ class Claims(NamedTuple):
         return read.image
 
 
-def read_claims(folder: ResultsFolder, max_images: int | None, device: torch.device) -> Claims:
+class Vouched(NamedTuple):
+    """What says which data, encoder and certifiers a folder's claims are about.
+
+    Attributes:
+        configs: Configurations that the user gives; none: the folder's own.
+        trust: Import what the folder's own configuration names, whatever it is.
+    """
+
+    configs: Sequence[Path] = ()
+    trust: bool = False
+
+    def build(self, folder: ResultsFolder) -> dict[str, Any]:
+        """Build data and certifiers.
+
+        Raises:
+            ValueError: If the folder's own configuration names what is not this project's and it is not trusted.
+        """
+        if self.configs:
+            parser = certify_parser()
+            given = parser.parse_args([f"--config={path}" for path in self.configs])
+            return instantiate(parser, given)
+        saved = current_config(read_configuration(folder.config))
+        recorded = {key: saved[key] for key in _NEEDED if key in saved}
+        if self.trust:
+            parser = certify_parser()
+            return instantiate(parser, parser.parse_object(recorded))
+        return build_run(recorded, folder.config)
+
+
+_BY_FOLDER = Vouched()
+
+
+def read_claims(
+    folder: ResultsFolder, max_images: int | None, device: torch.device, vouched: Vouched = _BY_FOLDER
+) -> Claims:
     """Read what a run claims, and of which function.
 
     Args:
         folder: Where :func:`ellips.commands.certify.certify` wrote its results.
         max_images: Take at most so many images of each series, spread evenly over the run; None: all.
         device: Where the classifier shall be.
+        vouched: Where data, encoder and certifiers come from.
 
     Raises:
         FileNotFoundError: If the folder holds no results.
-        ValueError: If checkpoint or encoder are not those of the run.
+        ValueError: If checkpoint, encoder, images or certifiers are not those of the run, or its configuration names
+            what is not this project's.
     """
     for path in (folder.config, folder.settings, folder.table):
         if not path.is_file():
             raise FileNotFoundError(f"Expected {path}, which `ellips certify` writes, but there is none.")
-    parser = certify_parser()
-    saved = current_config(yaml.safe_load(folder.config.read_text(encoding="utf-8")))
-    chosen = instantiate(parser, parser.parse_object({key: saved[key] for key in _NEEDED if key in saved}))
+    what = _settings(folder)
+    chosen = vouched.build(folder)
     certifiers = [as_certifier(given) for given in chosen["certifiers"]]
-    what = json.loads(folder.settings.read_text(encoding="utf-8"))
+    _check_certifiers(what, certifiers)
     classifier = ImageClassifier.from_checkpoint(what["checkpoint"], chosen["data"].encoder)
     fingerprint: dict[str, str] = getattr(classifier.encoder, "fingerprint", dict)()
     check_fingerprint(what.get("encoder", {**fingerprint, "precision": "32"}), fingerprint)  # 0.1 wrote none, used 32
     present = {f"{part}_digest": digest for part, digest in classifier.digests().items()}
     if any(what[name] != digest for name, digest in present.items()):
         raise ValueError(f"Expected the classifier that was certified, but encoder or head changed since: {present}.")
-    classifier.to(device)
     images = SelectionDataModule(chosen["data"], what["split"], what["skip"], what["max"], what["batch_size"])
-    by_series = records_by_series(read_table(folder.table))
+    _check_images(what, chosen["data"], images)
+    classifier.to(device)
+    by_series = records_by_series(read_results(folder))
     latents = Journal(folder, list(by_series), what).latents()
     names = current_series(series_of(certifiers, chosen["input_method"]), list(by_series))
     targets = {series: latent_target(classifier.head.ellips) for series in by_series if series.space == "latent"}
     targets |= {name: c.target(classifier.chain) for name, c in zip(names, certifiers, strict=True)}
     some = {series: rows[:: max(1, -(-len(rows) // (max_images or len(rows))))] for series, rows in by_series.items()}
     return Claims(some, targets, latents, images, {"run": what, "table": file_digest(folder.table), "max": max_images})
+
+
+def _settings(folder: ResultsFolder) -> dict[str, Any]:
+    """Read what a run's rows depend on; only version 0.1, which said ``sources``, left some of it out."""
+    what = read_json(folder.settings)
+    what.pop(CHECKSUMS, None)
+    needed = _RECORDED if "sources" in what else (*_RECORDED, "encoder", "certifiers")
+    if missing := [name for name in needed if name not in what]:
+        raise ValueError(
+            f"{folder.settings}: expected the entries {missing} but they are missing; certify again (--overwrite true)."
+        )
+    return what
+
+
+def _check_certifiers(what: dict[str, Any], certifiers: Sequence[InputCertifier]) -> None:
+    """Refuse certifiers that are not the run's; version 0.1 recorded what it called sources, in another form."""
+    present = as_stored({"certifiers": describe(list(certifiers))})["certifiers"]
+    if "certifiers" in what and what["certifiers"] != present:
+        raise ValueError(f"Expected the certifiers of the run, {what['certifiers']}, but got {present}.")
+
+
+def _check_images(what: dict[str, Any], data: Any, images: SelectionDataModule) -> None:  # noqa: ANN401 - any datamodule
+    """Refuse images that are not those that were certified."""
+    present = images_identity(data, images.indices, what["split"])
+    if differing := {name for name in what["images"] if what["images"][name] != present.get(name)} - {TIMES}:
+        raise ValueError(
+            f"Expected the images that were certified but they differ in {sorted(differing)}: {what['images']} then, "
+            f"{present} now. Put them back, or certify again."
+        )
 
 
 def attack(claims: Claims, settings: AttackSettings, journal: LineJournal, fabric: L.Fabric) -> None:
@@ -139,6 +207,7 @@ def audit(
     *,
     overwrite: bool = False,
     fabric: L.Fabric | None = None,
+    vouched: Vouched = _BY_FOLDER,
 ) -> dict[str, Any]:
     """Attack the claims of a run, print what was found and write it to audit.json and audit.csv.
 
@@ -150,6 +219,7 @@ def audit(
         max_images: Attack at most so many images, spread evenly over the run; None: all.
         overwrite: Start anew, whatever an unfinished audit has found.
         fabric: The processes that share the work, launched; None: this one, on the CPU.
+        vouched: Where data, encoder and certifiers come from; by default the folder, if it names this project's alone.
 
     Returns:
         What was written to audit.json, in every process.
@@ -158,11 +228,12 @@ def audit(
         FileNotFoundError: If the folder holds no results.
         ValueError: If checkpoint or encoder are not those of the run, or an unfinished audit had other settings.
     """
+    at_least(1, max=max_images)
     fabric = fabric or L.Fabric(accelerator="cpu", devices=1)
     if overwrite and fabric.is_global_zero:
-        shutil.rmtree(folder.audit_journal, ignore_errors=True)
+        LineJournal.delete_from(folder.audit_journal)
     fabric.barrier()
-    claims = read_claims(folder, max_images, fabric.device)
+    claims = read_claims(folder, max_images, fabric.device, vouched)
     depends = {**claims.settings, "attack": asdict(settings), "device": fabric.device.type}
     journal = LineJournal(folder.audit_journal, depends)
     attack(claims, settings, journal, fabric)
@@ -200,10 +271,23 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="Where `ellips certify` wrote its results.")
     parser.add_argument("--max", type=int | None, default=None, help="Attack at most so many images, spread evenly.")
     parser.add_argument("--overwrite", type=bool, default=False, help="Start anew, whatever a killed audit has found.")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        action="append",
+        help="Configuration that the run was made with, in place of the folder's.",
+    )
+    parser.add_argument(
+        "--trust", action="store_true", help="Import whatever the folder's configuration names; that can run any code."
+    )
     add_processes(parser)
     parser.add_class_arguments(AttackSettings, "attack", help="How hard to attack.")
     config = parser.parse_args(given)
+    leave_out_of_path(config.folder)
     settings = parser.instantiate(config).attack
     fabric = launch(config)
-    found = audit(ResultsFolder(config.folder), settings, config.max, overwrite=config.overwrite, fabric=fabric)
+    vouched = Vouched(config.config or (), config.trust)
+    found = audit(
+        ResultsFolder(config.folder), settings, config.max, overwrite=config.overwrite, fabric=fabric, vouched=vouched
+    )
     return int(any(entry["passed"] is False for entry in found["series"].values()))

@@ -31,7 +31,10 @@ from ellips.input_certifiers import AuditTarget
 from ellips.input_certifiers.base import predict
 from ellips.lipschitz.base import in_float64
 from ellips.types import Soundness
+from ellips.validation import at_least
 from ellips.versions import versions
+
+from .limits import limit_configurations
 
 _COLOURS = {"fine": "green", "doubt": "yellow", "wrong": "red"}
 _COMPARED = 200  # images whose predictions tell where the normalisation lies
@@ -75,6 +78,7 @@ def audit_tsv(
         raise ValueError(
             "Expected `--voting.sigma`, the noise of the smoothed classifier, with probabilistic radii but got none."
         )
+    at_least(1, attacked=attacked)
     images = SelectionDataModule(data, split, skip, max, 32)
     labels = {index: int(images.dataset[[index]].label[0]) for index in images.indices}
     rows, findings = read_rows(tsv)
@@ -121,6 +125,7 @@ def _show(console: Console, findings: Sequence[Finding]) -> None:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Audit; the exit code is 1 if something is wrong with the table or a claim that must hold does not."""
+    limit_configurations()
     parser = ArgumentParser(prog="ellips audit", description="Audit a table of another tool.")
     parser.add_argument("--config", action=ActionConfigFile, help="A YAML file, e.g. with the data section.")
     parser.add_function_arguments(audit_tsv)

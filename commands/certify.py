@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import math
 from argparse import SUPPRESS
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,18 +17,22 @@ from rich.console import Console
 from ellips.callbacks import CertificateWriter
 from ellips.certificates import Method
 from ellips.datamodules import SelectionDataModule
-from ellips.files import Journal, ResultsFolder, RunFolder, replace_file
+from ellips.datamodules.manifest import TIMES
+from ellips.files import Journal, ResultsFolder, RunFolder, read_json, replace_file
 from ellips.input_certifiers import InputCertifier
 from ellips.lightning_modules import Certifier
 from ellips.lipschitz import ConstantSource
+from ellips.metrics.functional import check_radii
 from ellips.pipeline import ImageClassifier
 from ellips.reporting.html import ReportImage
 from ellips.reporting.run import RunReport
 from ellips.reporting.summary import GivenRadii
 from ellips.settings import describe
+from ellips.validation import at_least, fraction
 
+from .limits import limit_configurations
 from .migration import refuse_sources
-from .processes import PATIENCE
+from .processes import PATIENCE, codes_of_signals
 
 DESCRIPTION = """Certify the images of a split with the classifier of a checkpoint.
 
@@ -80,7 +84,7 @@ def certify(
         radii: Radii in latent space to tabulate; None: quantiles of those found, rounded, the same for all series.
         input_radii: Radii in input space, on [0, 1] pixels, to tabulate; None: likewise.
         confidence: Coverage of the Clopper-Pearson intervals.
-        overwrite: Start anew, deleting the run that the folder holds.
+        overwrite: Start anew, deleting the files of the run that the folder holds, and no others.
         hardware: Arguments of the trainer: accelerator, devices, num_nodes, strategy.
         config: Text to keep as config.yaml beside the results; `audit` reads it.
 
@@ -90,6 +94,8 @@ def certify(
     Raises:
         TypeError: If the datamodule has no encoder.
     """
+    _validate_radii(radii=radii, input_radii=input_radii)
+    fraction(confidence=confidence, ends=False)
     encoder = getattr(data, "encoder", None)
     if encoder is None:
         raise TypeError(f"Expected a datamodule with an `encoder` but {type(data).__name__} has none.")
@@ -101,12 +107,12 @@ def certify(
     certifier = Certifier(classifier, methods, certifiers, input_method, seed_everything)
     certifier.validate_run(len(images.indices))
     folder = ResultsFolder(Path(out)) if out else run.results(split)
-    if overwrite and folder.settings.exists():
-        shutil.rmtree(folder.path, ignore_errors=True)  # several processes may do it at once
+    if overwrite:
+        folder.remove()
     settings = {
         "checkpoint": str(checkpoint),
         "data": type(data).__name__,
-        "images": data.source(split).identity() if hasattr(data, "source") else {},
+        "images": _as_begun(folder, images_identity(data, images.indices, split)),
         "split": split,
         "skip": skip,
         "max": max,
@@ -132,7 +138,8 @@ def certify(
     )
     try:
         if images.batches():
-            trainer.predict(certifier, datamodule=images, return_predictions=False)
+            with codes_of_signals():
+                trainer.predict(certifier, datamodule=images, return_predictions=False)
     finally:  # an interrupted run leaves what it has, and says what is missing
         summary: dict[str, Any] = {}
         if trainer.is_global_zero:
@@ -141,6 +148,32 @@ def certify(
             grids: GivenRadii = {"latent": radii, "input": input_radii}
             summary = _report(folder, journal, classifier, images, data, grids, confidence)
     return summary
+
+
+def images_identity(data: Any, rows: Sequence[int], split: str) -> dict[str, str]:  # noqa: ANN401 - any datamodule
+    """Return what tells the selected images from others: not when their files were changed, but what is in them."""
+    if not hasattr(data, "source"):
+        return {}
+    source = data.source(split)
+    content: str = source.content(rows)
+    known = {name: value for name, value in source.identity().items() if name != TIMES}
+    return known | ({"content": content} if content else {})
+
+
+def _as_begun(folder: ResultsFolder, images: dict[str, str]) -> dict[str, str]:
+    """Leave the content out where a run goes on that was begun before it was recorded."""
+    begun = read_json(folder.settings).get("images") if folder.settings.exists() else None
+    if isinstance(begun, dict) and begun and "content" not in begun:
+        return {name: value for name, value in images.items() if name != "content"}
+    return images
+
+
+def _validate_radii(**grids: Sequence[float] | None) -> None:
+    for name, grid in grids.items():
+        if grid is not None:
+            at_least(0, **{name: min(grid, default=0.0)})
+            if not all(map(math.isfinite, check_radii(grid))):
+                raise ValueError(f"Expected `{name}` to be finite but got {list(grid)}.")
 
 
 def _slurm() -> SLURMEnvironment | None:
@@ -172,6 +205,13 @@ def _report(
     summary = report.write(_pictures(report, images, data))
     if records:
         report.show(Console(), summary)
+    elif images.indices:
+        reasons = list(getattr(data, "skipped", dict)().values())
+        Console(soft_wrap=True).print(
+            f"Nothing was certified: none of the {len(images.indices)} images was finished."
+            + (f" {len(reasons)} could not be read, the first: {reasons[0]}" if reasons else ""),
+            markup=False,
+        )
     return summary
 
 
@@ -197,6 +237,7 @@ def _pictures(report: RunReport, images: SelectionDataModule, data: Any) -> list
 
 def certify_parser() -> ArgumentParser:
     """Return the command's parser; it reads the configurations of a training run as they are."""
+    limit_configurations()
     parser = ArgumentParser(prog="ellips certify", description=DESCRIPTION)
     parser.add_argument("--config", action=ActionConfigFile, help="A YAML file; several are read in turn.")
     parser.add_function_arguments(certify, skip={"hardware", "config"})

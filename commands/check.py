@@ -17,6 +17,9 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("file", type=Path, help="A file <series>.safetensors that `ellips certify` wrote.")
     config = parser.parse_args(None if args is None else list(args))
     saved = load_certificates(config.file)
+    if len(saved.certificate) == 0:
+        print(f"{config.file} holds no certificates: nothing is proven.")
+        return 1
     passed = check(saved.ellips, saved.z, saved.certificate)
     what = f"{saved.certificate.method}, {saved.certificate.space} space, {saved.certificate.soundness}"
     proven = "proven" if saved.certificate.space == "latent" else "proven as far as they can be here"

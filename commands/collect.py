@@ -31,5 +31,5 @@ def main(args: Sequence[str] | None = None) -> int:
     replace_file(config.out, as_csv(sweep_rows(runs)))
     console = Console()
     console.print(sweep_table(runs, config.show))
-    console.print(f"The whole table is {config.out}.", highlight=False)
+    console.print(f"The whole table is {config.out}.", highlight=False, markup=False)
     return int(any(run.lacking for run in runs))

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import ArgumentParser
 
 from ellips.datamodules import EncodedDataModule, Part
+from ellips.files import read_configuration
 
 from .processes import add_processes, launch
 
@@ -69,7 +69,7 @@ def _read_configs(paths: Sequence[Path]) -> dict[str, Any]:
     for path in paths:
         if not path.is_file():
             raise FileNotFoundError(f"Expected `--config` to be a file but got {path}.")
-        settings = _over(settings, yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+        settings = _over(settings, read_configuration(path))
     return settings
 
 

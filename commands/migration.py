@@ -33,7 +33,9 @@ def current_config(saved: Any) -> Any:  # noqa: ANN401 - whatever YAML holds
     return [current_config(item) for item in saved] if isinstance(saved, list) else saved
 
 
-def _current_path(path: str) -> str:
+def _current_path(path: Any) -> Any:  # noqa: ANN401 - whatever YAML holds
+    if not isinstance(path, str):
+        return path
     return f"ellips.{path}" if path.split(".")[0] in PACKAGES else MOVED.get(path, path)
 
 

@@ -8,14 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from ellips.callbacks import CertificationCallback
+from ellips.callbacks import AtomicCheckpointIO, CertificationCallback
+from ellips.checkpoints import load_checkpoint
 from ellips.files import RUNS, RunFolder
 from ellips.lightning_modules import GenEllips
 from ellips.types import Series
+
+from .limits import limit_configurations
+from .processes import codes_of_signals
+from .trust import check_hyperparameters
 
 
 class KeepConfig(SaveConfigCallback):
@@ -41,6 +47,17 @@ class RunFolderCLI(LightningCLI):
         parser.link_arguments("name", "trainer.default_root_dir", compute_fn=lambda name: str(RUNS / name))
         parser.link_arguments("data.num_classes", self.classes_to, apply_on="instantiate")
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ANN401 - Lightning's
+        """Parse, and look at the settings that Lightning takes from a checkpoint before it imports what they name."""
+        super().parse_arguments(parser, args)
+        subcommand = self.config.get("subcommand")
+        config = self.config[subcommand] if subcommand else self.config
+        path = config.get("ckpt_path")
+        if path and Path(path).is_file():
+            check_hyperparameters(load_checkpoint(path), config.get("model"), path)
+        elif path and "://" in path:
+            raise ValueError(f"Expected a checkpoint on this machine but got {path}; download it and give its path.")
+
     def before_instantiate_classes(self) -> None:
         """Refuse to overwrite a run, and log into its folder unless the configuration names another logger."""
         config = self.config[self.subcommand]
@@ -64,6 +81,14 @@ class RunFolderCLI(LightningCLI):
             arguments = {"save_dir": str(RUNS), "name": config.name, "version": version}
             logger = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": arguments}
             self.config = self.parser.parse_object({self.subcommand: {"trainer": {"logger": logger}}}, self.config)
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Build the trainer; it writes checkpoints whole or not at all, unless the configuration says how."""
+        given = self.config_init[self.subcommand].trainer.plugins
+        plugins = [] if given is None else given if isinstance(given, list) else [given]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins = [*plugins, AtomicCheckpointIO()]
+        return super().instantiate_trainer(plugins=plugins, **kwargs)
 
     def after_instantiate_classes(self) -> None:
         """Keep checkpoints in the run folder, for every subcommand alike, unless the configuration says where."""
@@ -144,9 +169,13 @@ def run(
 
     Returns:
         The finished command, with ``trainer``, ``model`` and ``datamodule``.
+
+    Raises:
+        SystemExit: With 128 + the signal's number after SIGTERM or SIGINT; ``--ckpt_path last`` goes on.
     """
+    limit_configurations()
     options: Any = None if args is None else list(args)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), codes_of_signals():
         # It is this program's own command line that is handed on, without the command's name.
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
         return command(

@@ -9,80 +9,35 @@ shards that are not. What was being written when a process was killed is tidied 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from ellips.checkpoints import digest_of
 from ellips.encoders.weights import file_digest
 from ellips.files import replacing
 from ellips.types import FeatureBatch
-from ellips.validation import at_least, one_of
 
-MANIFEST: Final = "manifest.json"
-DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+from .manifest import (
+    ANEW,
+    DTYPES,
+    MANIFEST,
+    Plan,
+    check_entries,
+    check_manifest,
+    read_manifest,
+    shard_name,
+)
+
 _LEFTOVERS = (".*.partial*", "*.part-*")  # what a killed process was writing: `replacing`'s names, and version 0.1's
-
-
-class CacheMismatchError(ValueError):
-    """A feature cache was made from something else than what is asked for."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a cache is to hold.
-
-    Attributes:
-        identity: Everything the features depend on; a cache is used only where all of it is equal.
-        rows: Number of images, or of their copies, unreadable ones included.
-        feature_dim: Width of the features.
-        dtype: Of the stored features: ``"float32"``, ``"float16"`` or ``"bfloat16"``.
-        shard_rows: Rows per shard.
-        copies: Rows in a row that are of one image; the identity has to say so, too.
-    """
-
-    identity: Mapping[str, Any]
-    rows: int
-    feature_dim: int
-    dtype: str = "float32"
-    shard_rows: int = 4096
-    copies: int = 1
-
-    def __post_init__(self) -> None:
-        """Check type and sizes."""
-        one_of(sorted(DTYPES), cache_dtype=self.dtype)
-        at_least(1, rows=self.rows, shard_rows=self.shard_rows, copies=self.copies)
-
-    def content(self) -> dict[str, Any]:
-        """The plan as the manifest states it."""
-        sizes = {"rows": self.rows, "feature_dim": self.feature_dim, "shard_rows": self.shard_rows}
-        return {"identity": dict(self.identity), "dtype": self.dtype, **sizes}
-
-    def digest(self) -> str:
-        """SHA-256 of :meth:`content`, which every shard carries."""
-        return hashlib.sha256(json.dumps(self.content(), sort_keys=True).encode()).hexdigest()
-
-    def shard_count(self) -> int:
-        """Number of shards."""
-        return -(-self.rows // self.shard_rows)
-
-    def shard_range(self, shard: int) -> range:
-        """The rows of a shard."""
-        return range(shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.rows))
-
-    def image_range(self, shard: int) -> range:
-        """The images whose rows, or some of them, a shard holds."""
-        rows = self.shard_range(shard)
-        return range(rows.start // self.copies, -(-rows.stop // self.copies))
 
 
 class CacheWriter:
@@ -112,15 +67,18 @@ class CacheWriter:
         """Shards that this process has yet to write."""
         return [shard for shard in range(rank, self.plan.shard_count(), world) if not self._is_written(shard)]
 
-    def write(self, shard: int, features: Tensor, labels: Tensor, index: Tensor) -> None:
-        """Write one shard: the readable rows of its range, in order."""
+    def write(self, shard: int, features: Tensor, labels: Tensor, index: Tensor, files: str = "") -> None:
+        """Write one shard: the readable rows of its range, in order, and a digest of the files that they are of."""
         tensors = {
             "feature": features.to("cpu", DTYPES[self.plan.dtype]).contiguous(),
             "label": labels.cpu().contiguous(),
             "index": index.cpu().contiguous(),
         }
+        about = {
+            "plan": f"{self.plan.digest()}:{digest_of(tensors)}:{files}"
+        }  # one entry: safetensors mixes their order
         with _durably(self.folder / shard_name(shard)) as partial:
-            partial.write_bytes(save(tensors, metadata={"plan": self.plan.digest()}))
+            partial.write_bytes(save(tensors, metadata=about))
 
     def finish(self, path_of: Callable[[int], Path | None]) -> None:
         """Write the manifest, once every shard is there; one process calls this.
@@ -139,8 +97,10 @@ class CacheWriter:
             path = self.folder / shard_name(shard)
             with safe_open(path, framework="pt") as file:
                 kept = file.get_tensor("index").tolist()
+                files = (file.metadata() or {}).get("plan", "").split(":")[2:]
             skipped |= set(self.plan.image_range(shard)) - set(kept)
-            shards.append({"file": path.name, "rows": len(kept), "sha256": file_digest(path)})
+            entry = {"file": path.name, "rows": len(kept), "sha256": file_digest(path)}
+            shards.append(entry | ({"files": files[0]} if files and files[0] else {}))
         listed = [{"row": row, "path": str(path_of(row))} for row in sorted(skipped)]
         for leftover in {path for pattern in _LEFTOVERS for path in self.folder.glob(pattern)}:
             leftover.unlink(missing_ok=True)
@@ -150,9 +110,16 @@ class CacheWriter:
         path = self.folder / shard_name(shard)
         try:
             with safe_open(path, framework="pt") as file:
-                return bool((file.metadata() or {}).get("plan") == self.plan.digest())
+                plan, *digests = (file.metadata() or {}).get("plan", "").split(":")
+                if plan != self.plan.digest():
+                    return False
+                held = {name: file.get_tensor(name) for name in file.keys()}
+                if not digests or digests[0] == digest_of(held):  # those from before there were digests have none
+                    return True
         except (FileNotFoundError, SafetensorError):
             return False
+        rank_zero_warn(f"{path}: the shard was damaged since it was written; its images are encoded again.")
+        return False
 
     def _write_manifest(self, *, complete: bool, shards: Sequence[object], skipped: Sequence[object]) -> None:
         content = {**self.plan.content(), "complete": complete, "skipped": skipped, "shards": shards}
@@ -182,16 +149,30 @@ class FeatureCache:
                 "`ellips encode --config ...`."
             )
         self.folder = folder
+        check_entries(folder, manifest, plan)
         self.skipped: dict[int, str] = {entry["row"]: entry["path"] for entry in manifest["skipped"]}
         self._shards = [_open_shard(folder, entry) for entry in manifest["shards"]]
         self._ends = np.cumsum([len(shard["label"]) for shard in self._shards])
         self.labels = torch.cat([shard["label"] for shard in self._shards])
         self.indices = torch.cat([shard["index"] for shard in self._shards])
         self._check_copies(folder, plan.copies)
+        self._check_rows(plan)
 
     def __len__(self) -> int:
         """Return the number of rows that have features."""
         return len(self.labels)
+
+    def _check_rows(self, plan: Plan) -> None:
+        """Refuse a cache in which images are missing, beside those that the manifest lists as skipped."""
+        images = plan.rows // plan.copies
+        kept = torch.ones(images, dtype=torch.bool)
+        kept[[row for row in self.skipped if row in range(images)]] = False
+        expected = kept.nonzero().flatten().repeat_interleave(plan.copies)
+        if not torch.equal(self.indices, expected):
+            raise ValueError(
+                f"Expected {self.folder} to have every image but the {len(self.skipped)} that its manifest lists as "
+                f"skipped, {len(expected)} rows in all, but it has others ({len(self.indices)}); {ANEW}"
+            )
 
     def _check_copies(self, folder: Path, copies: int) -> None:
         """Refuse an image that was readable for some of its copies and not for others."""
@@ -217,44 +198,6 @@ class FeatureCache:
         return FeatureBatch(features, self.labels[at], self.indices[at])
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a cache folder."""
-    content: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    return content
-
-
-def check_manifest(folder: Path, plan: Plan) -> None:
-    """Refuse a folder that holds, or was begun with, something else than the plan.
-
-    Raises:
-        CacheMismatchError: With every entry that differs, as it is and as it should be.
-    """
-    if not (folder / MANIFEST).exists():
-        return
-    found, expected = (dict(_flat(content)) for content in (read_manifest(folder), plan.content()))
-    differing = {key for key in expected if found.get(key) != expected[key]}
-    differing |= {key for key in found if key.startswith("identity.") and key not in expected}
-    if differing:
-        lines = [f"  {key}: expected {expected.get(key)!r} but got {found.get(key)!r}" for key in sorted(differing)]
-        raise CacheMismatchError(
-            f"The feature cache {folder} was made from something else:\n" + "\n".join(lines) + "\n"
-            "Name another cache_dir, or delete this one to have it made again."
-        )
-
-
-def shard_name(shard: int) -> str:
-    """File name of a shard."""
-    return f"shard-{shard:05d}.safetensors"
-
-
-def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 def _open_shard(folder: Path, entry: Mapping[str, Any]) -> dict[str, Tensor]:
     path = folder / entry["file"]
     if not path.is_file() or file_digest(path) != entry["sha256"]:
@@ -263,23 +206,18 @@ def _open_shard(folder: Path, entry: Mapping[str, Any]) -> dict[str, Tensor]:
             "delete the cache to have it made again."
         )
     with safe_open(path, framework="pt") as file:  # maps the file; pages are read when rows are
-        return {name: file.get_tensor(name) for name in ("feature", "label", "index")}
+        found = {name: file.get_tensor(name) for name in ("feature", "label", "index")}
+    if any(len(tensor) != entry["rows"] for tensor in found.values()):
+        raise ValueError(f"Expected {path} to have {entry['rows']} rows as the manifest says but got others; {ANEW}")
+    return found
 
 
 @contextlib.contextmanager
 def _durably(path: Path) -> Iterator[Path]:
-    """Like :func:`ellips.files.replacing`, for several processes, and with the file's new name on the disk at the end.
-
-    No manifest may survive a crash of the machine that a shard which it lists does not survive.
-    """
+    """Like :func:`ellips.files.replacing`, for several processes."""
     try:
         with replacing(path) as partial:
             yield partial
     except FileNotFoundError:
         if not path.exists():  # it does where another process finished the same cache and tidied up
             raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +18,9 @@ from ellips.types import FeatureBatch, ImageBatch
 from ellips.validation import at_least, one_of
 
 from .base import PARTS, SPLITS, Part, Split, SplitDataModule, splits_of
-from .cache import DTYPES, CacheWriter, FeatureCache, Plan
+from .cache import CacheWriter, FeatureCache
 from .filling import fill
+from .manifest import DTYPES, Plan, names_digest, take_over_times
 from .noise import NoisyCopies, NoisyImages
 from .sampling import RowsDataset, process_rank
 from .sources import FeatureDataset, ImageDataset, ImageSource
@@ -263,10 +263,12 @@ class EncodedDataModule(SplitDataModule):
         if split in self._caches:
             return self._caches[split]
         world, rank = processes or process_rank(self.trainer)
-        if barrier is None:
-            barrier = self.trainer.strategy.barrier if self.trainer is not None else lambda: None
-        plan = self._plan(split)
+        barrier = barrier or (self.trainer.strategy.barrier if self.trainer is not None else lambda: None)
+        plan, source = self._plan(split), self.image_dataset(split).source
         folder = self.cache_dir / (split if self.noisy_copies is None else self.noisy_copies.folder_name(split))
+        if rank == 0:
+            take_over_times(folder, plan, source.content)
+        barrier()
         writer = CacheWriter(folder, plan)
         # Every process meets both barriers, even if another run completes the cache between two processes' looks at it.
         shards = [] if writer.is_complete() else writer.missing(world, rank)
@@ -274,7 +276,7 @@ class EncodedDataModule(SplitDataModule):
             self._fill(split, writer, shards, device or self._device(), (world, rank))
         barrier()
         if rank == 0 and not writer.is_complete():
-            writer.finish(self.image_dataset(split).source.path)
+            writer.finish(source.path)
         barrier()
         cache = FeatureCache(folder, plan)
         self.check_skipped(split, cache.skipped)
@@ -297,8 +299,9 @@ class EncodedDataModule(SplitDataModule):
         self, split: Part, writer: CacheWriter, shards: list[int], device: torch.device, processes: tuple[int, int]
     ) -> None:
         world, rank = processes
-        images = sum(len(writer.plan.shard_range(shard)) for shard in shards)
-        total = min(images * world, writer.plan.rows)  # the other processes have about as many
+        total = min(
+            sum(len(writer.plan.shard_range(s)) for s in shards) * world, writer.plan.rows
+        )  # others: about as many
         with ImageProgress(f"Encoding {split}", total, processes=world, show=rank == 0) as progress:
             fill(
                 writer,
@@ -312,10 +315,9 @@ class EncodedDataModule(SplitDataModule):
             )
 
     def _plan(self, split: Part) -> Plan:
-        images = self.image_dataset(split)
-        encoder = self.encoder_fingerprint()
+        images, encoder = self.image_dataset(split), self.encoder_fingerprint()
         identity: dict[str, Any] = {
-            "data": {**images.source.identity(), "classes_sha256": _digest_of_names(self.class_names)},
+            "data": {**images.source.identity(), "classes_sha256": names_digest(self.class_names)},
             # Beside the encoder, where caches of version 0.1 have it: they say which precision they are in.
             "precision": _cached_precision(encoder.pop("precision", "32")),
             "encoder": encoder,
@@ -344,7 +346,3 @@ def _validate_dtype(encoder: FrozenEncoder, cache_dtype: str) -> None:
 def _cached_precision(precision: str) -> str:
     """What a manifest says; version 0.1 wrote the name alone where features of half precision were not all rounded."""
     return precision if precision == "32" else f"{precision}, features too"
-
-
-def _digest_of_names(names: list[str]) -> str:
-    return hashlib.sha256("\n".join(names).encode()).hexdigest()

@@ -55,6 +55,7 @@ def fill(
                 torch.cat([part.feature for part in done]),
                 torch.cat([part.label for part in done]),
                 torch.cat([part.index for part in done]),
+                dataset.source.content(writer.plan.image_range(shard)),
             )
             done = []
 

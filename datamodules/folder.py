@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal, get_args
@@ -15,12 +16,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torchvision.datasets.folder import make_dataset
 from torchvision.transforms import v2
 
+from ellips.encoders.weights import file_digest
 from ellips.validation import at_least, one_of
 
 from .jpeg import read_jpeg
+from .manifest import TIMES
 from .sources import ImageSource
 
 _resize = v2.functional.resize
@@ -79,6 +81,8 @@ class Reading:
         Raises:
             BadImageError: If it is no image, is cut off, or is of a kind that is not expected.
         """
+        if not path.is_file():  # a pipe would be waited for without end
+            raise BadImageError(f"{path}: expected an image but it is no ordinary file, or is missing.")
         try:
             pixels = read_jpeg(path, self.mode, self.resize if self.scaled else None)
             if self.resize is not None and self.resizing == "pillow":
@@ -90,7 +94,9 @@ class Reading:
                 pixels = np.array(_resize(image, [self.resize], v2.InterpolationMode.BICUBIC))
             elif pixels is None:
                 pixels = np.array(self._opened(path))
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        except BadImageError:
+            raise
+        except Exception as error:  # Pillow's plug-ins raise whatever a damaged file leads them to
             raise BadImageError(f"{path}: expected an image but it could not be read: {error}") from error
         return self._fit(torch.from_numpy(pixels).reshape(*pixels.shape[:2], -1))
 
@@ -218,19 +224,32 @@ class FolderSource(ImageSource):
                 )
 
     def identity(self) -> dict[str, str]:
-        """Name, count, how files are read, and SHA-256 over each file's path, size and label."""
-        digest = hashlib.sha256()
+        """Name, count, how files are read, SHA-256 over each file's path, size and label, and over times of change.
+
+        The times tell cheaply that a file may have been replaced. Copies have other times: see :meth:`content`.
+        """
+        digest, times = hashlib.sha256(), hashlib.sha256()
         for row, label in enumerate(self.labels.tolist()):
             path = self.path(row)
-            digest.update(
-                f"{path.relative_to(self.root)}|{path.stat().st_size}|{label}\n".encode(errors="surrogateescape")
-            )
+            found = path.stat()
+            digest.update(f"{path.relative_to(self.root)}|{found.st_size}|{label}\n".encode(errors="surrogateescape"))
+            times.update(f"{found.st_mtime_ns}\n".encode())
         return {
             "name": self.name,
             "count": str(len(self)),
             "sha256": digest.hexdigest(),
             "reading": self.reading.identity(),
+            TIMES: times.hexdigest(),
         }
+
+    def content(self, rows: Sequence[int]) -> str:
+        """Return the SHA-256 over the bytes of some images' files, read by several threads."""
+        with ThreadPoolExecutor(8) as pool:
+            return hashlib.sha256("".join(pool.map(self._digest, rows)).encode()).hexdigest()
+
+    def _digest(self, row: int) -> str:
+        path = self.path(row)
+        return file_digest(path) if path.is_file() else "missing"
 
 
 def find_class_names(folder: Path) -> list[str]:
@@ -270,17 +289,30 @@ def list_images(folder: Path, class_names: Sequence[str]) -> tuple[list[str], ND
             f"Expected {folder} to have the classes of the training folder but it lacks {_some(expected - found)} and "
             f"has {_some(found - expected)} besides."
         )
-    pairs = make_dataset(
-        str(folder),
-        {name: label for label, name in enumerate(class_names)},
-        is_valid_file=lambda path: not os.path.basename(path).startswith("."),
-        allow_empty=True,
-    )
+    seen: dict[tuple[int, int], str] = {}
+    pairs = [(path, label) for label, name in enumerate(class_names) for path in _files_below(str(folder / name), seen)]
     labels = np.array([label for _, label in pairs], dtype=np.int64)
     empty = [str(folder / name) for label, name in enumerate(class_names) if not (labels == label).any()]
     if empty:
         raise ValueError(f"Expected images in every class folder but these are empty: {_some(empty)}.")
     return [os.path.relpath(path, folder) for path, _ in pairs], labels
+
+
+def _files_below(top: str, seen: dict[tuple[int, int], str]) -> Iterator[str]:
+    """Yield the files below a folder in the order of their folders' paths and their names, through links to folders.
+
+    Raises:
+        ValueError: If a folder is met a second time: its images would count twice, or without end.
+    """
+    listed = []
+    for folder, _, names in os.walk(top, followlinks=True):
+        found = os.stat(folder)
+        first = seen.setdefault((found.st_dev, found.st_ino), folder)
+        if first != folder:
+            raise ValueError(f"Expected every folder once but {folder} leads to {first} again; remove one of the two.")
+        listed.append((folder, names))
+    for folder, names in sorted(listed):
+        yield from (os.path.join(folder, name) for name in sorted(names) if not name.startswith("."))
 
 
 def _some(names: Sequence[str] | set[str]) -> str:

@@ -105,6 +105,11 @@ class ImageFolderDataModule(EncodedDataModule):
         if self._log is None:
             super().check_skipped(split, skipped)
             return
+        if len(skipped) == len(self.source("val" if split == "votes" else split)):
+            raise ValueError(
+                f"Expected images that can be read in {split!r} but all {len(skipped)} were skipped, among them "
+                f"{sorted(skipped.values())[:5]}; what is wrong with them is said with on_bad_image: raise."
+            )
         for row, path in skipped.items():
             self._log.add(row, Path(path), f"{path}: skipped when the feature cache was made")
 

@@ -9,7 +9,7 @@ import lightning as L
 from torch.utils.data import DataLoader, Dataset
 
 from ellips.types import ImageBatch
-from ellips.validation import at_least, one_of
+from ellips.validation import at_least, one_of, validate_pixels
 
 from .base import SPLITS, Split
 from .encoded import EncodedDataModule
@@ -88,7 +88,9 @@ class _ByRows(Dataset[ImageBatch]):
 
     def __getitem__(self, rows: Sequence[int]) -> ImageBatch:
         batch = self.dataset[rows] if self.collate is None else self.collate([self.dataset[row] for row in rows])
-        return ImageBatch(*batch)
+        found = ImageBatch(*batch)
+        validate_pixels(found.image, found.index.tolist())
+        return found
 
 
 class _Stream:

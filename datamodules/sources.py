@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ellips.types import FeatureBatch, ImageBatch
+from ellips.validation import validate_pixels
 
 from .cache import FeatureCache
 from .sampling import RowsDataset
@@ -43,6 +44,11 @@ class ImageSource(ABC):
     @abstractmethod
     def identity(self) -> dict[str, str]:
         """What tells this source from any other: name, count, digest of its content or listing."""
+
+    def content(self, rows: Sequence[int]) -> str:
+        """Return a digest of the content of some images' files; empty where :meth:`identity` covers the pixels."""
+        del rows
+        return ""
 
     def path(self, row: int) -> Path | None:
         """The file an image is read from, or None where it has no file of its own."""
@@ -110,6 +116,7 @@ class ImageDataset(RowsDataset[ImageBatch]):
         """Read, scale and augment one batch."""
         stored, kept = self.source.read(rows)
         images = to_unit(stored)
+        validate_pixels(images, [self.source.path(row) or row for row in kept])
         if self.augment is not None and len(images):
             images = torch.stack([self.augment(image) for image in images])
         index = torch.as_tensor(kept, dtype=torch.int64)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ellips.checkpoints import HEAD, check_head, load_checkpoint
 from ellips.classifier import Ellips
 from ellips.distributed import broadcast_
 from ellips.gaussians import CovarianceType, Mixture, collector
@@ -108,21 +109,20 @@ class EllipsHead(nn.Module):
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If the file holds no head.
+            ValueError: If the file holds no head, is damaged or was altered.
         """
         return cls.from_loaded(load_checkpoint(path), path)
 
     @classmethod
     def from_loaded(cls, checkpoint: Any, path: str | PathLike[str]) -> EllipsHead:  # noqa: ANN401 - whatever the file holds
         """Do what :meth:`from_checkpoint` does with what :func:`load_checkpoint` has read from a file."""
-        if not isinstance(checkpoint, dict) or "head" not in checkpoint:
-            raise ValueError(
-                f"Expected a checkpoint of GenEllips with an entry 'head' but {path} has none; was it made by train.py?"
-            )
-        head = cls(**checkpoint["head"])
-        prefix = "head."
-        state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
-        head.load_state_dict(state)
+        check_head(checkpoint, path)
+        state = {k.removeprefix(HEAD): v for k, v in checkpoint["state_dict"].items() if k.startswith(HEAD)}
+        try:
+            head = cls(**checkpoint["head"])
+            head.load_state_dict(state)
+        except (TypeError, RuntimeError, AttributeError) as error:
+            raise ValueError(f"{path}: expected a head of this project but it could not be built: {error}") from error
         return head.eval()
 
     def latents(self, features: Tensor) -> Tensor:
@@ -219,18 +219,6 @@ class EllipsHead(nn.Module):
                 self.update(part.to(device), target.to(device))
             self.moments.end_pass()
         return self.finalize()
-
-
-def load_checkpoint(path: str | PathLike[str]) -> Any:  # noqa: ANN401 - whatever the file holds
-    """Read a checkpoint as data only; no code in it is run.
-
-    Its tensors are read from the file when they are used, so that a mixture of many classes is not held twice while a
-    module takes it over.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-    """
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
 class _MixtureBuffers:

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from ellips.certificates import Certificate, Method
+from ellips.checkpoints import load_checkpoint
 from ellips.encoders import FrozenEncoder
 from ellips.encoders.weights import state_digest
 from ellips.errors import EncoderMismatchError
-from ellips.head import EllipsHead, load_checkpoint
+from ellips.head import EllipsHead
 from ellips.input_certifiers import Chain, InputCertifier, as_certifier
 from ellips.lipschitz import ConstantSource
 from ellips.precision import full_precision
+from ellips.validation import validate_pixels
 
 
 class ImageClassifier(nn.Module):
@@ -69,8 +71,13 @@ class ImageClassifier(nn.Module):
         """
         checkpoint = load_checkpoint(path)
         head = EllipsHead.from_loaded(checkpoint, path)
-        recorded = checkpoint.get("encoder_fingerprint")
         fingerprint = getattr(encoder, "fingerprint", None)
+        if fingerprint is not None and "encoder_fingerprint" not in checkpoint:
+            raise EncoderMismatchError(
+                f"Expected {path} to say which encoder its head was trained on but it has no `encoder_fingerprint`; "
+                "take the checkpoint as it was written, or join the two yourself: ImageClassifier(encoder, head)."
+            )
+        recorded = checkpoint.get("encoder_fingerprint")
         if recorded is not None and fingerprint is not None:
             check_fingerprint(recorded, fingerprint())
         return cls(encoder, head)
@@ -105,7 +112,9 @@ class ImageClassifier(nn.Module):
 
         Raises:
             NotFittedError: If the head's Gaussians were not fitted.
+            ValueError: If an image has values outside [0, 1].
         """
+        validate_pixels(images)
         with full_precision():
             with torch.no_grad():
                 latents = self.latents(images)

@@ -105,6 +105,31 @@ def validate_latents(z: Tensor, dim: int, name: str = "z") -> None:
         )
 
 
+def validate_pixels(images: Tensor, names: Sequence[object] = ()) -> None:
+    """Refuse images whose values are not in [0, 1]: radii are measured on that scale.
+
+    Args:
+        images: Shape ``(N, C, H, W)``.
+        names: Of each, for the message; none: their rows.
+
+    Raises:
+        ValueError: If they are of another type, or one has values outside, or NaN; all of the batch are named.
+    """
+    if not images.is_floating_point():
+        raise ValueError(f"Expected images as uint8, or floating point in [0, 1], but got {images.dtype}.")
+    if _unchecked.get() or not images.numel():
+        return
+    flat = images.flatten(1)
+    wrong = (~((flat >= 0) & (flat <= 1)).all(1)).nonzero().flatten().tolist()
+    if wrong:
+        named = [str(names[row] if names else row) for row in wrong[:5]]
+        low, high = flat[wrong].min().item(), flat[wrong].max().item()
+        raise ValueError(
+            f"Expected image values in [0, 1] but got {low:g} to {high:g} in {len(wrong)} images ({named}); hand out "
+            "uint8, or divide by 255, without normalisation: that belongs into the encoder."
+        )
+
+
 def validate_labels(labels: Tensor, num_classes: int, size: int, name: str = "labels") -> None:
     """Refuse anything that is not an integer tensor of shape ``(size,)`` with values in ``[0, num_classes)``.
 

@@ -9,11 +9,13 @@ from typing import Any, Literal, get_args
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
+from ellips.checkpoints import check_head, head_digest
 from ellips.distributed import broadcast_, gather_with_gradient
 from ellips.gaussians import CovarianceType
 from ellips.gaussians.shrinkage import Estimator, fit_shrunk
@@ -181,9 +183,8 @@ class GenEllips(L.LightningModule):
             return None
         optimizer = self.optimization.build_optimizer(self.head)
         schedule = self.optimization.build_schedule(optimizer, lambda: self.trainer.estimated_stepping_batches)
-        if schedule is None:
-            return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        lr_scheduler = {"scheduler": schedule, "interval": "step"}
+        return optimizer if schedule is None else {"optimizer": optimizer, "lr_scheduler": lr_scheduler}
 
     # ------------------------------------------------------------------ the exact fit
 
@@ -212,6 +213,8 @@ class GenEllips(L.LightningModule):
             self.head.reset()
             for _ in range(self.head.moments.passes):
                 for batch in datamodule.fit_dataloader():
+                    if self.trainer.received_sigterm:  # which Lightning itself looks at between training batches alone
+                        raise SIGTERMException
                     batch = self.trainer.strategy.batch_to_device(batch, self.device)
                     self.head.update(batch.feature, batch.label)
                 self.head.moments.end_pass()
@@ -315,23 +318,21 @@ class GenEllips(L.LightningModule):
         """Refuse to test with another encoder."""
         self._check_encoder()
 
-    def on_predict_start(self) -> None:
-        """Refuse to predict with another encoder."""
-        self._check_encoder()
+    on_predict_start = on_test_start
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Record what is needed to use the head elsewhere: its construction and the encoder it belongs to."""
+        """Record what is needed to use the head elsewhere: its construction, the encoder it belongs to, a digest."""
         checkpoint["head"] = dict(self.head.config)
         checkpoint["encoder_fingerprint"] = self.encoder_fingerprint
         checkpoint["mixture_step"] = self.mixture_step
+        checkpoint["head_digest"] = head_digest(checkpoint["state_dict"], checkpoint["head"], self.encoder_fingerprint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take over the encoder's fingerprint."""
+        """Take over the encoder's fingerprint, unless it or the head was changed since the checkpoint was written."""
+        check_head(checkpoint, "the checkpoint")
         self.encoder_fingerprint = checkpoint.get("encoder_fingerprint")
-        chosen = checkpoint.get("head", {})
-        regularization = self.head.ellips.regularization
-        kept = {name: chosen[name] for name in asdict(regularization) if name in chosen}
-        self.head.ellips.regularization = replace(regularization, **kept)
+        kept = {k: v for k, v in checkpoint["head"].items() if k in asdict(self.head.ellips.regularization)}
+        self.head.ellips.regularization = replace(self.head.ellips.regularization, **kept)
         self.mixture_step = checkpoint.get("mixture_step")
 
     def _check_encoder(self) -> None:

@@ -1,3 +1,4 @@
+import gc
 from pathlib import Path
 
 import pytest
@@ -6,6 +7,11 @@ import torch
 from datamodules import DigitsDataModule
 from ellips.encoders import FrozenEncoder
 from ellips.head import EllipsHead
+
+
+def pytest_collection_finish() -> None:
+    """Let no search for garbage look through a million objects that were imported, each time that there is one."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

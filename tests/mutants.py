@@ -14,6 +14,7 @@ import importlib
 import importlib.machinery
 import importlib.util
 import json
+import math
 import os
 import re
 import resource
@@ -43,6 +44,7 @@ hypothesis sklearn.discriminant_analysis matplotlib.pyplot jsonargparse".split()
 QUIET = """-q -x --tb=no --noconftest -p no:cacheprovider -p no:warnings -p no:unraisableexception
 -p no:threadexception""".split()
 NOT_LOADED = 9
+_PATIENCE = 20
 
 
 class _Mutated(importlib.machinery.SourceFileLoader):
@@ -72,14 +74,15 @@ class _Judge:
     """Runs the likeliest tests first, writes into a pipe how each ends, and stops at the first failure."""
 
     def __init__(self, pipe: int, order: Mapping[str, float], too_slow: set[str]) -> None:
-        self.pipe, self.order, self.too_slow = pipe, order, too_slow
+        self.pipe, self.order, self.too_slow, self.used = pipe, order, too_slow, time.process_time()
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         items[:] = [item for item in items if item.nodeid not in self.too_slow]
         items.sort(key=lambda item: -self.order.get(item.nodeid, 0.0))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        line = {"test": report.nodeid, "seconds": report.duration, "failed": report.failed}
+        before, self.used = self.used, time.process_time()  # of the processor: others may be at work, too
+        line = {"test": report.nodeid, "seconds": self.used - before, "failed": report.failed}
         os.write(self.pipe, (json.dumps(line) + "\n").encode())
         if report.failed:
             os._exit(1)
@@ -87,14 +90,14 @@ class _Judge:
 
 @dataclass
 class Verdict:
-    """How a run of the tests ended: the exit status, −1 where time ran out, with the reports of the tests."""
+    """How a run of the tests ended: the exit status, negative where it was killed, with the reports of the tests."""
 
     status: int
     reports: list[dict[str, Any]]
 
 
 def run(file: str, source: str, tests: Sequence[str], limit: float, judge: Callable[[int], object]) -> Verdict:
-    """Run tests in a child that gets another source of one module."""
+    """Run tests in a child that gets another source of one module, and so many seconds of the processor."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -104,19 +107,20 @@ def run(file: str, source: str, tests: Sequence[str], limit: float, judge: Calla
         os.dup2(silence, 1)
         os.dup2(silence, 2)
         resource.setrlimit(resource.RLIMIT_DATA, (6 << 30, 6 << 30))
+        resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(limit), math.ceil(limit) + 5))
         server = _Server(file, source)
         sys.meta_path.insert(0, server)  # type: ignore[arg-type]
         status = int(pytest.main([*QUIET, *tests], plugins=[judge(writing)]))
         os._exit(status or (0 if server.name in sys.modules else NOT_LOADED))
     os.close(writing)
-    text, end = b"", time.monotonic() + limit
+    text, end = b"", time.monotonic() + _PATIENCE * limit  # for one that waits and does nothing
     while more := _read(reading, end - time.monotonic()):
         text += more
     if more is None:
         os.killpg(child, signal.SIGKILL)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     os.close(reading)
-    return Verdict(-1 if more is None else status, [json.loads(line) for line in text.decode().splitlines()])
+    return Verdict(status, [json.loads(line) for line in text.decode().splitlines()])
 
 
 def _read(pipe: int, seconds: float) -> bytes | None:
@@ -198,6 +202,7 @@ def judge_all(files: Sequence[str], table: Mapping[str, Any], given: argparse.Na
     for line in given.results.read_text().splitlines() if given.results.exists() else ():
         old = json.loads(line)
         known[old["file"], old["digest"], old["tests"] if old["survived"] else None] = old
+    survived = {(file, digest) for file, digest, tests in known if tests}
     alive: dict[str, list[str]] = {}
     for file in files:
         module = Module(file, table["tests"][file], given.slowest)
@@ -207,6 +212,7 @@ def judge_all(files: Sequence[str], table: Mapping[str, Any], given: argparse.Na
         found = dict(list(found.items())[:: given.every])
         keys = {name: (file, _digest(mutant)) for name, mutant in found.items()}
         todo = [name for name, key in keys.items() if (*key, None) not in known and (*key, module.digest) not in known]
+        todo.sort(key=lambda name: (file, keys[name][1]) in survived)  # those that survived other tests come last
         if todo:
             module.prepare()
         for count, name in enumerate(todo, 1):

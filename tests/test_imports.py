@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[1]
 SHELLS = ("lightning_modules", "datamodules", "callbacks", "commands")
 # From the bottom up; what stands in one line does not import each other, nor anything above it.
 ROOMS = (
-    ("errors", "validation", "versions", "_clone"),
-    ("types", "precision", "distributed", "settings", "splits", "progress", "randomness"),
+    ("errors", "validation", "versions", "_clone", "_imports"),
+    ("types", "precision", "distributed", "settings", "splits", "progress", "randomness", "checkpoints"),
     ("memory",),
     ("chunks",),
     ("metrics",),

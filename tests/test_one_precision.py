@@ -14,19 +14,20 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from datamodules import DigitsDataModule
-from datamodules.cache import CacheMismatchError
+from datamodules import CacheMismatchError, DigitsDataModule
 from ellips import EllipsHead, FrozenEncoder, ImageClassifier
 from ellips.commands.audit import AttackSettings, audit
 from ellips.commands.certify import main as certify
 from ellips.encoders import Denoised, Denoiser
 from ellips.errors import EncoderMismatchError
-from ellips.files import ResultsFolder
+from ellips.files import Journal, ResultsFolder
+from ellips.files.latents import write_latent
 from ellips.input_certifiers import ByConstant, MarginClever, SmoothedDecision, SmoothedEncoder
 from ellips.lipschitz import Clever, JacobianNorm, KnownConstant, SpectralProduct
 from ellips.lipschitz.base import in_float64, validate_by_image
 from ellips.lipschitz.capture import UnprovenOperationError
 from ellips.precision import Precision
+from ellips.types import Series
 from lightning_modules import GenEllips
 
 PRECISIONS: tuple[Precision, ...] = ("32", "16", "bf16")
@@ -49,7 +50,7 @@ def save(path: Path, encoder: FrozenEncoder, *, fingerprint: bool = True) -> Pat
     batch = data.encode(next(iter(data.fit_dataloader())))
     head = EllipsHead(96, 10, latent_dim=None, shrinkage=0.3).fit(batch.feature, batch.label)
     content: dict[str, Any] = {"state_dict": {f"head.{k}": v for k, v in head.state_dict().items()}}
-    content |= {"head": head.config} | ({"encoder_fingerprint": encoder.fingerprint()} if fingerprint else {})
+    content |= {"head": head.config, "encoder_fingerprint": encoder.fingerprint() if fingerprint else None}
     torch.save(content, path)
     return path
 
@@ -236,13 +237,25 @@ def test_a_certification_run_keeps_to_one_precision(tmp_path: Path) -> None:
         audit(folder, AttackSettings())
 
 
+def as_version_0_1(folder: ResultsFolder) -> None:
+    """Let a run's journal be one of version 0.1: no encoder, `sources`, no checksums."""
+    settings = json.loads(folder.settings.read_text())
+    journal = Journal(folder, [Series("latent", "exact")], settings)
+    latents = journal.latents()
+    rows, binary = folder.journal / "rows-0.csv", folder.journal / "latents-0.bin"
+    rows.write_text("".join(f"{line.rpartition(',')[0]}\n" for line in rows.read_text().splitlines()))
+    with binary.open("wb") as file:
+        for index, latent in latents.items():
+            write_latent(file, index, latent, None)
+    old = {name: value for name, value in settings.items() if name not in ("encoder", "certifiers", "checksums")}
+    folder.settings.write_text(json.dumps(old | {"sources": []}))
+
+
 def test_old_results_are_audited_in_float32(tmp_path: Path) -> None:
     checkpoint = save(tmp_path / "last.ckpt", digits_encoder("32"), fingerprint=False)
     certify_run(tmp_path, checkpoint, "32")
     folder = ResultsFolder(tmp_path / "out")
-    settings = json.loads(folder.settings.read_text())
-    del settings["encoder"]
-    folder.settings.write_text(json.dumps(settings))
+    as_version_0_1(folder)
     saved = yaml.safe_load(folder.config.read_text())
     saved["data"]["init_args"]["precision"] = "bf16"  # of the features that version 0.1 fitted to
     folder.config.write_text(yaml.safe_dump(saved))

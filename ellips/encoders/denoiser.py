@@ -159,8 +159,11 @@ def read_architecture(path: str | Path) -> DenoiserArchitecture:
             f"Expected {path} to be a .safetensors file with `{_METADATA}` in its metadata; was it written by "
             "`ellips train-encoder` with DenoiserTraining?"
         )
-    values = json.loads(metadata[_METADATA])
-    return DenoiserArchitecture(**{field.name: values[field.name] for field in fields(DenoiserArchitecture)})
+    try:
+        values = json.loads(metadata[_METADATA])
+        return DenoiserArchitecture(**{field.name: values[field.name] for field in fields(DenoiserArchitecture)})
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"Expected {path} to state the architecture of a denoiser but got {error!r}.") from error
 
 
 def export_denoiser(trained: nn.Sequential, architecture: DenoiserArchitecture, path: str | Path) -> None:

@@ -11,7 +11,9 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 from ellips.encoders.preprocessing import Preprocess
-from ellips.encoders.weights import create_timm, load_file, shipped_names, shipped_provenance, state_digest
+from ellips.encoders.shipped import shipped_model
+from ellips.encoders.timm_models import create_timm
+from ellips.encoders.weights import find_weights, shipped_names, shipped_provenance, state_digest
 from ellips.precision import HALF_TYPES, OnePrecision, Precision
 from ellips.validation import one_of
 
@@ -29,11 +31,13 @@ class FrozenEncoder(OnePrecision):
     trainer. What a certificate says of an encoder in half precision is in docs/promises.md.
 
     Args:
-        model: A timm model name (``"test_resnet"``, ``"vit_base_patch16_224.augreg_in21k"``) or any module that maps
-            ``(N, in_channels, H, W)`` to ``(N, D)``. A module is taken as it is, weights included, and is not copied.
+        model: A timm model name (``"test_resnet"``, ``"vit_base_patch16_224.augreg_in21k"``), the name of a shipped
+            encoder (``"cifar10_noise"``), which needs nothing else, or any module that maps ``(N, in_channels, H, W)``
+            to ``(N, D)``. A module is taken as it is, weights included, and is not copied.
         weights: For a name: ``"hub"`` (timm's own), ``"hub:OWNER/NAME"`` (a timm or OpenCLIP state dict), a
             ``.safetensors``/``.pth``/``.pt``/``.bin`` file, the name of a shipped encoder (``"digits"``), or
-            ``"random"`` to say that untrained weights are meant. For a module: a file to load into it, or None.
+            ``"random"`` to say that untrained weights are meant. For a module: a file or a shipped name to load into
+            it, or None.
         input_size: Side, or ``(height, width)``, that images are resized to. None takes the model's own configuration;
             a module without one gets images as they come.
         mean: Per channel. None takes the model's configuration; a module without one gets no normalisation.
@@ -73,6 +77,8 @@ class FrozenEncoder(OnePrecision):
         super().__init__()
         one_of(get_args(Precision), precision=precision)
         self.precision = precision
+        if weights is None and isinstance(model, str) and model in shipped_names():
+            model, weights = shipped_model(model)
         given = {"mean": mean, "std": std, "interpolation": interpolation, "in_channels": in_channels}
         config = _own_config(model, weights)
         config.update({key: value for key, value in given.items() if value is not None})
@@ -210,7 +216,6 @@ def _pair(size: int | Sequence[int]) -> tuple[int, int]:
 
 
 def _with_weights(model: nn.Module, weights: str | Path | None) -> nn.Module:
-    if weights is None:
-        return model
-    model.load_state_dict(load_file(weights).state)
+    if weights is not None:
+        model.load_state_dict(find_weights(weights, type(model).__name__).state)
     return model

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from ellips.encoders.weights import load_file
+from ellips.encoders.weights import load_file, load_shipped_head, shipped_names
 
 
 class LinearHead(nn.Module):
@@ -16,7 +16,7 @@ class LinearHead(nn.Module):
 
     Args:
         weights: A ``.safetensors`` file with ``weight`` (K, D) and ``bias`` (K,), as ``ellips train-encoder`` writes
-            it beside the encoder.
+            it beside the encoder; or the name of a shipped encoder that has one (``"cifar10_noise"``).
 
     Attributes:
         in_features: D.
@@ -29,7 +29,7 @@ class LinearHead(nn.Module):
 
     def __init__(self, weights: str | Path) -> None:
         super().__init__()
-        found = load_file(weights)
+        found = load_shipped_head(str(weights)) if str(weights) in shipped_names() else load_file(weights)
         if found.state.keys() != {"weight", "bias"} or found.state["weight"].ndim != 2:
             shapes = {name: tuple(value.shape) for name, value in list(found.state.items())[:5]}
             raise ValueError(

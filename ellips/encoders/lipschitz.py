@@ -151,11 +151,14 @@ def read_architecture(path: str | Path) -> LipschitzArchitecture:
         metadata: Mapping[str, str] = file.metadata() or {}
     if _METADATA not in metadata:
         raise ValueError(f"Expected {path} to carry `{_METADATA}` in its metadata; was it written by export_encoder?")
-    values = json.loads(metadata[_METADATA])
-    channels, height, width = values["image_shape"]
-    return LipschitzArchitecture(
-        (channels, height, width), tuple(values["channels"]), tuple(values["widths"]), values["feature_dim"]
-    )
+    try:
+        values = json.loads(metadata[_METADATA])
+        channels, height, width = values["image_shape"]
+        return LipschitzArchitecture(
+            (channels, height, width), tuple(values["channels"]), tuple(values["widths"]), values["feature_dim"]
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"Expected {path} to state the architecture of an encoder but got {error!r}.") from error
 
 
 def prove(encoder: LipschitzEncoder | nn.Sequential, architecture: LipschitzArchitecture | None = None) -> float:

@@ -5,18 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import timm
-import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-from timm.models import get_pretrained_cfg, load_state_dict, load_state_dict_from_hf
+from timm.models import load_state_dict, load_state_dict_from_hf
 from torch import Tensor, nn
 
+from ellips.checkpoints import digest_of
 from ellips.errors import WeightsNotFoundError
 
 SHIPPED_FOLDER: Final = Path(__file__).parents[1] / "pretrained"
@@ -25,7 +23,7 @@ WEIGHTS_VARIABLE: Final = "ELLIPS_WEIGHTS"
 
 SUFFIXES: Final = (".safetensors", ".pth", ".pt", ".bin")
 _TIMM_FILE: Final = "pytorch_model.bin"  # timm asks for the safetensors twin of either file first
-_OPEN_CLIP_CONFIG: Final = "open_clip_config.json"
+OPEN_CLIP_CONFIG: Final = "open_clip_config.json"
 _OPEN_CLIP_FILE: Final = "open_clip_pytorch_model.bin"
 _OPEN_CLIP_MARK: Final = "visual.class_embedding"
 
@@ -51,8 +49,8 @@ class Weights:
 
 
 def shipped_names() -> list[str]:
-    """Names of the encoders that ship with the project, e.g. ``["digits"]``."""
-    return sorted(path.stem for path in SHIPPED_FOLDER.glob("*.safetensors"))
+    """Names of the encoders that ship with the project, e.g. ``["digits"]``: weights with a record beside them."""
+    return sorted(path.stem for path in SHIPPED_FOLDER.glob("*.safetensors") if path.with_suffix(".json").is_file())
 
 
 def shipped_provenance(name: str) -> dict[str, Any]:
@@ -76,13 +74,7 @@ def file_digest(path: Path) -> str:
 
 def state_digest(module: nn.Module) -> str:
     """SHA-256 over the names, types, shapes and bytes of a module's parameters and buffers (its state dict)."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        # Viewed as bytes because NumPy has no bfloat16.
-        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(raw.numpy().data)
-    return digest.hexdigest()
+    return digest_of(module.state_dict())
 
 
 def weights_folder() -> Path:
@@ -97,8 +89,26 @@ def load_shipped(name: str) -> Weights:
         WeightsNotFoundError: If nothing of that name ships with the project.
         ValueError: If the file is not the one that the record describes.
     """
-    expected = shipped_provenance(name)["sha256"]
-    path = SHIPPED_FOLDER / f"{name}.safetensors"
+    return _recorded(SHIPPED_FOLDER / f"{name}.safetensors", shipped_provenance(name)["sha256"])
+
+
+def load_shipped_head(name: str) -> Weights:
+    """Load the linear classifier that a shipped encoder was trained with, checked like the encoder itself.
+
+    Raises:
+        WeightsNotFoundError: If nothing of that name ships with the project, or it ships without a classifier.
+        ValueError: If the file is not the one that the record describes.
+    """
+    head = shipped_provenance(name).get("head")
+    if head is None:
+        with_head = [known for known in shipped_names() if "head" in shipped_provenance(known)]
+        raise WeightsNotFoundError(
+            f"Expected a shipped encoder with its own linear classifier out of {with_head} but got {name!r}."
+        )
+    return _recorded(SHIPPED_FOLDER / f"{name}-head.safetensors", head["sha256"])
+
+
+def _recorded(path: Path, expected: str) -> Weights:
     if not path.is_file():
         raise WeightsNotFoundError(f"Expected {path} beside its record but it is missing; reinstall the project.")
     if (digest := file_digest(path)) != expected:
@@ -164,7 +174,7 @@ def load_hub(repository: str, architecture: str) -> Weights:
         WeightsNotFoundError: If neither has it; the message says which file to fetch and how to name it.
     """
     stem = repository.replace("/", "--")
-    if (local := _local_copy(stem)) is not None:
+    if (local := local_copy(stem)) is not None:
         return load_file(local)
     origin = f"hub repository {repository}"
     try:
@@ -177,22 +187,24 @@ def load_hub(repository: str, architecture: str) -> Weights:
             return Weights(state, origin, _config_folder(repository))
     except Exception as error:  # the hub's clients raise OSError, HTTP library errors and their own
         files = "open_clip_model.safetensors or model.safetensors"
-        raise WeightsNotFoundError(_how_to_fetch(architecture, repository, files, stem, error)) from error
+        raise WeightsNotFoundError(how_to_fetch(architecture, repository, files, stem, error)) from error
 
 
 def _config_folder(repository: str) -> Path | None:
     try:
-        return Path(hf_hub_download(repository, _OPEN_CLIP_CONFIG)).parent
+        return Path(hf_hub_download(repository, OPEN_CLIP_CONFIG)).parent
     except EntryNotFoundError:
         return None
 
 
-def _local_copy(stem: str) -> Path | None:
+def local_copy(stem: str) -> Path | None:
+    """Return the file of that stem in the local weights folder, or None."""
     candidates = (weights_folder() / f"{stem}{suffix}" for suffix in SUFFIXES)
     return next((path for path in candidates if path.is_file()), None)
 
 
-def _how_to_fetch(architecture: str, repository: str, filename: str, stem: str, cause: Exception) -> str:
+def how_to_fetch(architecture: str, repository: str, filename: str, stem: str, cause: Exception) -> str:
+    """Say what to fetch from the hub, elsewhere, and where to put it."""
     reason = str(cause).strip().splitlines()
     return (
         f"The weights of {architecture!r} could not be had from the hub ({type(cause).__name__}: "
@@ -202,142 +214,16 @@ def _how_to_fetch(architecture: str, repository: str, filename: str, stem: str, 
     )
 
 
-def create_timm(
-    name: str,
-    weights: str | Path | None,
-    *,
-    projection: bool | None = None,
-    seed: int = 0,
-    **model_args: Any,
-) -> nn.Module:
-    """Build a timm model without its classifier and fill it with weights, every one of them.
-
-    Args:
-        name: A timm name, with or without a pretrained tag, e.g. ``"resnet10t.c3_in1k"``.
-        weights: ``"hub"``, ``"hub:OWNER/NAME"``, ``"random"``, a shipped name, or a path.
-        projection: Keep the last linear layer (for CLIP: the map to the joint image-text space). None keeps it exactly
-            for OpenCLIP state dicts, whose image features include it.
-        seed: For ``"random"`` only.
-        **model_args: For ``timm.create_model``, e.g. ``in_chans`` or ``img_size``.
+def find_weights(weights: str | Path, architecture: str) -> Weights:
+    """Load ``"hub:OWNER/NAME"``, a shipped name or a file, for an architecture that a failure's message names.
 
     Raises:
-        ValueError: If timm does not know the name, no weights are named, or they do not fit the architecture.
+        ValueError: If the file cannot be read as a state dict, or is not the one that was shipped.
         WeightsNotFoundError: If the weights are not where they were looked for.
     """
-    if not timm.is_model(name.partition(".")[0]):
-        close = timm.list_models(f"*{name.partition('.')[0][:6]}*")[:5]
-        raise ValueError(f"Expected `model` to be a timm model name but got {name!r}; similar names: {close}.")
-    if weights is None:
-        raise ValueError(
-            f"Expected `weights` for the model {name!r} but got None; choose 'hub', 'hub:OWNER/NAME', a file, a "
-            f"shipped name out of {shipped_names()}, or 'random' to say that untrained weights are meant."
-        )
-    head_args: dict[str, Any] = {} if projection else {"num_classes": 0}
-    if weights == "random":
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return _as_module(timm.create_model(name, pretrained=False, **head_args, **model_args))
-    if weights == "hub":
-        return _create_from_hub(name, head_args, model_args)
-    return _create_from_state(name, _find(weights, name), projection, model_args)
-
-
-def _find(weights: str | Path, architecture: str) -> Weights:
     if isinstance(weights, str):
         if weights.startswith("hub:"):
             return load_hub(weights.removeprefix("hub:"), architecture)
         if weights in shipped_names():
             return load_shipped(weights)
     return load_file(weights)
-
-
-def _create_from_hub(name: str, head_args: dict[str, Any], model_args: dict[str, Any]) -> nn.Module:
-    config = get_pretrained_cfg(name)
-    stem = f"{config.architecture}.{config.tag}" if config and config.tag else name
-    if (local := _local_copy(stem)) is not None:
-        return _create_from_state(name, load_file(local), None if head_args else True, model_args)
-    try:
-        return _as_module(timm.create_model(name, pretrained=True, **head_args, **model_args))
-    except Exception as error:  # the hub's clients raise OSError, HTTP library errors and their own
-        repository = (config.hf_hub_id if config else None) or f"timm/{stem}"
-        filename = (config.hf_hub_filename if config else None) or "model.safetensors"
-        raise WeightsNotFoundError(_how_to_fetch(name, repository, filename, stem, error)) from error
-
-
-def _create_from_state(name: str, weights: Weights, projection: bool | None, model_args: dict[str, Any]) -> nn.Module:
-    _validate_activation(name, weights)
-    classes = _head_width(name, weights.state)
-    overlay = {"state_dict": weights.state, "num_classes": classes, "custom_load": False, "label_offset": 0}
-    try:
-        # With equal class counts timm loads strictly, after the conversions it knows (OpenCLIP among them).
-        model = _as_module(
-            timm.create_model(name, pretrained=True, num_classes=classes, pretrained_cfg_overlay=overlay, **model_args)
-        )
-    except RuntimeError as error:
-        raise ValueError(
-            f"Expected {weights.origin} to hold exactly the weights of {name!r} but they do not fit: {error} "
-            "Name the architecture that they were saved from."
-        ) from error
-    keep = weights.is_open_clip if projection is None else projection
-    if keep and not classes:
-        raise ValueError(
-            f"Expected {weights.origin} to hold a last linear layer because projection=True, but it has none."
-        )
-    if classes and not keep:
-        _drop_classifier(model)
-    return model
-
-
-def _drop_classifier(model: nn.Module) -> None:
-    reset = getattr(model, "reset_classifier", None)
-    if not callable(reset):
-        raise ValueError(f"Expected {type(model).__name__} to have `reset_classifier`, as timm's image models do.")
-    reset(0)
-
-
-def _head_width(name: str, state: dict[str, Tensor]) -> int:
-    """Number of outputs of the last linear layer in a state dict, 0 where there is none."""
-    if "visual.proj" in state:
-        return int(state["visual.proj"].shape[1])
-    config = get_pretrained_cfg(name)
-    classifier = config.classifier if config else None
-    names = (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
-    weight = next((state[f"{key}.weight"] for key in names if f"{key}.weight" in state), None)
-    return 0 if weight is None else int(weight.shape[0])
-
-
-def _validate_activation(name: str, weights: Weights) -> None:
-    """Refuse, or warn of, OpenCLIP weights in an architecture with the other GELU.
-
-    The state dict does not say which one its network used; the wrong one shifts every feature without an error.
-    """
-    if not weights.is_open_clip:
-        return
-    config = weights.folder / _OPEN_CLIP_CONFIG if weights.folder else None
-    wants_quick = _quick_gelu(config) if config and config.is_file() else None
-    has_quick = "quickgelu" in name
-    if wants_quick is None and not has_quick:
-        warnings.warn(
-            f"{weights.origin} is an OpenCLIP state dict and does not say whether its network uses QuickGELU (all of "
-            f"OpenAI's and those tuned from them do), and {name!r} does not. For QuickGELU take timm's "
-            f"'..._quickgelu_...' architecture. With an {_OPEN_CLIP_CONFIG} that states `quick_gelu` beside the file "
-            "this is checked.",
-            stacklevel=2,
-        )
-    if wants_quick is not None and wants_quick != has_quick:
-        raise ValueError(
-            f"Expected an architecture {'with' if wants_quick else 'without'} 'quickgelu' in its name because {config} "
-            f"says quick_gelu={wants_quick}, but got {name!r}."
-        )
-
-
-def _quick_gelu(config: Path) -> bool | None:
-    content = json.loads(config.read_text(encoding="utf-8"))
-    value = content.get("model_cfg", content).get("quick_gelu")
-    return None if value is None else bool(value)
-
-
-def _as_module(model: object) -> nn.Module:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"Expected timm to build a module but got {type(model).__name__}.")
-    return model

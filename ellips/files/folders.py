@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from ellips.types import Series, Soundness, Space
+from ellips.types import SOUNDNESS_ORDER, SPACES, Series, Soundness, Space
 
 RUNS = Path("runs")
 """Where run folders are made, relative to the folder that a command is started in."""
+
+
+_WRITTEN = (
+    *("config.yaml", "certificates.csv", "summary.json", "report.html", "audit.json", "audit.csv"),
+    *(f"{space}-*.{suffix}" for space in SPACES for suffix in ("tsv", "safetensors")),
+    *(f"curve_{space}_{soundness}.*" for space in SPACES for soundness in SOUNDNESS_ORDER),
+)
+_JOURNALLED = ("rows-*.csv", "latents-*.bin", "kept-*-rank-*.bin", ".lock-*")
 
 
 @dataclass(frozen=True)
@@ -61,6 +70,17 @@ class ResultsFolder:
     def audit_journal(self) -> Path:
         """What an audit that is not finished has found so far."""
         return self.path / "audit-journal"
+
+    def remove(self) -> None:
+        """Remove what certification and audit wrote here, and nothing else; several processes may do it at once."""
+        patterns = [*_WRITTEN, *(f"{self.journal.name}/{name}" for name in ("settings.json", *_JOURNALLED))]
+        patterns += [f"{self.audit_journal.name}/{name}" for name in ("settings.json", "lines-*.jsonl", ".lock-*")]
+        for path in sorted({path for pattern in patterns for path in self.path.glob(pattern)}):
+            if not path.is_dir():
+                path.unlink(missing_ok=True)
+        for folder in (self.journal, self.audit_journal):
+            with contextlib.suppress(OSError):  # not there, or somebody else's files in it
+                folder.rmdir()
 
     def tsv(self, series: Series) -> Path:
         """The tab-separated file of one series."""

@@ -1,31 +1,31 @@
 """The journal of a certification run: rows are on disk as soon as they exist, and a killed run goes on where it was.
 
 Every process appends to a file of its own; an image's rows, one per series, are written in one piece. A process that is
-killed leaves at most one image cut off at the end of its file, which counts as not done.
+killed leaves at most one image cut off at the end of its file, which counts as not done. Every row and every latent has
+a checksum that is bound to the run's settings: a damaged file, and one of another run, is refused by name.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import struct
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ellips.files.atomic import replace_file
+from ellips.files.checksums import key_of
 from ellips.files.folders import ResultsFolder
-from ellips.files.lines import as_stored, refuse_other_settings
+from ellips.files.latents import latent_entries, whole_bytes, write_latent
+from ellips.files.lines import CHECKSUMS, as_stored, lock, read_json, refuse_other_settings
 from ellips.files.records import ImageRecord
 from ellips.files.table import read_table, table_lines
 from ellips.types import Series
-
-_INDEX = struct.Struct("<q")
 
 
 class Journal:
@@ -37,7 +37,8 @@ class Journal:
         settings: Everything that the rows depend on, as JSON can hold it. A folder keeps the rows of one setting only.
 
     Raises:
-        ValueError: If there are no series, or the folder holds a run with other settings; what differs is named.
+        ValueError: If there are no series, or the folder holds a run with other settings, or of unknown ones; what
+            differs is named.
     """
 
     def __init__(self, folder: ResultsFolder, series: Sequence[Series], settings: Mapping[str, Any]) -> None:
@@ -46,27 +47,49 @@ class Journal:
         self.results = folder
         self.folder = folder.journal
         self.series = tuple(series)
-        self.settings: dict[str, Any] = as_stored(settings)
+        self.settings: dict[str, Any] = as_stored({k: v for k, v in settings.items() if k != CHECKSUMS})
+        self._refuse_unknown_settings()
         refuse_other_settings(folder.settings, self.settings, folder.path)
+        # A journal that was begun before there were checksums goes on without: what it holds cannot be checked.
+        began = read_json(folder.settings) if folder.settings.exists() else {CHECKSUMS: True}
+        self._checked = CHECKSUMS in began
+        self._key = key_of(self.settings)
         self._rows: BinaryIO | None = None
         self._latents: BinaryIO | None = None
+        self._lock: BinaryIO | None = None
         self._kept: dict[Series, BinaryIO] = {}
         self._rank = 0
 
     # ------------------------------------------------------------------ writing
 
     def open(self, rank: int) -> Journal:
-        """Open this process's files for appending, after cutting off what a killed process left unfinished."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if rank == 0:
-            replace_file(self.results.settings, json.dumps(self.settings, indent=1))
+        """Open this process's files for appending, after cutting off what a killed process left unfinished.
+
+        Raises:
+            ValueError: If another run writes to the folder, or a file is damaged.
+        """
+        self._lock = lock(self.folder / f".lock-{rank}")
+        if rank == 0 or not self.results.settings.exists():  # before any row, whichever process is first
+            marked = self.settings | ({CHECKSUMS: True} if self._checked else {})
+            replace_file(self.results.settings, json.dumps(marked, indent=1))
         path = self._rows_file(rank)
         done = self._complete(path) if path.exists() else []
-        replace_file(path, table_lines(done, header=True))
+        replace_file(path, table_lines([], header=True, key=self._write_key) + table_lines(done, key=self._write_key))
         self._rank = rank
         self._rows = path.open("ab")
         self._latents = self._latents_file(rank).open("ab")
         return self
+
+    @property
+    def _write_key(self) -> bytes | None:
+        return self._key if self._checked else None
+
+    def _refuse_unknown_settings(self) -> None:
+        if not self.results.settings.exists() and (found := sorted(self.folder.glob("*-*"))):
+            raise ValueError(
+                f"Expected {self.results.settings}, which says what the rows of {found[0].name} depend on, but it is "
+                "missing; put it back, start anew (--overwrite true), or take another folder."
+            )
 
     def __enter__(self) -> Journal:
         return self
@@ -78,11 +101,13 @@ class Journal:
 
     def close(self) -> None:
         """Close the files; nothing is lost if this never happens."""
-        for file in (self._rows, self._latents, *self._kept.values()):
-            if file is not None:
-                file.close()
-        self._rows = self._latents = None
+        files = (self._lock, self._rows, self._latents, *self._kept.values())
+        self._rows = self._latents = self._lock = None
         self._kept = {}
+        with ExitStack() as stack:  # all of them, also where the disk is full and one cannot be flushed
+            for file in files:
+                if file is not None:
+                    stack.callback(file.close)
 
     def append(
         self, records: Sequence[ImageRecord], latent: Tensor, kept: Mapping[Series, Tensor] | None = None
@@ -107,9 +132,9 @@ class Journal:
         for series, about in (kept or {}).items():
             if series not in self._kept:
                 self._kept[series] = self._latents_file(self._rank, series).open("ab")
-            _write_latent(self._kept[series], index, about)
-        _write_latent(self._latents, index, latent)
-        self._rows.write(table_lines(records).encode())
+            write_latent(self._kept[series], index, about, self._write_key)
+        write_latent(self._latents, index, latent, self._write_key)
+        self._rows.write(table_lines(records, key=self._write_key).encode())
         self._rows.flush()
 
     # ------------------------------------------------------------------ reading
@@ -140,18 +165,19 @@ class Journal:
 
     def kept(self) -> dict[Series, dict[int, Tensor]]:
         """Return, for the series that were proven of other latents, those by position, each ``(d,)``, float64."""
-        found = {series: self._read_latents(f"kept-{series.name}-rank-*.bin") for series in self.series}
-        return {series: latents for series, latents in found.items() if latents}
+        names = {series: f"kept-{series.name}-rank-*.bin" for series in self.series}
+        # Also where a file is there and has no whole entry: its images are not done then.
+        return {series: self._read_latents(name) for series, name in names.items() if any(self.folder.glob(name))}
 
     def _read_latents(self, pattern: str) -> dict[int, Tensor]:
         found: dict[int, Tensor] = {}
         for path in sorted(self.folder.glob(pattern)):
-            found.update((index, torch.tensor(values)) for index, values in _latent_entries(path))
+            found.update((index, torch.tensor(values)) for index, values in latent_entries(path, self._write_key))
         return found
 
     def _complete(self, path: Path) -> list[ImageRecord]:
         """Return the rows of a file up to the first image that was cut off."""
-        rows = read_table(path, allow_partial=True)
+        rows = read_table(path, allow_partial=True, key=self._write_key)
         count = len(self.series)
         whole: list[ImageRecord] = []
         for start in range(0, len(rows) - count + 1, count):
@@ -168,25 +194,5 @@ class Journal:
         """Return a file of latents, of all series or of one, after cutting off what was left unfinished."""
         path = self.folder / (f"latents-{rank}.bin" if series is None else f"kept-{series.name}-rank-{rank}.bin")
         if path.exists():
-            os.truncate(path, sum(2 * _INDEX.size + 8 * len(values) for _, values in _latent_entries(path)))
+            os.truncate(path, whole_bytes(path, self._write_key))
         return path
-
-
-def _write_latent(file: BinaryIO, index: int, latent: Tensor) -> None:
-    values = np.asarray(latent.detach().cpu().double().numpy(), dtype="<f8")
-    file.write(_INDEX.pack(index) + _INDEX.pack(len(values)) + values.tobytes())
-    file.flush()
-
-
-def _latent_entries(path: Path) -> list[tuple[int, np.ndarray[Any, np.dtype[np.float64]]]]:
-    """Return position and latent of every whole entry; a cut-off last one is left out."""
-    data = path.read_bytes()
-    entries: list[tuple[int, np.ndarray[Any, np.dtype[np.float64]]]] = []
-    place = 0
-    while place + 2 * _INDEX.size <= len(data):
-        (index,), (width,) = _INDEX.unpack_from(data, place), _INDEX.unpack_from(data, place + _INDEX.size)
-        start = place + 2 * _INDEX.size
-        place = start + 8 * width
-        if place <= len(data):
-            entries.append((index, np.frombuffer(data, "<f8", width, start)))
-    return entries

@@ -2,14 +2,54 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from ellips.files.atomic import replace_file
+from ellips.files.atomic import read_text, replace_file
+from ellips.files.checksums import CURE, SIZE, checksum, key_of
+
+CHECKSUMS = "checksums"
+"""Entry of a file with settings, beside them: what was written under them has checksums."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a file with one JSON object.
+
+    Raises:
+        ValueError: If it holds anything else; the message names the file.
+    """
+    try:
+        content = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: expected JSON but it could not be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object but got {type(content).__name__}.")
+    return content
+
+
+def lock(path: Path) -> BinaryIO:
+    """Take a lock that ends with this process, or when the file is closed.
+
+    Raises:
+        ValueError: If another process has it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise ValueError(
+            f"Expected nobody else to write to {path.parent} but another run does; wait for it, or take another folder."
+        ) from error
+    except OSError:  # a file system without locks
+        pass
+    return file
 
 
 def as_stored(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -31,7 +71,8 @@ def refuse_other_settings(path: Path, settings: Mapping[str, Any], folder: Path)
     """
     if not path.exists():
         return
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = read_json(path)
+    found.pop(CHECKSUMS, None)
     differing = [
         f"{k} (there {found.get(k)!r}, here {settings.get(k)!r})"
         for k in sorted(found.keys() | settings.keys())
@@ -60,7 +101,9 @@ class LineJournal:
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         self.folder = folder
         self.settings = as_stored(settings)
+        self._key = key_of(self.settings)
         self._file: BinaryIO | None = None
+        self._lock: BinaryIO | None = None
         refuse_other_settings(self._settings_file, self.settings, folder)
 
     @property
@@ -72,6 +115,7 @@ class LineJournal:
         self.folder.mkdir(parents=True, exist_ok=True)
         if rank == 0:
             replace_file(self._settings_file, json.dumps(self.settings, indent=1))
+        self._lock = lock(self.folder / f".lock-{rank}")
         path = self.folder / f"lines-{rank}.jsonl"
         replace_file(path, "".join(f"{line}\n" for line in _whole_lines(path)))
         self._file = path.open("ab")
@@ -83,9 +127,12 @@ class LineJournal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        files = (self._lock, self._file)
+        self._file = self._lock = None
+        with contextlib.ExitStack() as stack:  # both, also where the disk is full and one cannot be flushed
+            for file in files:
+                if file is not None:
+                    stack.callback(file.close)
 
     def append(self, name: str, result: Any) -> None:  # noqa: ANN401 - whatever JSON can hold
         """Put one result on disk.
@@ -95,18 +142,40 @@ class LineJournal:
         """
         if self._file is None:
             raise RuntimeError("Expected the journal to be open but it is not; call `open` first.")
-        self._file.write((json.dumps({"name": name, "result": result}) + "\n").encode())
+        line = json.dumps({"name": name, "result": result})
+        self._file.write(f"{line}{checksum(line.encode(), self._key).hex()}\n".encode())
         self._file.flush()
 
     def results(self) -> dict[str, Any]:
-        """Return everything that is done, by name."""
-        lines = [json.loads(line) for path in sorted(self.folder.glob("lines-*.jsonl")) for line in _whole_lines(path)]
-        return {line["name"]: line["result"] for line in lines}
+        """Return everything that is done, by name.
+
+        Raises:
+            ValueError: If a line is damaged; the file is named.
+        """
+        found = [
+            self._parse(path, line) for path in sorted(self.folder.glob("lines-*.jsonl")) for line in _whole_lines(path)
+        ]
+        return {line["name"]: line["result"] for line in found}
+
+    def _parse(self, path: Path, line: str) -> dict[str, Any]:
+        text, digits = line[: -2 * SIZE], line[-2 * SIZE :]
+        if checksum(text.encode(), self._key).hex() != digits:
+            raise ValueError(f"{path}: expected each line to have its checksum but {CURE}")
+        parsed: dict[str, Any] = json.loads(text)
+        return parsed
 
     def delete(self) -> None:
         """Remove the journal, when what it was kept for is written."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.delete_from(self.folder)
+
+    @staticmethod
+    def delete_from(folder: Path) -> None:
+        """Remove a journal from a folder, whatever its settings; files that are not the journal's stay."""
+        for path in (folder / "settings.json", *folder.glob("lines-*.jsonl"), *folder.glob(".lock-*")):
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # not there, or somebody else's files in it
+            folder.rmdir()
 
 
 def _whole_lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+    return read_text(path).split("\n")[:-1] if path.exists() else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ellips.certificates import Certificate
+from ellips.checkpoints import digest_of
 from ellips.classifier import Ellips
 from ellips.files.atomic import replacing
 
@@ -73,10 +75,12 @@ def save_certificates(
         "covariance_type": ellips.covariance_type,
         "digest": ellips.digest(),
     }
+    tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
+    about["content"] = _content(tensors, about)
     with replacing(path) as partial:
         metadata = {"format": _FORMAT, "about": json.dumps(about)}
         # Not by safetensors itself, whose files only their owner may read.
-        partial.write_bytes(save({name: value.cpu().contiguous() for name, value in tensors.items()}, metadata))
+        partial.write_bytes(save(tensors, metadata))
     return path
 
 
@@ -88,7 +92,7 @@ def load_certificates(path: str | Path) -> SavedCertificates:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no such file, or the classifier in it is not the one its digest names.
+        ValueError: If it is no such file or was damaged, or the classifier in it is not the one its digest names.
     """
     path = Path(path)
     if not path.is_file():
@@ -101,17 +105,41 @@ def load_certificates(path: str | Path) -> SavedCertificates:
         raise ValueError(f"Expected {path} to be a whole safetensors file but reading it failed: {error}.") from error
     if metadata.get("format") != _FORMAT:
         raise ValueError(f"Expected {path} to have the format {_FORMAT!r} but got {metadata.get('format')!r}.")
-    about: dict[str, Any] = json.loads(metadata["about"])
-    ellips = _restore(tensors, about["covariance_type"])
-    if ellips.digest() != about["digest"]:
+    try:
+        about: dict[str, Any] = json.loads(metadata["about"])
+        damaged = about.get("content", None) not in (None, _content(tensors, about))
+        ellips = _restore(tensors, about["covariance_type"])
+        fields: dict[str, Any] = {**_under("certificate.", tensors), "diagnostics": _under("diagnostic.", tensors)}
+        kind: dict[str, Any] = {name: about[name] for name in ("method", "soundness", "space", "source")}
+        z, digest = tensors["z"], about["digest"]
+    except (KeyError, TypeError, AttributeError, RuntimeError, IndexError, RecursionError, ValueError) as error:
         raise ValueError(
-            f"Expected the classifier in {path} to have the digest {about['digest']} but got {ellips.digest()}; "
+            f"Expected {path} to hold certificates but something in it does not fit: {error!r}."
+        ) from error
+    if ellips.digest() != digest:
+        raise ValueError(
+            f"Expected the classifier in {path} to have the digest {digest} but got {ellips.digest()}; "
             "the file was altered."
         )
-    fields: dict[str, Any] = _under("certificate.", tensors)
-    fields["diagnostics"] = _under("diagnostic.", tensors)
-    kind = {name: about[name] for name in ("method", "soundness", "space", "source")}
-    return SavedCertificates(Certificate(**fields, **kind), tensors["z"], ellips, tensors.get("index"), about["digest"])
+    if damaged:
+        raise ValueError(
+            f"Expected {path} to hold what was written but it was damaged; certify again with the same settings, which "
+            "writes it anew from the journal."
+        )
+    return SavedCertificates(_certificate(path, fields | kind), z, ellips, tensors.get("index"), digest)
+
+
+def _certificate(path: Path, fields: dict[str, Any]) -> Certificate:
+    try:
+        return Certificate(**fields)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"Expected {path} to hold certificates but something in it does not fit: {error}") from error
+
+
+def _content(tensors: dict[str, Tensor], about: dict[str, Any]) -> str:
+    """Return the SHA-256 of all that a file says, but for this digest itself."""
+    rest = {name: value for name, value in about.items() if name != "content"}
+    return hashlib.sha256(f"{json.dumps(rest, sort_keys=True)}|{digest_of(tensors)}".encode()).hexdigest()
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

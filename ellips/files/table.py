@@ -9,7 +9,8 @@ from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any
 
-from ellips.files.atomic import replace_file
+from ellips.files.atomic import read_text, replace_file
+from ellips.files.checksums import CURE, checksum
 from ellips.files.records import CARRIED, ImageRecord
 from ellips.types import SOUNDNESS_ORDER, SPACES, Series
 from ellips.validation import one_of
@@ -29,12 +30,12 @@ def write_table(path: str | Path, records: Iterable[ImageRecord]) -> None:
     replace_file(Path(path), table_lines([], header=True) + table_lines(records))
 
 
-def table_lines(records: Iterable[ImageRecord], header: bool = False) -> str:
-    """Return records, or the header, as CSV text ending in a line feed."""
+def table_lines(records: Iterable[ImageRecord], header: bool = False, key: bytes | None = None) -> str:
+    """Return records, or the header, as CSV text ending in a line feed; with a key, each row with its checksum."""
     buffer = _Lines()
     writer = csv.writer(buffer, lineterminator="\n")
     if header:
-        writer.writerow(TABLE_HEADER)
+        writer.writerow(TABLE_HEADER if key is None else (*TABLE_HEADER, _CHECKSUM))
     for record in records:
         row = {item.name: getattr(record, item.name) for item in fields(record)}
         row |= dict(zip(_SERIES_COLUMNS, (record.series.name, *astuple(record.series)), strict=True))
@@ -42,7 +43,17 @@ def table_lines(records: Iterable[ImageRecord], header: bool = False) -> str:
         values = (row[name] for name in TABLE_HEADER)
         # repr of a float is the shortest text that reads back to the same float.
         writer.writerow("" if v is None else repr(v) if isinstance(v, float) else v for v in values)
-    return "".join(buffer.parts)
+    if key is None or header:
+        return "".join(buffer.parts)
+    return "".join(f"{line}{checksum(line.encode(), key).hex()}\n" for line in _with_comma(buffer.parts))
+
+
+def _with_comma(lines: Iterable[str]) -> Iterator[str]:
+    return (line.removesuffix("\n") + "," for line in lines)
+
+
+_CHECKSUM = "checksum"
+_CHECKED = (*TABLE_HEADER, _CHECKSUM)
 
 
 class _Lines:
@@ -56,26 +67,40 @@ class _Lines:
         return len(text)
 
 
-def read_table(path: str | Path, *, allow_partial: bool = False) -> list[ImageRecord]:
+def read_table(path: str | Path, *, allow_partial: bool = False, key: bytes | None = None) -> list[ImageRecord]:
     """Read the full-precision table, also one that version 0.1 wrote.
 
     Args:
         path: The file.
         allow_partial: Leave out a last line that was cut off, as a killed process leaves it.
+        key: Each row must have its checksum with this key; None: checksums are passed over.
 
     Raises:
-        ValueError: If the header or a row is malformed; the message names file and line.
+        ValueError: If the header or a row is malformed or damaged; the message names file and line.
     """
-    text = Path(path).read_text(encoding="utf-8")
+    text = read_text(path)
     if allow_partial and not text.endswith("\n"):
         text = text[: text.rfind("\n") + 1]
-    rows = csv.reader(text.removesuffix("\n").split("\n"))
+    lines = text.removesuffix("\n").split("\n")
+    rows = csv.reader(lines)
     header = tuple(next(rows, ()))
-    if header not in (TABLE_HEADER, _HEADER_0_1):
+    if header not in ((TABLE_HEADER, _HEADER_0_1, _CHECKED) if key is None else (_CHECKED,)):
         if allow_partial and not header:
             return []
         raise ValueError(f"{path}: expected the columns {TABLE_HEADER} but got {header}.")
-    return list(_parse_table(rows, header, path))
+    if key is not None:
+        _refuse_damage(path, lines[1:], key)
+    try:
+        return list(_parse_table(rows, header, path))
+    except csv.Error as error:
+        raise ValueError(f"{path}: expected a table but {error}.") from error
+
+
+def _refuse_damage(path: str | Path, lines: Iterable[str], key: bytes) -> None:
+    for number, line in enumerate(lines, start=2):
+        row, comma, digits = line.rpartition(",")
+        if checksum((row + comma).encode(), key).hex() != digits:
+            raise ValueError(f"{path}, line {number}: expected the row to have its checksum but {CURE}")
 
 
 def _parse_table(rows: Iterable[list[str]], header: Sequence[str], path: str | Path) -> Iterator[ImageRecord]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from decimal import ROUND_DOWN, Context, Decimal
 from pathlib import Path
 
-from ellips.files.atomic import replace_file
+from ellips.files.atomic import read_text, replace_file
 from ellips.files.records import ImageRecord
 
 TSV_HEADER = ("idx", "label", "predict", "radius", "correct", "time")
@@ -46,7 +46,7 @@ def read_tsv(path: str | Path) -> list[ImageRecord]:
         ValueError: If the header is another, a row is malformed, ``correct`` is anything but 0 or 1 or contradicts the
             prediction, or an index comes twice; the message names file and line.
     """
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    lines = read_text(path).splitlines()
     header = tuple(lines[0].split("\t")) if lines else ()
     if header != TSV_HEADER:
         raise ValueError(f"{path}: expected the header {TSV_HEADER} but got {header}.")

@@ -44,6 +44,8 @@ def outline(arguments: Mapping[str, Any], feature_dim: int | None = None) -> Fro
     model, weights = arguments.get("model"), arguments.get("weights")
     if feature_dim is not None:
         return FrozenEncoder(_Features(feature_dim))
+    if weights is None and isinstance(model, str) and model in shipped_names():
+        return FrozenEncoder(model, **{name: arguments[name] for name in _KEPT if arguments.get(name) is not None})
     if not isinstance(model, str) or not timm.is_model(model.partition(".")[0]):
         raise ValueError(
             f"Expected an encoder that is a timm model, whose shape is known without its weights, but got {model!r}; "

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ellips.files import ImageRecord, ResultsFolder, read_table, read_tsv, replace_file
+from ellips.files import ImageRecord, ResultsFolder, read_results, read_tsv, replace_file
 from ellips.files.records import UNNAMED
 from ellips.reporting.curves import LabelledCurve, group_by_claim
 from ellips.reporting.figures import plot_panels, save_figure
@@ -58,7 +58,7 @@ def read_entries(argument: str, series: Sequence[str] = ()) -> list[Entry]:
     if claim or argument.endswith(".tsv"):
         return [_read_other(Path(f"{path}.tsv"), claim.removeprefix(":"))]
     folder = Path(argument)
-    found = records_by_series(read_table(ResultsFolder(folder).table))
+    found = records_by_series(read_results(ResultsFolder(folder)))
     names = [each.name for each in found]
     missing = sorted(set(series) - set(names))
     if missing:
@@ -138,7 +138,7 @@ def compare(
     save_figure(figure, out / "compare.png", out / "compare.svg")
     result = {"confidence": confidence, "entries": [_describe(c, counts[c.label]) for c in coarse]}
     replace_file(out / "compare.json", json.dumps(result, indent=1) + "\n")
-    console.print(f"The figure is {out / 'compare.png'}.", highlight=False)
+    console.print(f"The figure is {out / 'compare.png'}.", highlight=False, markup=False)
     return result
 
 

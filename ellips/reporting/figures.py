@@ -9,6 +9,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ellips.files import replacing
 from ellips.metrics.plotting import draw_curve, new_axes
 from ellips.reporting.curves import AXES, CLAIMS, LabelledCurve, single_claim
 
@@ -71,7 +72,7 @@ def save_figure(figure: Figure, *paths: str | Path, dpi: int = 150) -> list[Path
     written = [Path(path) for path in paths]
     with mpl.rc_context({"svg.hashsalt": "ellips", "svg.fonttype": "none"}):
         for path in written:
-            path.parent.mkdir(parents=True, exist_ok=True)
             metadata = {"Date": None} if path.suffix == ".svg" else None
-            figure.savefig(path, dpi=dpi, metadata=metadata)
+            with replacing(path) as partial:
+                figure.savefig(partial, dpi=dpi, metadata=metadata)
     return written

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ellips.certificates import METHODS
 from ellips.classifier import Ellips
+from ellips.encoders.weights import file_digest
 from ellips.files import (
     ImageRecord,
     ResultsFolder,
@@ -78,7 +79,7 @@ class RunReport:
             write_tsv(self.folder.tsv(series), rows)
             self._save_proofs(series, rows)
         write_table(self.folder.table, self.records)
-        summary = self.summary()
+        summary = {**self.summary(), "sha256": {self.folder.table.name: file_digest(self.folder.table)}}
         replace_file(self.folder.summary, json.dumps(summary, indent=1) + "\n")
         figures: dict[str, str] = {}
         for (space, soundness), group in group_by_claim(self.curves()).items():
@@ -134,7 +135,9 @@ class RunReport:
                     f"{entry['missing'][:10]}, repeated {entry['repeated'][:10]}."
                 )
         console.print(
-            f"Everything is in {self.folder.path}/, to look at in {self.folder.report.name}.", highlight=False
+            f"Everything is in {self.folder.path}/, to look at in {self.folder.report.name}.",
+            highlight=False,
+            markup=False,
         )
 
 

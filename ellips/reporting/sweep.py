@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
-from ellips.files import RunFolder
+from ellips.files import RunFolder, read_configuration, read_json
 
 _OF_EVERY_RUN = ("name", "ckpt_path", "trainer.logger", "trainer.default_root_dir")
 """Settings that differ between any two runs and tell nothing of them."""
@@ -49,16 +48,20 @@ def read_run(folder: RunFolder) -> SweepRun:
     """
     if not folder.config.is_file():
         raise FileNotFoundError(f"Expected {folder.config}, which `ellips fit` writes, but there is none.")
-    config = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
+    config = read_configuration(folder.config)
     settings = {name: value for name, value in _flat(config) if not name.startswith(_OF_EVERY_RUN)}
     metrics = _last_metrics(folder)
     summaries = sorted(folder.path.glob("certify/*/summary.json"))
     certified: dict[str, float] = {}
     lacking = [] if metrics else ["no metrics of the validation split"]
     for path in summaries:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-        certified |= _certified(path.parent.name, summary)
-        if not summary["complete"]:
+        summary = read_json(path)
+        try:
+            certified |= _certified(path.parent.name, summary)
+            complete = summary["complete"]
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: expected a summary of `ellips certify` but got {error!r}.") from error
+        if not complete:
             lacking.append(f"certify/{path.parent.name} is not complete")
     if not summaries:
         lacking.append("nothing certified")
@@ -80,8 +83,11 @@ def _last_metrics(folder: RunFolder) -> dict[str, float]:
     for path in (*before, folder.metrics):
         if path.is_file():
             with path.open(encoding="utf-8", newline="") as file:
-                for row in csv.DictReader(file):
-                    found |= {k: float(v) for k, v in row.items() if k and k.startswith("val/") and v}
+                try:
+                    for row in csv.DictReader(file):
+                        found |= {k: float(v) for k, v in row.items() if k and k.startswith("val/") and v}
+                except (ValueError, TypeError, csv.Error) as error:
+                    raise ValueError(f"{path}: expected a table of metrics but {error}.") from error
     return found
 
 
@@ -161,5 +167,7 @@ def sweep_table(runs: Sequence[SweepRun], columns: Sequence[str]) -> Table:
     for run, row in zip(runs, sweep_rows(runs), strict=True):
         values = [row.get(name) for name in columns]
         shown = ["–" if value is None else f"{value:.4g}" for value in values]
-        table.add_row(run.name, *(str(row[name]) for name in settings), *shown, "; ".join(run.lacking) or "–")
+        table.add_row(
+            *map(escape, (run.name, *(str(row[name]) for name in settings), *shown, "; ".join(run.lacking) or "–"))
+        )
     return table

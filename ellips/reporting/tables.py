@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
+from rich.markup import escape
 from rich.table import Table
 
 from ellips.reporting.curves import AXES, CLAIMS, LabelledCurve, single_claim
@@ -47,7 +48,7 @@ def accuracy_table(
                 row.curve.accuracy.tolist(), row.curve.lower.tolist(), row.curve.upper.tolist(), strict=True
             )
         ]
-        table.add_row(row.label, *cells, *(column[i] for _, column in extra))
+        table.add_row(escape(row.label), *cells, *(column[i] for _, column in extra))
     heading = f"\n[b]{title}[/b]\n{AXES[space]} · [b]{soundness}[/b]: {CLAIMS[soundness]}"
     # Headings of a rich table are wrapped to its width; these are lines of their own.
     return Group(heading, table, f"[dim]in %; beneath, the {confidence:.0%} interval, rounded outwards[/dim]")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ellips.certificates import METHODS
 from ellips.classifier import Ellips
-from ellips.files import ResultsFolder, load_certificates, read_tsv
+from ellips.files import ResultsFolder, load_certificates, read_json, read_tsv, replace_file
 from ellips.gaussians import Mixture
 from ellips.head import EllipsHead
 from ellips.theory.degradation import Estimator, degradation
@@ -48,8 +48,7 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if given.json is not None:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(json.dumps(_finite(result), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        replace_file(given.json, json.dumps(_finite(result), indent=2, allow_nan=False) + "\n")
     return 0
 
 
@@ -116,7 +115,7 @@ def load_latents(folder: Path) -> tuple[Ellips, Tensor, Tensor]:
 def table_radii(folder: Path) -> list[float]:
     """Return 0 and the latent radii that a run of certify.py tabulated, or the default ones where it does not say."""
     path = ResultsFolder(folder).summary
-    summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    summary = read_json(path) if path.exists() else {}
     found = summary.get("radii", {}).get("latent", {}).get("radii", DEFAULT_RADII["latent"])
     return sorted({0.0, *found})
 

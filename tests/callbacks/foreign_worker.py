@@ -1,8 +1,7 @@
-"""One process of another project that certifies its images: `python foreign_worker.py OUT --devices N`."""
+"""What each process of another project does that certifies its images."""
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import lightning as L
 import torch
 
 from callbacks import CertificationCallback, GaussianityCallback
-from ellips.distributed import close_process_group
 from ellips.lipschitz import JacobianNorm
 from ellips.types import HeadOutput
 from tests.callbacks.blobs import Blobs, Module
@@ -43,17 +41,7 @@ def evaluate(folder: Path, **options: Any) -> dict[str, Any]:
     return result
 
 
-def main() -> None:
-    """Run one process."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--devices", type=int, required=True)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    result = evaluate(options.out, devices=options.devices, strategy="ddp")
-    torch.save(result, options.out / f"rank{result['rank']}.pt")
-
-
-if __name__ == "__main__":
-    main()
-    close_process_group()
+def evaluate_together(folder: Path, devices: int) -> None:
+    """Evaluate as one of several processes, and write down what this one saw."""
+    result = evaluate(folder, devices=devices, strategy="ddp")
+    torch.save(result, folder / f"rank{result['rank']}.pt")

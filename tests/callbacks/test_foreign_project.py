@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.callbacks.foreign_worker import SIZE, evaluate
-
-ROOT = Path(__file__).parents[2]
+from tests.callbacks.foreign_worker import SIZE, evaluate, evaluate_together
+from tests.processes import run_together
 
 
 @pytest.fixture(scope="module")
@@ -25,15 +20,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What two processes saw and logged; one that fails or is missing fails here."""
     folder = tmp_path_factory.mktemp("two")
-    environment = {
-        **{k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "PYTEST_"))},
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    command = [sys.executable, str(Path(__file__).with_name("foreign_worker.py")), str(folder), "--devices", "2"]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, f"two processes did not run:\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+    run_together(evaluate_together, folder, 2)
     results = [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
     assert [result["world"] for result in results] == [2, 2]
     return results

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
-import socket
-import subprocess
-import sys
+from contextlib import redirect_stderr, redirect_stdout
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -19,8 +17,8 @@ from ellips.audit import AttackSettings
 from ellips.commands import audit as command
 from ellips.commands import certify, encode
 from ellips.files import ResultsFolder
+from tests.processes import run_together
 
-ROOT = Path(__file__).parents[2]
 QUICK = AttackSettings(steps=2, restarts=1, autoattack_points=1, queries=2, batch_size=4)
 IMAGES = 10
 
@@ -63,6 +61,14 @@ def run(digits_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
+def in_turn(folder: Path, commands: list[list[str]]) -> None:
+    """Run commands one after the other, as one of several processes, and write down what this one says."""
+    os.chdir(folder)
+    with Path(f"said-{os.environ['RANK']}.txt").open("w") as file, redirect_stdout(file), redirect_stderr(file):
+        for name, *arguments in commands:
+            import_module(f"ellips.commands.{name}").main(arguments)
+
+
 def rows(folder: Path) -> list[dict[str, str]]:
     return list(csv.DictReader((folder / "audit.csv").open()))
 
@@ -70,9 +76,6 @@ def rows(folder: Path) -> list[dict[str, str]]:
 def test_encode_certify_and_audit_give_in_two_processes_what_they_give_in_one(
     run: Path, digits_checkpoint: Path, tmp_path: Path
 ) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     attack = [f"--attack.{name}={getattr(QUICK, name)}" for name in ("steps", "restarts", "queries", "batch_size")]
     both = ["--accelerator=cpu", "--devices=2"]
     commands = [
@@ -85,24 +88,8 @@ def test_encode_certify_and_audit_give_in_two_processes_what_they_give_in_one(
         ],
         ["audit", str(tmp_path / "run"), *both, *attack, "--attack.autoattack_points=1"],
     ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    # As torchrun sets them: Lightning then starts no processes of its own.
-    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    environment |= {"TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": "0"}
-    script = [sys.executable, str(Path(__file__).with_name("in_turn.py")), json.dumps(commands)]
-    processes = [
-        subprocess.Popen(
-            script,
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            cwd=tmp_path,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    said = [process.communicate(timeout=200)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], said
+    run_together(in_turn, tmp_path, commands)
+    said = [(tmp_path / f"said-{rank}.txt").read_text() for rank in range(2)]
     for name in ("manifest.json", "shard-00003.safetensors"):
         assert (tmp_path / "cache/test" / name).read_bytes() == (run / "cache/test" / name).read_bytes(), name
     shares = [path.read_text().count("\n") - 1 for path in (tmp_path / "run/journal").glob("rows-*.csv")]

@@ -31,17 +31,31 @@ def test_a_flat_configuration_is_that_of_the_lipschitz_encoder(capsys: pytest.Ca
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"),
+    ("name", "expected", "setting"),
     [
-        ("digits_noise", "NoisyEncoderTraining"),
-        ("cifar10_noise", "NoisyEncoderTraining"),
-        ("digits_denoiser", "DenoiserTraining"),
+        ("digits_noise", "NoisyEncoderTraining", "sigma"),
+        ("cifar10_noise", "NoisyEncoderTraining", "sigma"),
+        ("cifar10_adversarial", "AdversarialEncoderTraining", "epsilon"),
+        ("digits_denoiser", "DenoiserTraining", "sigma"),
     ],
 )
-def test_a_configuration_names_its_training(capsys: pytest.CaptureFixture[str], name: str, expected: str) -> None:
-    model = printed(capsys, *arguments(f"encoders/{name}"), "--model.sigma=0.125")
+def test_a_configuration_names_its_training(
+    capsys: pytest.CaptureFixture[str], name: str, expected: str, setting: str
+) -> None:
+    model = printed(capsys, *arguments(f"encoders/{name}"), f"--model.{setting}=0.125")
     assert model["class_path"] == HEAD + expected
-    assert model["init_args"]["sigma"] == 0.125
+    assert model["init_args"][setting] == 0.125
+
+
+@pytest.mark.parametrize("name", ["cifar10_noise", "cifar10_adversarial", "cifar10_denoiser"])
+def test_any_training_on_cifar10_takes_image_files(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    with pytest.raises(SystemExit) as stop:
+        train_encoder(["fit", *arguments(f"encoders/{name}", "encoders/cifar10_jpeg"), "--print_config"])
+    assert stop.value.code == 0
+    data = yaml.safe_load(capsys.readouterr().out)["data"]
+    assert data["class_path"] == "ellips.datamodules.ImageFolderDataModule"
+    assert data["init_args"]["keep_images"]
+    assert "download" not in data["init_args"]
 
 
 def test_what_is_no_training_of_an_encoder_is_refused(

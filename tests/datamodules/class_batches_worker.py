@@ -1,13 +1,7 @@
-"""One process of a run on batches by class: fits a mixture of 12 classes and writes down what it saw.
-
-Started as ``python class_batches_worker.py OUT``; Lightning starts the second process.
-"""
+"""One process of a run on batches by class: fits a mixture of 12 classes and writes down what it saw."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +9,9 @@ import lightning as L
 import torch
 
 from datamodules import GaussianMixtureDataModule
-from ellips.distributed import close_process_group
 from ellips.losses import ClassMMD, CodingRateReduction, Isotropy
 from lightning_modules import GenEllips, Optimization
 
-ROOT = Path(__file__).parents[2]
 GLOBAL_BATCH = 24
 
 
@@ -74,23 +66,7 @@ def fit(
     return {"losses": losses.losses, "state": state, "rank": trainer.global_rank, "world": trainer.world_size}
 
 
-def run_together(folder: Path, world: int) -> list[dict[str, Any]]:
-    """Fit in several processes; one that fails or is missing fails here."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "PYTEST_"))}
-    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-W", "ignore", __file__, str(folder), str(world)]
-    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(world)]
-
-
-def main(folder: Path, world: int) -> None:
-    """Run one process."""
-    torch.set_num_threads(1)
-    result = fit(world, folder, devices=world, strategy="ddp")
+def fit_in_two(folder: Path) -> None:
+    """Fit as one of two processes, and write down what this one saw."""
+    result = fit(2, folder, devices=2, strategy="ddp")
     torch.save(result, folder / f"rank{result['rank']}.pt")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
-    close_process_group()

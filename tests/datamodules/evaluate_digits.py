@@ -1,9 +1,8 @@
-"""Evaluates in one or more processes for `test_processes.py`: python evaluate_digits.py OUTPUT PROCESSES."""
+"""What each of one or more processes evaluates for `test_processes.py`."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import lightning as L
@@ -13,7 +12,6 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from datamodules import DigitsDataModule
-from ellips.distributed import close_process_group
 from ellips.encoders import FrozenEncoder
 from ellips.types import FeatureBatch
 
@@ -60,7 +58,7 @@ class Recorder(L.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
-def main(output: Path, processes: int) -> None:
+def evaluate(output: Path, processes: int) -> None:
     """Fit and test on streamed images, then test on cached features."""
     torch.manual_seed(0)
     encoder = FrozenEncoder("test_resnet", weights="digits")
@@ -76,8 +74,3 @@ def main(output: Path, processes: int) -> None:
     trainer.fit(model, datamodule=streamed)
     trainer.test(model, datamodule=streamed, verbose=False)
     trainer.test(model, datamodule=cached, verbose=False)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
-    close_process_group()

@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from datamodules import DigitsDataModule
-from datamodules.cache import CacheMismatchError, CacheWriter, FeatureCache, Plan
+from datamodules.cache import CacheWriter, FeatureCache
+from datamodules.manifest import CacheMismatchError, Plan
 from ellips.encoders import FrozenEncoder
 from ellips.files import replacing
 from ellips.types import FeatureBatch, ImageBatch
@@ -170,3 +173,77 @@ def test_wrong_arguments_are_refused(encoder: FrozenEncoder, tmp_path: Path, arg
         digits(encoder, tmp_path, **arguments).open_cache("val")
     with pytest.raises(ValueError, match="`cache_dir`"):
         DigitsDataModule(encoder).open_cache("val")
+
+
+def small_cache(folder: Path, rows: int = 24) -> Plan:
+    """A complete cache of six shards."""
+    plan = Plan({"encoder": "a"}, rows=rows, feature_dim=2, shard_rows=4)
+    writer = CacheWriter(folder, plan)
+    for shard in writer.missing():
+        index = torch.tensor(plan.shard_range(shard))
+        writer.write(shard, torch.rand(len(index), 2), index % 3, index)
+    writer.finish(lambda row: None)
+    return plan
+
+
+def alter(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    change(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda manifest: manifest["shards"].pop(),
+        lambda manifest: manifest["shards"].pop(0),
+        lambda manifest: manifest["shards"].append(manifest["shards"][0]),
+        lambda manifest: manifest["shards"].reverse(),
+        lambda manifest: manifest["shards"][0].update(rows=3),
+        lambda manifest: manifest["shards"][0].pop("sha256"),
+        lambda manifest: manifest["skipped"].append({"row": 5, "path": "none"}),
+        lambda manifest: manifest["skipped"].append({"row": "5", "path": "none"}),
+        lambda manifest: (
+            manifest["skipped"].append({"row": 10**12, "path": "none", "more": 1}) or manifest.pop("shards")
+        ),
+        lambda manifest: manifest.pop("skipped"),
+        lambda manifest: manifest["shards"][0].update(file="../../elsewhere.safetensors"),
+        lambda manifest: manifest["shards"][0].update(file="/etc/passwd"),
+        lambda manifest: manifest["shards"][0].update(file="shard-00001.safetensors"),
+    ],
+)
+def test_a_manifest_that_was_altered_is_refused(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "cache/val"
+    plan = small_cache(folder)
+    assert len(FeatureCache(folder, plan)) == 24
+    shutil.copy(folder / "shard-00000.safetensors", tmp_path / "elsewhere.safetensors")
+    alter(folder, change)
+    with pytest.raises(ValueError, match="delete the cache"):
+        FeatureCache(folder, plan)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "\x00", '{"complete": true}', "null"])
+def test_a_manifest_that_is_none_is_refused_by_name(tmp_path: Path, text: str) -> None:
+    plan = small_cache(tmp_path)
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(ValueError, match=str(tmp_path)):
+        FeatureCache(tmp_path, plan)
+
+
+def test_a_shard_of_an_unfinished_cache_that_was_damaged_is_made_again(tmp_path: Path) -> None:
+    plan = Plan({"encoder": "a"}, rows=8, feature_dim=2, shard_rows=4)
+    writer = CacheWriter(tmp_path, plan)
+    writer.write(0, torch.rand(4, 2), torch.arange(4), torch.arange(4))
+    assert writer.missing() == [1]
+    path = tmp_path / "shard-00000.safetensors"
+    data = bytearray(path.read_bytes())
+    for place in (-1, -40, -80):  # a feature, a label, a position
+        data[place] ^= 1
+        path.write_bytes(data)
+        with pytest.warns(UserWarning, match=r"shard-00000.*damaged.*encoded again"):
+            assert writer.missing() == [0, 1]
+        data[place] ^= 1
+    path.write_bytes(data)
+    assert writer.missing() == [1]

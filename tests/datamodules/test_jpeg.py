@@ -12,8 +12,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from datamodules import ImageFolderDataModule, folder
-from datamodules.cache import CacheMismatchError
+from datamodules import CacheMismatchError, ImageFolderDataModule, folder
 from datamodules.folder import BadImageError, Reading
 from datamodules.jpeg import draft_scale, read_jpeg
 from ellips.encoders import FrozenEncoder

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from datamodules import ArraySource, EncodedDataModule, GaussianNoise, ImageFolderDataModule, NoisyImages, Split
-from datamodules.cache import CacheMismatchError, FeatureCache, Plan
+from datamodules.cache import FeatureCache
+from datamodules.manifest import CacheMismatchError, Plan
 from ellips.encoders import FrozenEncoder
 from ellips.gaussians import ClassMoments
 from ellips.splits import digits_part

@@ -1,40 +1,13 @@
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
-SCRIPT = Path(__file__).with_name("evaluate_digits.py")
-
-
-def run_alone(output: Path) -> None:
-    specification = importlib.util.spec_from_file_location("evaluate_digits", SCRIPT)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    module.main(output, 1)
-
-
-def run_together(output: Path, processes: int) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {
-        **os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port), "PYTHONWARNINGS": "ignore",
-    }  # fmt: skip
-    command = [sys.executable, str(SCRIPT), str(output), str(processes)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, cwd=output)
-    assert done.returncode == 0, done.stdout + done.stderr
+from tests.datamodules.evaluate_digits import evaluate
+from tests.processes import run_together
 
 
 def gathered(output: Path, stage: str, processes: int) -> dict[str, torch.Tensor]:
@@ -50,8 +23,8 @@ def cached_files(output: Path) -> dict[str, bytes]:
 
 def test_two_processes_give_what_one_gives(tmp_path_factory: pytest.TempPathFactory) -> None:
     alone, together = (tmp_path_factory.mktemp(name) for name in ("alone", "together"))
-    run_alone(alone)
-    run_together(together, 2)
+    evaluate(alone, 1)
+    run_together(evaluate, together, 2)
     for stage, size in (("val", 270), ("test", 359), ("cached", 359)):
         one, two = gathered(alone, stage, 1), gathered(together, stage, 2)
         assert two["index"].tolist() == one["index"].tolist() == list(range(size))

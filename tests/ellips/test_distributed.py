@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch import multiprocessing, nn
+from torch import nn
 
 from ellips.distributed import close_process_group, world_size
+from tests.processes import run_together
 
 
 def threads() -> set[str]:
     return {task.name for task in Path("/proc/self/task").iterdir()}
 
 
-def join_and_close(rank: int, port: int, folder: str) -> None:
+def join_and_close(folder: Path) -> None:
     module = nn.Linear(3, 2)
     module(torch.ones(4, 3)).sum().backward()  # with a GPU, the first backward pass starts threads that stay
     own = threads()  # those of the group are told by their time: torch 2.5 gives them no names
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
     # DDP holds the group as well, and this one is garbage that only a collection finds.
     model = nn.parallel.DistributedDataParallel(module)
     model.itself = [model]
@@ -32,15 +33,12 @@ def join_and_close(rank: int, port: int, folder: str) -> None:
     before = threads() - own
     close_process_group()
     after = threads() - own
-    torch.save((list(before), list(after), total.unique().tolist(), world_size()), Path(folder, f"{rank}.pt"))
+    torch.save((list(before), list(after), total.unique().tolist(), world_size()), folder / f"{rank}.pt")
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="reads the threads from /proc")
 def test_no_thread_of_the_group_is_left(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(join_and_close, (port, str(tmp_path)), nprocs=2)
+    run_together(join_and_close, tmp_path)
     for rank in range(2):
         before, after, total, processes = torch.load(tmp_path / f"{rank}.pt")
         assert before

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,14 +11,14 @@ import pytest
 import torch
 import torch.distributed as dist
 from scipy.stats import binomtest, norm
-from torch import Tensor, multiprocessing
+from torch import Tensor
 
 from ellips import ClassMoments, Ellips
-from ellips.distributed import close_process_group
 from ellips.gaussians import Regularization
 from ellips.gaussians.moments import Moments
 from ellips.regularization_search import Candidate, RegularizationSearch
 from ellips.vote_search import select_by_votes, vote_radii
+from tests.processes import run_together
 
 COPIES = 30
 
@@ -117,12 +116,12 @@ def test_a_search_without_noise_is_refused() -> None:
         select_by_votes(train_moments(), held, labels, RegularizationSearch(0.4))
 
 
-def _search_on_a_rank(rank: int, port: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+def _search_on_a_rank(folder: Path) -> None:
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
     held, labels = make_split(31, 1, COPIES)
     _, candidates = select_by_votes(train_moments(), held[rank::2], labels[rank::2], SEARCH)
-    torch.save([_numbers(c) for c in candidates], Path(folder, f"{rank}.pt"))
-    close_process_group()
+    torch.save([_numbers(c) for c in candidates], folder / f"{rank}.pt")
 
 
 def _numbers(candidate: Candidate) -> list[float]:
@@ -130,10 +129,7 @@ def _numbers(candidate: Candidate) -> list[float]:
 
 
 def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(_search_on_a_rank, (port, str(tmp_path)), nprocs=2)
+    run_together(_search_on_a_rank, tmp_path)
     _, candidates = select_by_votes(train_moments(), *make_split(31, 1, COPIES), SEARCH)
     expected = torch.tensor([_numbers(c) for c in candidates])
     for rank in range(2):

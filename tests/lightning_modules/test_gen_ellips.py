@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +21,7 @@ from ellips.regularization_search import RegularizationSearch, select_regulariza
 from ellips.types import HeadOutput
 from lightning_modules import GenEllips, Optimization
 from tests.lightning_modules.feature_data import FeatureData, latents_of
+from tests.processes import run_apart
 
 
 def make_module(**options: Any) -> GenEllips:
@@ -145,22 +144,16 @@ def test_a_checkpoint_holds_the_mixture_once_and_no_moments(fitted: Fitted) -> N
     assert torch.equal(matrices[0], module.head.ellips.precision_factors)
 
 
-RELOAD = """
-import sys, torch
-from ellips.head import EllipsHead
-from tests.lightning_modules.feature_data import FeatureData
-torch.set_num_threads(1)
-head, data = EllipsHead.from_checkpoint(sys.argv[1]), FeatureData()
-latents = head.latents(data.test.feature).detach()
-certificates = {m: head.ellips.certify(latents, method=m) for m in ("theorem", "pairwise", "exact")}
-torch.save({m: (c.prediction, c.radius, c.rival) for m, c in certificates.items()}, sys.argv[2])
-"""
+def reload(checkpoint: Path, result: Path) -> None:
+    head, data = EllipsHead.from_checkpoint(checkpoint), FeatureData()
+    latents = head.latents(data.test.feature).detach()
+    certificates = {m: head.ellips.certify(latents, method=m) for m in ("theorem", "pairwise", "exact")}
+    torch.save({m: (c.prediction, c.radius, c.rival) for m, c in certificates.items()}, result)
 
 
 def test_a_new_process_predicts_and_certifies_the_same(fitted: Fitted, tmp_path: Path) -> None:
     _, module, data, path = fitted
-    command = [sys.executable, "-c", RELOAD, str(path), str(tmp_path / "out.pt")]
-    subprocess.run(command, check=True, cwd=Path(__file__).parents[2])
+    run_apart(reload, path, tmp_path / "out.pt")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -29,6 +29,7 @@ from tests.soundness.rationals import (
     length,
     matrix,
     number,
+    root,
     semidefinite,
     two_classes,
 )  # fmt: skip
@@ -64,6 +65,14 @@ def test_cholesky_is_trusted_no_further_than_its_errors_allow(size: int) -> None
         rows = torch.full((1, size, size), -c, dtype=ALL)
         rows.diagonal(dim1=1, dim2=2)[:] = 1.0
         assert bool(positive_definite(rows, torch.zeros(1, size, dtype=ALL))) == proven
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_diagonals_are_between_what_underflow_and_overflow_leave(place: int) -> None:
+    for power, proven in ((-500, True), (-501, False), (-1000, False), (1000, True), (1001, False), (1023, False)):
+        rows = torch.eye(2, dtype=ALL).unsqueeze(0)
+        rows[0, place, place] = 2.0**power
+        assert bool(positive_definite(rows, torch.zeros(1, 2, dtype=ALL))) == proven
 
 
 def test_no_error_of_a_whole_diagonal_entry_is_survived() -> None:
@@ -120,8 +129,8 @@ def test_scores_have_their_errors_where_squares_are_too_small_to_be_numbers() ->
 
 
 def test_scores_have_their_errors_where_these_are_hardly_numbers() -> None:
-    """A v all but cancels, at sizes around 2⁻⁴⁸⁰, and no logarithm pays: its errors are bounded by their own terms."""
-    for power in range(420, 560, 2):
+    """A v all but cancels, at sizes of 1 and around 2⁻⁴⁸⁰, and no logarithm pays: errors are bounded by their own."""
+    for power in (0, *range(420, 560, 2)):
         ellips = Ellips(2, 2)
         ellips.precision_factors[:] = torch.tensor([[1.0, 0.0], [2.0**60, 1.0]], dtype=ALL)
         ellips.fitted.fill_(True)
@@ -160,6 +169,53 @@ def test_completed_squares_are_rounded_upwards() -> None:
         above = float(fall) * (1 + 3e-14) + 2.0**-955 * dim
         assert not verify._arrow(stiff, b, torch.tensor([below], dtype=ALL))
         assert verify._arrow(stiff, b, torch.tensor([above], dtype=ALL))
+
+
+def test_squares_can_be_completed_only_where_they_are_not_negative() -> None:
+    corner = torch.ones(1, dtype=ALL)
+    for stiff, b, proven in ((0.0, 0.0, True), (-1e-300, 0.0, False), (-1.0, 0.0, False), (0.0, 1e-300, False)):
+        for other in (1.0, 0.0):
+            row = torch.tensor([[1.0, stiff]], dtype=ALL), torch.tensor([[other / 2, b]], dtype=ALL)
+            assert bool(verify._arrow(*row, corner)) == proven
+    flat = torch.zeros(1, 2, dtype=ALL)
+    assert not verify._arrow(flat, flat, 0 * corner)  # 0 is not above 0: there is a tie
+
+
+@pytest.mark.parametrize("dim", [2, 64, 4096])
+def test_sums_of_many_squares_are_raised_by_what_summing_them_may_round(dim: int) -> None:
+    """Of ones, which are summed without an error here and now: in another order there might be one of (d−1)u."""
+    ones = torch.ones(1, dim, dtype=ALL)
+    corner = torch.tensor([dim], dtype=ALL)
+    assert not verify._arrow(ones, ones, corner * (1 + (dim + 2) * 2.0**-53))
+    assert verify._arrow(ones, ones, corner * (1 + (1.05 * dim + 20) * 2.0**-53))
+
+
+@pytest.mark.parametrize("kind", ["full", "shared", "diagonal"])
+def test_each_problem_is_given_as_if_it_were_the_only_one(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many problems as dimensions, of very different sizes: no row takes its bounds from another one."""
+    found: list[tuple[Tensor, ...]] = []
+
+    def spy(*given: Tensor) -> Tensor:
+        found.append(tuple(x.clone() for x in given))
+        return torch.zeros(len(given[0]), dtype=torch.bool)
+
+    monkeypatch.setattr(verify, "positive_definite" if kind == "full" else "_arrow", spy)
+    draw = Draw(3)
+    ellips = Ellips(4, 4, covariance_type="diagonal" if kind == "diagonal" else "full")
+    factors = draw.normal(*ellips.precision_factors.shape) + (3 if kind == "diagonal" else 3 * torch.eye(4).double())
+    ellips.precision_factors[:] = factors[:1] if kind == "shared" else factors
+    ellips.means[:] = draw.normal(4, 4) * 2.0 ** torch.tensor([0, 20, -20, 7]).double().unsqueeze(1)
+    ellips.fitted.fill_(True)
+    kernel, z = Kernel(ellips), ellips.means + draw.normal(4, 4)
+    p, r = torch.arange(4), torch.tensor([1, 2, 3, 0])
+    rest = [torch.tensor(x, dtype=ALL) for x in ([9.0, 1e6, 3.0, 70.0], [1e-3, 1e-9, 0.01, 1e-4], [0.1, 3, 1e-4, 0.0])]
+    kernel.unreached(z, (p, r), *rest)
+    for i in range(4):
+        row = slice(i, i + 1)
+        kernel.unreached(z[row], (p[row], r[row]), *(x[row] for x in rest))
+    together, *single = found
+    for part, parts in zip(together, zip(*single, strict=True), strict=True):
+        assert torch.allclose(part, torch.cat(parts), rtol=1e-10, atol=0)
 
 
 def test_the_kernel_is_of_the_stored_numbers_and_of_its_own_copy_of_them() -> None:
@@ -246,13 +302,13 @@ def test_claims_that_are_none_prove_nothing() -> None:
 
 @pytest.mark.parametrize("kind", ["full", "diagonal"])
 def test_classes_are_in_one_place_only_if_no_coordinate_differs(kind: str) -> None:
-    """Of one shape, a coordinate apart: the boundary is met, however the priors stand; in one place it is not."""
-    for shift, never in ((1.0, False), (0.0, True)):
+    """Of one shape, a coordinate apart: the boundary is met, however the priors stand; in one place only at a tie."""
+    for shift, rare, never in ((1.0, -3.0, False), (0.0, -3.0, True), (0.0, -0.1, False), (0.0, -0.05, False)):
         ellips, _ = two_classes(Draw(0), 2, kind)
         ellips.precision_factors[:] = torch.eye(2).double() if kind == "full" else 1.0
         ellips.means[:] = 0.0
         ellips.means[1, 1] = shift
-        ellips.log_priors[:] = torch.tensor([-0.1, -3.0])
+        ellips.log_priors[:] = torch.tensor([-0.1, rare], dtype=ALL)
         pair = torch.tensor([0]), torch.tensor([1])
         values = (torch.tensor([x], dtype=ALL) for x in (5.8 + shift, 1.0, 1e9))
         assert bool(Kernel(ellips).unreached(torch.zeros(1, 2, dtype=ALL), pair, *values)) == never
@@ -333,7 +389,7 @@ def test_the_pull_between_classes_of_one_shape_is_bounded_from_above(monkeypatch
         dim = draw.integer(1, 5)
         ellips, z = two_classes(draw, dim, "full")
         ellips.precision_factors[1] = ellips.precision_factors[0]
-        ellips.means *= (1.0, 2.0**-480, 2.0**-490)[seed % 3]
+        ellips.means *= (1.0, 2.0**-480, 2.0**-490, 2.0**20)[seed % 4]
         _unreached(Kernel(ellips), z, 1.0, 2.0, 0.5)
         stiff, b = (exact(x) for x in found[-1])
         a = matrix(ellips.factors[0])
@@ -495,3 +551,31 @@ def test_the_curvature_over_the_radius_is_rounded_upwards(kind: str) -> None:
         below = below if Fraction(below) <= needed else math.nextafter(below, 0)
         assert not _proves_far(far, z, y, below, radius)
         assert _proves_far(far, z, y, below * (1 + 1e-14), radius)
+
+
+def test_far_rivals_are_far_by_what_underflow_may_hide() -> None:
+    """Where b is 0 as computed it may have been lost: by 2⁻⁴⁸⁰, or by γ 2⁻⁴⁸⁰ of ‖A‖ if that is more."""
+    for size, reach, above in ((1.0, 2.0**480, 0.5), (2.0**200, 2.0**330, 0.5)):
+        ellips = Ellips(2, 1)
+        ellips.precision_factors[:], ellips.fitted[...] = size, True
+        far, z = FarRivals(kernel := Kernel(ellips), torch.ones(2, dtype=ALL)), torch.zeros(1, 1, dtype=ALL)
+        y, radius = kernel.whiten(z)[0], torch.tensor([reach], dtype=ALL)
+        assert not _proves_far(far, z, y, above, radius)
+        assert _proves_far(far, z, y, 1e3, radius)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 6, 12, 40])
+def test_lengths_of_pulls_are_raised_by_what_each_step_rounds(dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A product with A and one with its transpose; then the root of a sum of squares, by itself."""
+    for kind in ("full", "diagonal"):
+        ellips, _ = two_classes(Draw(dim), dim, kind)
+        kernel, z = Kernel(ellips), torch.zeros(1, dim, dtype=ALL)
+        far, (y, _, _) = FarRivals(kernel, torch.ones(2, dtype=ALL)), kernel.whiten(z)
+        assert far.unwhiten(y)[1] >= 2 * (dim if kind == "full" else 1) + 2
+        u = torch.stack([0 * z, torch.ones_like(z)], dim=1)
+        monkeypatch.setattr(far, "unwhiten", lambda y, u=u: (u, 0))
+        monkeypatch.setattr(far, "bend", lambda p: torch.zeros(1, 1, dtype=ALL))
+        length = (Fraction(dim) if dim == 1 else root(Fraction(dim))) * (1 + gamma(dim // 2 + 2))
+        for reach in (0.5, 2.0**-30):
+            below = math.nextafter(float(2 * Fraction(reach) * length), 0)
+            assert not _proves_far(far, z, y, below, torch.tensor([reach], dtype=ALL))

@@ -314,6 +314,9 @@ def test_the_sign_counts_squares_and_priors_alike_and_determinants_without_their
     wide, narrow = StoredClass((0.0,), (-3.0,), 0.0), StoredClass((0.0,), (3.0,), 0.0)
     assert margin_sign((0.0,), wide, narrow) == margin_sign((0.0,), narrow, wide) == 0
     assert margin_sign((0.0,), wide, zero) == 1
+    least = 2.0**-1074
+    three, two = StoredClass((0.0,), (3 * least,), 0.0), StoredClass((0.0,), (2 * least,), 0.0)
+    assert margin_sign((0.0,), three, two) == 1 == -margin_sign((0.0,), two, three)
     for singular in (StoredClass((0.0,), (0.0,), 0.0), StoredClass((0.0,), ((0.0,),), 0.0)):
         assert margin_sign((0.0,), singular, zero) is None
         assert margin_sign((0.0,), zero, singular) is None

@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
-from ellips.encoders import FrozenEncoder
+from ellips.encoders import FrozenEncoder, LinearHead
 from ellips.encoders.preprocessing import Preprocess
-from ellips.encoders.weights import shipped_names, shipped_provenance, state_digest
+from ellips.encoders.weights import SHIPPED_FOLDER, file_digest, shipped_names, shipped_provenance, state_digest
 from ellips.errors import WeightsNotFoundError
 
 
@@ -243,6 +243,28 @@ def test_shipped_encoder_has_the_recorded_digest_and_architecture() -> None:
     assert encoder.preprocess.size == tuple(record["preprocessing"]["size"])
     with pytest.raises(ValueError, match="'test_resnet'"):
         FrozenEncoder("test_vit", weights="digits")
+
+
+@pytest.mark.parametrize("name", shipped_names())
+def test_a_shipped_name_is_an_encoder_with_its_architecture(name: str) -> None:
+    encoder, record = FrozenEncoder(name), shipped_provenance(name)
+    channels = encoder.preprocess.in_channels
+    assert encoder(torch.rand(2, channels, *encoder.preprocess.size)).shape == (2, encoder.feature_dim)
+    assert encoder.feature_dim == record.get("feature_dim", encoder.feature_dim)
+    assert file_digest(SHIPPED_FOLDER / f"{name}.safetensors") == record["sha256"]
+    if "(" not in record["architecture"]:
+        return
+    assert encoder.architecture == record["architecture"]
+    assert encoder.preprocess.describe() == record["preprocessing"]
+    assert encoder.fingerprint() == FrozenEncoder(encoder.backbone).fingerprint()
+
+
+def test_a_shipped_encoder_brings_the_classifier_it_was_trained_with() -> None:
+    record, head = shipped_provenance("cifar10_noise"), LinearHead("cifar10_noise")
+    assert file_digest(SHIPPED_FOLDER / record["head"]["file"]) == record["head"]["sha256"]
+    assert (head.in_features, head.num_classes) == (record["feature_dim"], 10)
+    with pytest.raises(WeightsNotFoundError, match="cifar10_noise"):
+        LinearHead("digits")
 
 
 def test_shipped_weights_that_were_changed_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

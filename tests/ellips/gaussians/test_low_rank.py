@@ -1,16 +1,16 @@
 from __future__ import annotations
 
 import copy
-import socket
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor, multiprocessing
+from torch import Tensor
 
 from ellips import Ellips, EllipsHead
 from ellips.gaussians import ClassMoments, ClassSketch, Mixture, Moments, Regularization, collector, sketch
+from tests.processes import run_together
 
 SETTINGS = [(0.0, 0.0), (0.3, 0.2), (0.0, 0.4)]
 
@@ -151,21 +151,18 @@ def test_batches_do_not_matter_and_passes_are_counted() -> None:
         unfinished.update(z, labels)
 
 
-def in_two_processes(rank: int, port: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+def in_two_processes(folder: Path) -> None:
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
     z, labels = data(600)
     mine = (torch.arange(600) % 3 == 0) if rank == 0 else (torch.arange(600) % 3 != 0)
     mine &= (labels != 4) | torch.tensor(rank == 1)  # one process never sees the last class
     found = collected(z[mine], labels[mine], 3, 50).compute()
-    torch.save(found._asdict(), Path(folder, f"{rank}.pt"))
-    dist.destroy_process_group()
+    torch.save(found._asdict(), folder / f"{rank}.pt")
 
 
 def test_two_processes_collect_what_one_does(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(in_two_processes, (port, str(tmp_path)), nprocs=2)
+    run_together(in_two_processes, tmp_path)
     z, labels = data(600)
     seen = (labels != 4) | (torch.arange(600) % 3 != 0)
     expected = collected(z[seen], labels[seen], 3).compute()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from ellips.losses import CodingRateReduction, class_coding_rate, coding_rate
+from tests.processes import run_apart
 
 
 def reference(z: NDArray[np.float64], labels: NDArray[np.int64], epsilon_squared: float) -> tuple[float, float]:
@@ -88,28 +87,27 @@ def test_refuses_what_it_cannot_use() -> None:
         CodingRateReduction()(torch.randn(0, 3), torch.zeros(0, dtype=torch.long))
 
 
-MEMORY = """
-import torch
-from pathlib import Path
-from ellips.losses import CodingRateReduction
-def peak():
-    # Unlike getrusage's, this peak is the process's own and not also that of the one it was forked from.
+def peak() -> int:
+    """The process's largest memory, in kibibytes; getrusage's may be that of the one it was forked from."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
-torch.manual_seed(0)
-z = torch.randn(1024, 1024, requires_grad=True)
-warm = CodingRateReduction()(z[:8], torch.arange(8)); warm.backward()
-before = peak()
-for labels in (torch.arange(1024) % 1000, (torch.arange(1024) - 24).clamp(min=0) % 1000, torch.randint(1000, (1024,))):
-    CodingRateReduction()(z, labels).backward()
-# A class that fills half of the batch must not make all others as large as itself.
-CodingRateReduction()(z, (torch.arange(1024) - 511).clamp(min=0)).backward()
-print(peak() - before)
-"""
+
+
+def measure(result: Path) -> None:
+    torch.manual_seed(0)
+    z = torch.randn(1024, 1024, requires_grad=True)
+    warm = CodingRateReduction()(z[:8], torch.arange(8))
+    warm.backward()
+    before, some = peak(), torch.arange(1024)
+    for labels in (some % 1000, (some - 24).clamp(min=0) % 1000, torch.randint(1000, (1024,))):
+        CodingRateReduction()(z, labels).backward()
+    # A class that fills half of the batch must not make all others as large as itself.
+    CodingRateReduction()(z, (some - 511).clamp(min=0)).backward()
+    result.write_text(str(peak() - before))
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory from Linux's /proc")
-def test_a_thousand_classes_in_a_batch_of_1024_need_less_than_a_gigabyte() -> None:
-    result = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
-    kibibytes = int(result.stdout)
+def test_a_thousand_classes_in_a_batch_of_1024_need_less_than_a_gigabyte(tmp_path: Path) -> None:
+    run_apart(measure, tmp_path / "kibibytes")
+    kibibytes = int((tmp_path / "kibibytes").read_text())
     assert 0 < kibibytes * 1024 < 1e9

@@ -1,7 +1,6 @@
 """The metrics against a plain NumPy oracle: per batch, aggregated, pickled, over ranks, by dtype."""
 
 import pickle
-import socket
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +9,7 @@ import torch
 import torch.distributed as dist
 from scipy.stats import binomtest
 from torch import Tensor
-from torch.multiprocessing import spawn
 
-from ellips.distributed import close_process_group
 from ellips.metrics import (
     AverageCertifiedRadius,
     CertifiedAccuracy,
@@ -23,6 +20,7 @@ from ellips.metrics import (
     certified_accuracy_curve,
     clopper_pearson,
 )
+from tests.processes import run_together
 
 RADII = [0.0, 0.25, 0.5, 1.0, 1.5]
 
@@ -141,6 +139,24 @@ def test_intervals_agree_with_scipy(successes: int, total: int, confidence: floa
     np.testing.assert_allclose([low.item(), high.item()], [interval.low, interval.high], rtol=1e-8, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32, torch.float16, torch.bfloat16, torch.float32])
+def test_intervals_are_those_of_the_counts_in_whatever_type_these_come(dtype: torch.dtype) -> None:
+    top = 255 if dtype == torch.uint8 else 127
+    counts = [0, 3, top - 1, top]
+    narrow = clopper_pearson(torch.tensor(counts, dtype=dtype), torch.tensor(top, dtype=dtype))
+    for end, expected in zip(narrow, clopper_pearson(torch.tensor(counts), top), strict=True):
+        assert end.dtype == torch.float64
+        assert torch.equal(end, expected)
+
+
+def test_curves_reach_2_in_steps_of_a_fiftieth_unless_told_otherwise() -> None:
+    data = joined(batches())
+    metric = CertifiedAccuracyCurve()
+    metric.update(*data)
+    for curve in (metric.compute(), certified_accuracy_curve(*data)):
+        assert curve.radii.tolist() == [i / 50 for i in range(101)]
+
+
 def test_intervals_of_a_metric_surround_its_values() -> None:
     metric = CertifiedAccuracy(RADII)
     value = metric(*joined(batches()))
@@ -250,22 +266,19 @@ def _curve_of(*data: Tensor) -> CertifiedCurve:
     return metric.compute()
 
 
-def _count_on_a_rank(rank: int, world: int, port: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+def _count_on_a_rank(folder: Path) -> None:
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
     accuracy, curve, acr = CertifiedAccuracy(RADII), CertifiedAccuracyCurve(radii=RADII), AverageCertifiedRadius()
     # Uneven shares: rank 0 gets three batches of four.
     for batch in batches()[:3] if rank == 0 else batches()[3:]:
         for metric in (accuracy, curve, acr):
             metric.update(*batch)
-    torch.save((accuracy.compute(), tuple(curve.compute()), acr.compute()), Path(folder, f"{rank}.pt"))
-    close_process_group()
+    torch.save((accuracy.compute(), tuple(curve.compute()), acr.compute()), folder / f"{rank}.pt")
 
 
 def test_two_ranks_give_what_one_process_gives(tmp_path: Path) -> None:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    spawn(_count_on_a_rank, (2, port, str(tmp_path)), nprocs=2)
+    run_together(_count_on_a_rank, tmp_path)
     whole = joined(batches())
     for rank in range(2):
         accuracy, curve, acr = torch.load(tmp_path / f"{rank}.pt")

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import copy
 import pickle
-import socket
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor, multiprocessing
+from torch import Tensor
 
-from ellips.distributed import close_process_group
 from ellips.metrics import DistinctRows
+from tests.processes import run_together
 
 
 def make_rows() -> DistinctRows:
@@ -84,6 +83,18 @@ def test_no_history_is_kept() -> None:
     assert not rows.rows()["value"].requires_grad
 
 
+def test_every_column_is_gathered() -> None:
+    """As over two processes, of which the other one has the rows 0 and 3."""
+    here, there = make_rows(), make_rows()
+    add(here, [0, 1])
+    add(there, [3, 0])
+    other = iter([torch.cat(getattr(there, f"column_{name}")) for name in there.columns])
+    here.dist_sync_fn = lambda value, group: [value, next(other)]
+    here.distributed_available_fn = lambda: True
+    check(here.rows(), [0, 1, 3])
+    assert not list(other)
+
+
 @pytest.mark.parametrize(
     "columns",
     [
@@ -111,8 +122,9 @@ SHARES = {
 }
 
 
-def gather(rank: int, port: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+def gather(folder: Path) -> None:
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
     rows = make_rows()
     results = {}
     for name, share in SHARES.items():
@@ -120,15 +132,11 @@ def gather(rank: int, port: int, folder: str) -> None:
             add(rows, batch)
         results[name] = rows.rows()
         rows.reset()
-    torch.save(results, Path(folder, f"{rank}.pt"))
-    close_process_group()
+    torch.save(results, folder / f"{rank}.pt")
 
 
 def test_two_processes_both_have_every_image_once(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(gather, (port, str(tmp_path)), nprocs=2)
+    run_together(gather, tmp_path)
     for rank in range(2):
         results = torch.load(tmp_path / f"{rank}.pt")
         assert results.keys() == SHARES.keys()

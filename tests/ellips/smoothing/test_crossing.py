@@ -35,6 +35,9 @@ def test_the_number_is_the_smallest_that_every_path_together_allows(
 def test_a_single_look_is_clopper_and_pearsons(margin: float) -> None:
     alone = votes_needed_at_last(np.array([0]), np.array([1000]), margin, 0.001)
     assert alone == votes_needed(np.array([margin]), 1000, 0.001)[0]
+    for first in (1, 2, 5, 100):  # a look at which nothing is ever rejected
+        again = votes_needed_at_last(np.array([first + 1, 0]), np.array([first, 1000]), margin, 0.001)
+        assert again == alone
 
 
 def test_earlier_rejections_are_paid_for() -> None:
@@ -71,3 +74,12 @@ def test_what_is_left_out_counts_as_failure(left_out: float, monkeypatch: pytest
                 with monkeypatch.context() as patched:
                     patched.setattr(crossing, "_LEFT_OUT", left_out)
                     assert votes_needed_at_last(votes, looks, margin, alpha) >= whole
+
+
+def test_ends_that_are_left_out_are_small_and_all_of_them_is_returned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crossing, "_LEFT_OUT", 2.0**-6)
+    others = 2.0 ** -np.array([9.0, 8, 7, 6, 1, 2, 5, 7, 8])
+    kept, first, lost = crossing._trimmed(others, 7)
+    assert kept.tolist() == others[3:7].tolist()
+    assert first == 7 + 3
+    assert lost == others[:3].sum() + others[7:].sum()

@@ -98,3 +98,9 @@ def test_a_constant_of_zero_is_refused() -> None:
 def test_every_rule_says_why() -> None:
     assert len(RULES) > 60
     assert all(rule.__doc__ for rule, _ in RULES.values())
+
+
+def test_rules_look_at_nothing_that_no_operation_has() -> None:
+    known = {argument.name for operation in RULES for argument in operation._schema.arguments}
+    named = {x.name for _, signature in RULES.values() for x in signature if x.kind is not x.VAR_KEYWORD}
+    assert named - known == {"iterations"}
