@@ -14,6 +14,9 @@ SLACK = 1e-7
 """Relative amount by which every norm is raised: orders above what float64 loses in any of the computations here
 (about n * 2e-16 for sums of n <= 1e6 terms), and of the size of one float32 rounding."""
 
+SMALLEST = 1e-290
+"""Below it products lose digits, or vanish."""
+
 _CHUNK = 1 << 22  # complex numbers held at once
 
 
@@ -37,6 +40,18 @@ def finite(norm: float) -> float:
     if not 0 <= norm < math.inf:
         raise UnprovenOperationError(f"Expected norms to be finite numbers but got {norm}; check the weights.")
     return norm
+
+
+def times(left: float, right: float) -> float:
+    """Multiply two bounds; refuse a product that is too small or too large to be a number.
+
+    Raises:
+        UnprovenOperationError: If it is, or a factor is infinite or not a number.
+    """
+    product = finite(left) * finite(right)
+    if left and right and product < SMALLEST:
+        raise UnprovenOperationError(f"Expected norms in the range of numbers but got {left:g} times {right:g}.")
+    return finite(product)
 
 
 def finite_tensor(values: Tensor) -> Tensor:

@@ -14,14 +14,13 @@ from ellips.lipschitz.base import ConstantSource
 from ellips.lipschitz.capture import captured
 from ellips.lipschitz.capture.graph import Graph, Node, UnprovenOperationError
 from ellips.lipschitz.spectral import affine, moves, slopes  # noqa: F401 - they fill the allow-list
-from ellips.lipschitz.spectral.norms import finite, matrix_norm
+from ellips.lipschitz.spectral.norms import SMALLEST, finite, matrix_norm, times
 from ellips.lipschitz.spectral.rules import Effect, Sign, effect
 from ellips.types import ImageMap, LipschitzBound
 from ellips.validation import at_least
 
 _MAX_DENSE_ELEMENTS = 1 << 26  # 0.5 GB of float64
 _UNIT = 2.0**-53  # rounding of one float64 operation
-_SMALLEST = 1e-290  # below it products lose digits, or vanish
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ class _Bounds:
             if self.origins[node] is node:
                 self.constants[node] = self._step(node, self._of)
         value = self._of(self.graph.result) * (1 + 1e-12)  # sums and products of the bounds themselves
-        if not _SMALLEST < value < math.inf:
+        if not SMALLEST < value < math.inf:
             raise UnprovenOperationError(
                 f"Expected a positive, finite Lipschitz constant but got {value}: the latents would not depend on the "
                 "image, or leave the range of numbers; check the weights."
@@ -211,15 +210,3 @@ class _Bounds:
 
 def _as_it_is(constants: Tensor) -> Tensor:
     return constants
-
-
-def times(left: float, right: float) -> float:
-    """Multiply two bounds; refuse a product that is too small or too large to be a number.
-
-    Raises:
-        UnprovenOperationError: If it is, or a factor is infinite or not a number.
-    """
-    product = finite(left) * finite(right)
-    if left and right and product < _SMALLEST:
-        raise UnprovenOperationError(f"Expected norms in the range of numbers but got {left:g} times {right:g}.")
-    return finite(product)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ellips.lipschitz.capture.graph import Node
 from ellips.lipschitz.spectral.affine import joined, quotient
+from ellips.lipschitz.spectral.pieces import pieces_of_one
 from ellips.lipschitz.spectral.rules import Effect, allow, aten, copies, refusal, slope
 
 # ------------------------------------------------------------------ number by number
@@ -167,12 +168,15 @@ def _max_pool(
 
 
 @allow("cat.default")
-def _joined(node: Node, tensors: Sequence[Any], dim: int) -> Effect:
-    """Pieces side by side: squares add up. The least and the largest of every pair are the pair, sorted: 1."""
+def _joined(node: Node, tensors: Sequence[Any], dim: int, iterations: int) -> Effect:
+    """Pieces side by side: squares add up. The least and the largest of every pair are the pair, sorted: 1.
+
+    Different pieces of one tensor count as the steepest of them: see `pieces_of_one`.
+    """
     pair = _pair_of_extremes(tensors, dim)
     if pair is not None:
         return Effect([pair], lambda: [1.0])
-    return joined(node, tensors, dim, stacked=False)
+    return pieces_of_one(tensors, dim, iterations) or joined(node, tensors, dim, stacked=False)
 
 
 def _pair_of_extremes(tensors: Sequence[Any], dim: int) -> Node | None:

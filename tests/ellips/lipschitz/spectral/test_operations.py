@@ -157,6 +157,125 @@ def test_the_smaller_and_the_larger_of_a_pair_are_known_and_nothing_else_is_take
     assert (bound == pytest.approx(1.0)) == (name in ("the pair itself", "by position"))
 
 
+def split(x: Tensor, *sizes: int, dim: int = 3) -> tuple[Tensor, ...]:
+    return x.split(list(sizes), dim)
+
+
+def shifted(x: Tensor) -> Tensor:
+    still, right, down = split(x, 2, 3, 1)
+    return torch.cat([still, right.roll(1, 1), down.roll(-1, 2)], 3)
+
+
+def halved(x: Tensor) -> Tensor:
+    first, rest = split(x - 0.5, 4, 2)
+    return torch.cat([first.abs(), rest], 3)
+
+
+APART: dict[str, tuple[Function, float]] = {
+    "shifted": (shifted, 1.0),
+    "moved elsewhere": (lambda x: torch.cat([p.flatten(1) for p in split(x, 4, 2)], 1), 1.0),
+    "absolute in part": (halved, 1.0),
+    "both": (lambda x: halved(shifted(x)), 1.0),
+    "one after the other": (lambda x: torch.cat([p.abs().roll(1, 2) for p in x.split(2, 3)], 3), 1.0),
+    "in another order": (lambda x: torch.cat(split(x, 2, 3, 1)[::-1], 3), 1.0),
+    "some left out": (lambda x: torch.cat(split(x, 2, 3, 1)[::2], 3), 1.0),
+    "one steeper": (lambda x: torch.cat([split(x, 2, 4)[0], 3 * split(x, 2, 4)[1]], 3), 3.0),
+    "two steps": (lambda x: torch.cat([split(x, 2, 4)[0], -2 * (3 * split(x, 2, 4)[1]).abs()], 3), 6.0),
+    "one piece alone": (lambda x: torch.cat([2 * split(x, 2, 4)[1]], 3), 2.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", APART)
+def test_pieces_of_one_tensor_count_as_the_steepest_of_them(name: str) -> None:
+    function, slope = APART[name]
+    image = torch.rand(*SHAPE, dtype=torch.float64)
+    for dense_limit in (0, 1024):
+        assert jacobian_norm(function, image) * (1 - 1e-6) <= bound_of(function, dense_limit) <= slope * (1 + 1e-6)
+
+
+OVERLAPPING: dict[str, Function] = {
+    "one piece twice": lambda x: torch.cat([split(x, 2, 4)[1].abs(), split(x, 2, 4)[1]], 3),
+    "one piece twice, of one call": lambda x: (lambda p: torch.cat([p[0], p[1], p[0]], 3))(split(x, 2, 4)),
+    "of two ways to split": lambda x: torch.cat([split(x, 4, 2)[0], split(x, 2, 4)[1]], 3),
+    "of two ways to split, by size": lambda x: torch.cat([x.split(4, 3)[0], x.split(2, 3)[1]], 3),
+    "along two axes": lambda x: torch.cat([split(x, 2, 4)[0].flatten(1), x.split([1, 3], 2)[1].flatten(1)], 1),
+    "of the tensor and of its mirror image": lambda x: torch.cat([split(x, 3, 3)[0], split(x.flip(3), 3, 3)[1]], 3),
+    "of the tensor and of what is moved": lambda x: torch.cat([split(x, 3, 3)[0], split(x.roll(3, 3), 3, 3)[1]], 3),
+    "absolute on slices that overlap": lambda x: torch.cat([x[..., :4].abs(), x[..., 2:]], 3),
+    "slices of steps that overlap": lambda x: torch.cat([x[..., ::2], x[..., ::3]], 3),
+    "with the whole": lambda x: torch.cat([x, split(x, 2, 4)[1]], 3),
+    "a piece and its sum with another": lambda x: (lambda p: torch.cat([p[0], p[1], p[0] + p[1]], 3))(split(x, 3, 3)),
+    "a piece that is copied": lambda x: torch.cat([p.repeat(1, 1, 2, 1) for p in split(x, 2, 4)], 3),
+    "pieces that are joined twice": lambda x: torch.cat([shifted(x), halved(x)], 3),
+    "a piece of a piece": lambda x: torch.cat([split(split(x, 4, 2)[0], 2, 2)[1], split(x, 2, 4)[1]], 3),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OVERLAPPING)
+def test_pieces_that_overlap_count_as_often_as_they_come(name: str) -> None:
+    """The steepest point lies above 1 for each of them: a rule that took them for pieces apart would be unsound."""
+    function = OVERLAPPING[name]
+    truth = jacobian_norm(function, torch.rand(*SHAPE, dtype=torch.float64))
+    assert truth > 1.4
+    for dense_limit in (0, 1024):
+        assert truth * (1 - 1e-6) <= bound_of(function, dense_limit)
+
+
+LENGTHS: dict[str, Function] = {
+    "over an axis": lambda x: torch.linalg.vector_norm(x, dim=2),
+    "over space": lambda x: torch.linalg.vector_norm(x, dim=(2, 3)),
+    "over all, axes kept": lambda x: torch.linalg.vector_norm(x, dim=(1, 2, 3), keepdim=True),
+    "over flattened space": lambda x: torch.linalg.vector_norm(x.flatten(2), dim=2),
+    "of what is moved": lambda x: torch.linalg.vector_norm(x.permute(0, 2, 3, 1).flatten(1, 2), dim=1),
+}
+
+
+@pytest.mark.parametrize("name", LENGTHS)
+def test_lengths_of_groups_have_slope_one_at_zero_too(name: str) -> None:
+    function = LENGTHS[name]
+    bound = bound_of(function)
+    assert 0.9 < jacobian_norm(function, torch.rand(*SHAPE, dtype=torch.float64)) <= bound * (1 + 1e-6) <= 1 + 2e-6
+    tiny = 1e-9 * torch.randn(50, *SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for other in (torch.zeros_like(tiny), tiny.flip(0), -tiny):
+        steps = (function(tiny) - function(other)).flatten(1).norm(dim=1)
+        assert (steps <= bound * (tiny - other).flatten(1).norm(dim=1) * (1 + 1e-6)).all()
+
+
+LENGTHS_REFUSED: dict[str, Function] = {
+    "a root, steep at zero": lambda x: x.square().sum((2, 3)).sqrt(),
+    "a root above an epsilon": lambda x: (x.square().sum((2, 3)) + 1e-6).sqrt(),
+    "a power": lambda x: x.square().sum((2, 3)).pow(0.5),
+    "the sum of magnitudes": lambda x: torch.linalg.vector_norm(x, ord=1, dim=(2, 3)),
+    "the largest magnitude": lambda x: torch.linalg.vector_norm(x, ord=torch.inf, dim=(2, 3)),
+    "of order three": lambda x: torch.linalg.vector_norm(x, ord=3, dim=(2, 3)),
+    "how many are not zero": lambda x: torch.linalg.vector_norm(x, ord=0, dim=(2, 3)),
+    "in another type": lambda x: torch.linalg.vector_norm(x, dim=(2, 3), dtype=torch.float64),
+    "of a direction": lambda x: functional.normalize(x.flatten(1), dim=1, eps=0.0),
+}
+
+
+@pytest.mark.parametrize("name", LENGTHS_REFUSED)
+def test_what_only_looks_like_a_length_is_refused(name: str) -> None:
+    with pytest.raises(UnprovenOperationError, match="Expected"):
+        bound_of(LENGTHS_REFUSED[name])
+
+
+@pytest.mark.parametrize(
+    "roll",
+    [lambda x: x.roll((1, 7), (1, 3)), lambda x: x.roll(-1, 2) + x.roll(1, 2)],
+    ids=["of two axes, farther than they are long", "to both sides at once"],
+)
+def test_numbers_that_are_rolled_come_once_each(roll: Function) -> None:
+    truth = jacobian_norm(roll, torch.rand(*SHAPE, dtype=torch.float64))
+    assert truth * (1 - 1e-7) <= bound_of(roll, 1024) <= truth * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("roll", [lambda x: x.roll(5), lambda x: x.roll(1, 0)], ids=["all in a row", "the images"])
+def test_numbers_that_are_rolled_to_another_image_are_refused(roll: Function) -> None:
+    with pytest.raises(UnprovenOperationError, match="Expected"):
+        SpectralProduct()(lambda x: roll(x).flatten(1), torch.rand(2, *SHAPE))
+
+
 def on_ball(part: Function, divisor: Function) -> Function:
     def function(x: Tensor) -> Tensor:
         v = x.flatten(1)
