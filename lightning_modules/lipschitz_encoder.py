@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from ellips.encoders.lipschitz import LipschitzArchitecture, LipschitzEncoder, export_encoder
@@ -82,7 +82,7 @@ class LipschitzEncoderTraining(EncoderTraining):
         }
         self.save_hyperparameters()
         self.architecture = LipschitzArchitecture(image_shape, tuple(channels), tuple(widths), feature_dim)
-        self.encoder = self.architecture.build(*_torchlip_layers())
+        self.encoder = self.architecture.trainable()
         self.register_buffer("directions", simplex(num_classes, feature_dim))
         self.temperature = temperature
         self.margin = margin
@@ -146,13 +146,3 @@ def simplex(corners: int, dim: int) -> Tensor:
     basis = torch.linalg.svd(centred).U[:, : corners - 1]
     coordinates = functional.normalize(centred @ basis, dim=1)
     return functional.pad(coordinates, (0, dim - corners + 1)).float()
-
-
-def _torchlip_layers() -> tuple[type[nn.Linear], type[nn.Conv2d]]:
-    try:
-        from deel.torchlip import SpectralConv2d, SpectralLinear
-    except ImportError as error:
-        raise ImportError(
-            "Training 1-Lipschitz encoders needs deel-torchlip: pip install 'ellips[lipschitz]'."
-        ) from error
-    return SpectralLinear, SpectralConv2d
