@@ -18,6 +18,7 @@ from ellips.encoders.architecture import EncoderArchitecture
 from ellips.encoders.lipnext import LipNeXtArchitecture
 from ellips.encoders.weights import SHIPPED_FOLDER, load_file, load_shipped, shipped_names
 from ellips.lipschitz.spectral import SpectralProduct
+from ellips.validation import one_of
 
 _METADATA = "lipschitz_architecture"
 
@@ -188,22 +189,13 @@ def read_architecture(path: str | Path) -> EncoderArchitecture:
         metadata: Mapping[str, str] = file.metadata() or {}
     if _METADATA not in metadata:
         raise ValueError(f"Expected {path} to carry `{_METADATA}` in its metadata; was it written by export_encoder?")
-<<<<<<< Updated upstream
     try:
-        values = json.loads(metadata[_METADATA])
-        channels, height, width = values["image_shape"]
-        return LipschitzArchitecture(
-            (channels, height, width), tuple(values["channels"]), tuple(values["widths"]), values["feature_dim"]
-        )
-    except (KeyError, TypeError, ValueError) as error:
+        record = json.loads(metadata[_METADATA])
+        kind = record.get("kind", LipschitzArchitecture.kind)  # the only one that files of version 0.1 have
+        one_of(tuple(ARCHITECTURES), kind=kind)
+        return ARCHITECTURES[kind].from_record(record)
+    except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"Expected {path} to state the architecture of an encoder but got {error!r}.") from error
-=======
-    record = json.loads(metadata[_METADATA])
-    kind = record.get("kind", LipschitzArchitecture.kind)  # the only one that files of version 0.1 have
-    if kind not in ARCHITECTURES:
-        raise ValueError(f"Expected {path} to have an architecture out of {list(ARCHITECTURES)} but got {kind!r}.")
-    return ARCHITECTURES[kind].from_record(record)
->>>>>>> Stashed changes
 
 
 def prove(encoder: nn.Module, architecture: EncoderArchitecture | None = None) -> float:
