@@ -9,6 +9,7 @@ from ellips.encoders.frozen import FrozenEncoder
 from ellips.encoders.linear import LinearHead
 from ellips.encoders.lipnext import LipNeXt, LipNeXtArchitecture
 from ellips.encoders.lipschitz import LipschitzArchitecture, LipschitzEncoder
+from ellips.encoders.margin_classifier import MarginClassifier
 from ellips.encoders.orthogonal import OrthogonalAdam
 from ellips.encoders.preprocessing import Preprocess
 
@@ -25,6 +26,7 @@ __all__ = [
     "LipNeXtArchitecture",
     "LipschitzArchitecture",
     "LipschitzEncoder",
+    "MarginClassifier",
     "OrthogonalAdam",
     "Preprocess",
     "ResidualDenoiser",
