@@ -18,7 +18,7 @@ def offset_cross_entropy(scores: Tensor, labels: Tensor, temperature: float, mar
         temperature: Factor of the scores before the softmax; the larger, the more the closest images count.
         margin: By how much the label's score is asked to lead.
     """
-    lead = margin * functional.one_hot(labels, scores.shape[1])
+    lead = margin * functional.one_hot(labels, scores.shape[1]).to(scores)
     return functional.cross_entropy(temperature * (scores - lead), labels)
 
 
@@ -26,8 +26,9 @@ def emma(scores: Tensor, labels: Tensor, edges: Tensor, temperature: float, radi
     """Return the cross-entropy against the worst that each rival could do within a radius of its own (EMMA).
 
     A rival's score is raised by ``‖w_j − w_y‖ r_j``, what moving by r_j in the direction that favours it most does.
-    r_j is the distance at which it would overtake the label, at most ``radius`` and without gradient: images ask for
-    what is nearly theirs, so that a hard one does not take part as if it could be held at the whole radius
+    r_j is the distance at which it would overtake the label, at most ``radius``: images ask for what is nearly theirs,
+    so that a hard one does not take part as if it could be held at the whole radius. What is added has no gradient;
+    learned directions could lower the loss by coming together
     (Hu, Zou, Wang, Leino and Fredrikson 2023, "Unlocking deterministic robustness certification on ImageNet").
 
     Args:
@@ -38,7 +39,7 @@ def emma(scores: Tensor, labels: Tensor, edges: Tensor, temperature: float, radi
         radius: The largest r_j, a distance between features.
     """
     ahead = scores - scores.gather(1, labels[:, None])
-    most = radius * edges[labels]
     with torch.no_grad():
-        raised = (-ahead / most.clamp_min(torch.finfo(most.dtype).tiny)).clamp(_LEAST_SHARE, 1)
-    return functional.cross_entropy(temperature * (ahead + raised * most), labels)
+        most = radius * edges[labels]
+        raised = (-ahead).clamp(_LEAST_SHARE * most, most)
+    return functional.cross_entropy(temperature * (ahead + raised), labels)

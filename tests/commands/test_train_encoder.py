@@ -24,9 +24,9 @@ def printed(capsys: pytest.CaptureFixture[str], *given: str) -> Any:  # noqa: AN
 def test_a_flat_configuration_is_that_of_the_lipschitz_encoder(capsys: pytest.CaptureFixture[str]) -> None:
     flat = yaml.safe_load((CONFIGS / "encoders" / "digits_lipschitz.yaml").read_text())["model"]
     assert "class_path" not in flat
-    model = printed(capsys, *arguments("encoders/digits_lipschitz"), "--model.widths=[32]")
+    model = printed(capsys, *arguments("encoders/digits_lipschitz"), "--model.architecture.widths=[32]")
     assert model["class_path"] == f"{HEAD}LipschitzEncoderTraining"
-    assert model["init_args"]["widths"] == [32]
+    assert model["init_args"]["architecture"]["init_args"]["widths"] == [32]
     assert model["init_args"]["margin"] == flat["margin"]
 
 
@@ -37,6 +37,8 @@ def test_a_flat_configuration_is_that_of_the_lipschitz_encoder(capsys: pytest.Ca
         ("cifar10_noise", "NoisyEncoderTraining", "sigma"),
         ("cifar10_adversarial", "AdversarialEncoderTraining", "epsilon"),
         ("digits_denoiser", "DenoiserTraining", "sigma"),
+        ("digits_lipnext", "LipschitzEncoderTraining", "margin"),
+        ("cifar10_lipschitz", "LipschitzEncoderTraining", "margin"),
     ],
 )
 def test_a_configuration_names_its_training(
@@ -47,7 +49,7 @@ def test_a_configuration_names_its_training(
     assert model["init_args"][setting] == 0.125
 
 
-@pytest.mark.parametrize("name", ["cifar10_noise", "cifar10_adversarial", "cifar10_denoiser"])
+@pytest.mark.parametrize("name", ["cifar10_noise", "cifar10_adversarial", "cifar10_denoiser", "cifar10_lipschitz"])
 def test_any_training_on_cifar10_takes_image_files(capsys: pytest.CaptureFixture[str], name: str) -> None:
     with pytest.raises(SystemExit) as stop:
         train_encoder(["fit", *arguments(f"encoders/{name}", "encoders/cifar10_jpeg"), "--print_config"])

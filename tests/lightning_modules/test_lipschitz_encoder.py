@@ -14,7 +14,6 @@ from ellips.encoders import FrozenEncoder, LipschitzEncoder
 from ellips.lipschitz import SpectralProduct
 from ellips.pipeline import ImageClassifier
 from ellips.splits import digits_part
-from lightning_modules.lipschitz_encoder import LipschitzEncoderTraining, simplex
 from tests.shipped import arguments
 
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
@@ -33,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @needs_torchlip
 def test_training_writes_a_proven_encoder_with_its_record(folder: Path) -> None:
-    short = ["--trainer.max_epochs=6", "--trainer.check_val_every_n_epoch=6", "--model.widths=[32]"]
+    short = ["--trainer.max_epochs=6", "--trainer.check_val_every_n_epoch=6", "--model.architecture.widths=[32]"]
     cli = train_encoder(["fit", *arguments("encoders/digits_lipschitz"), *QUIET, *short])
     run = folder / "runs" / "digits_lipschitz_encoder"
     record = json.loads((run / "digits_lipschitz.json").read_text())
@@ -47,19 +46,7 @@ def test_training_writes_a_proven_encoder_with_its_record(folder: Path) -> None:
     cli.model.eval()
     with torch.no_grad():
         torch.testing.assert_close(encoder(images), cli.model.encoder(images), rtol=0.05, atol=1e-3)
-        assert torch.equal((encoder(images) @ cli.model.directions.T).argmax(1), cli.model(images).argmax(1))
-
-
-@needs_torchlip
-def test_too_few_features_for_a_simplex_are_refused() -> None:
-    with pytest.raises(ValueError, match="at least 9"):
-        LipschitzEncoderTraining(num_classes=10, feature_dim=8)
-
-
-def test_a_simplex_has_equal_angles_and_unit_corners() -> None:
-    corners = simplex(5, 7).double()
-    products = corners @ corners.T
-    torch.testing.assert_close(products, torch.eye(5).double() * 1.25 - 0.25, atol=1e-6, rtol=0)
+        assert torch.equal((encoder(images) @ cli.model.classifier.directions.T).argmax(1), cli.model(images).argmax(1))
 
 
 def test_gaussians_on_the_shipped_encoder_give_deterministic_radii(folder: Path) -> None:
