@@ -158,18 +158,23 @@ class LipschitzEncoderTraining(EncoderTraining):
             self.log(f"val/{name}", value, prog_bar=name == "accuracy", rank_zero_only=False, sync_dist=False)
         self.certified.reset()
 
-    def configure_optimizers(self) -> Any:  # noqa: ANN401 - one of the many types that Lightning takes
-        """Return the optimiser with its schedule."""
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """Return Adam, on the manifold where the architecture has one, at its peak rate."""
         matrices = self.architecture.manifold(self.encoder)
         known = {id(parameter) for parameter in matrices}
         others = [parameter for parameter in self.parameters() if id(parameter) not in known]
         if not matrices:
-            return self.one_cycle(torch.optim.Adam(others, lr=self.learning_rate))
+            return torch.optim.Adam(others, lr=self.learning_rate)
         groups = [
             {"params": matrices, "orthogonal": True},
             {"params": others, "lr": self.other_rate * self.learning_rate},
         ]
-        return self.linear_decay(OrthogonalAdam(groups, lr=self.learning_rate))
+        return OrthogonalAdam(groups, lr=self.learning_rate)
+
+    def configure_optimizers(self) -> Any:  # noqa: ANN401 - one of the many types that Lightning takes
+        """Return the optimiser with its schedule."""
+        optimizer = self.make_optimizer()
+        return (self.linear_decay if isinstance(optimizer, OrthogonalAdam) else self.one_cycle)(optimizer)
 
     def export(self, path: Path) -> dict[str, Any]:
         """Write the encoder in plain layers and prove it; the record has both constants."""

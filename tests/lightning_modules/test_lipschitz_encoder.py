@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from ellips.commands.train_encoder import train_encoder
-from ellips.commands.training import train
-from ellips.encoders import FrozenEncoder, LipschitzEncoder
+from ellips.commands.training import RunFolderCLI, train
+from ellips.encoders import FrozenEncoder, LinearHead, LipschitzEncoder
+from ellips.encoders.weights import file_digest
 from ellips.lipschitz import SpectralProduct
 from ellips.pipeline import ImageClassifier
 from ellips.splits import digits_part
@@ -47,6 +48,54 @@ def test_training_writes_a_proven_encoder_with_its_record(folder: Path) -> None:
     with torch.no_grad():
         torch.testing.assert_close(encoder(images), cli.model.encoder(images), rtol=0.05, atol=1e-3)
         assert torch.equal((encoder(images) @ cli.model.classifier.directions.T).argmax(1), cli.model(images).argmax(1))
+
+
+SMALL = ["--model.architecture.widths=[20]", "--model.architecture.depths=[2]", "--model.other_rate=1"]
+CHANGES = ["--model.shift=1", "--model.cutout=2", "--model.flip=true", "--model.learned_directions=true"]
+FIT_SMALL = ["fit", *arguments("encoders/digits_lipnext"), *QUIET, *SMALL, "--model.learning_rate=0.02"]
+
+
+@pytest.fixture(scope="module")
+def lipnext(folder: Path) -> RunFolderCLI:
+    return train_encoder([*FIT_SMALL, "--name=lipnext", "--trainer.max_epochs=12", "--trainer.check_val_every_n_epoch=6"])
+
+
+def test_training_on_the_manifold_ends_within_a_hair_of_one(lipnext: RunFolderCLI, folder: Path) -> None:
+    run = folder / "runs" / "lipnext"
+    record = json.loads((run / "digits_lipnext.json").read_text())
+    assert record["proven_constant_before_division"] == pytest.approx(1, abs=1e-4)
+    assert record["recipe"]["architecture"]["kind"] == "lipnext"
+    assert record["validation"]["val/accuracy"] > 0.7
+    encoder, head = (
+        LipschitzEncoder(run / "digits_lipnext.safetensors"),
+        LinearHead(run / "digits_lipnext-head.safetensors"),
+    )
+    assert encoder.constant == record["proven_constant"]
+    assert record["head"]["sha256"] == file_digest(run / record["head"]["file"])
+    images, labels = digits_part("val")
+    scores = head(encoder(images))
+    with torch.no_grad():
+        torch.testing.assert_close(scores, lipnext.model(images), rtol=1e-4, atol=1e-4)
+    logged = lipnext.trainer.callback_metrics
+    prediction, radius = lipnext.model.classifier.certify(scores)
+    right = prediction == labels
+    assert float(logged["val/accuracy"]) == pytest.approx(float(right.double().mean()), abs=0.004)
+    share = float((right & (radius >= 0.25)).double().mean())
+    assert float(logged["val/certified_accuracy/linear@0.25"]) == pytest.approx(share, abs=0.01)
+    assert float(logged["val/certified_accuracy/linear@0.25"]) > 0.3
+
+
+def test_a_training_that_was_cut_off_ends_as_an_undisturbed_one(folder: Path) -> None:
+    keep = "--trainer.callbacks=lightning.pytorch.callbacks.ModelCheckpoint"
+    every = ["--trainer.callbacks.every_n_train_steps=13", "--trainer.callbacks.save_top_k=-1"]
+    given = [*FIT_SMALL, *CHANGES, "--trainer.max_epochs=2", "--trainer.enable_checkpointing=true"]
+    whole = train_encoder([*given, "--name=whole", keep, *every])
+    (middle,) = (folder / "runs" / "whole" / "checkpoints").glob("*step=13.ckpt")  # within the second epoch
+    assert whole.trainer.global_step > 13
+    resumed = train_encoder([*given, "--name=resumed", "--ckpt_path", str(middle)])
+    for expected, found in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert len(list(whole.model.classifier.parameters())) == 2
 
 
 def test_gaussians_on_the_shipped_encoder_give_deterministic_radii(folder: Path) -> None:
