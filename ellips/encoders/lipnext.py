@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -105,9 +105,9 @@ class LipNeXtArchitecture(EncoderArchitecture):
         plain.last.weight.copy_(rows)
         return plain.eval()
 
-    def scaled(self, plain: nn.Module) -> Iterator[nn.Parameter]:
-        """Yield the parameters to divide so that all features are divided."""
-        yield _require(plain).last.weight
+    def scaled(self, plain: nn.Module) -> Iterable[nn.Parameter]:
+        """Return the last layer's weight."""
+        return _require(plain).last.parameters()
 
 
 class LipNeXt(nn.Module):
@@ -232,7 +232,8 @@ def pooled(maps: Tensor) -> Tensor:
         Shape ``(N, C)``.
     """
     wide = maps if maps.dtype in (torch.float32, torch.float64) else maps.float()
-    return torch.linalg.vector_norm(wide.flatten(1, 2), dim=1)
+    norms: Tensor = torch.linalg.vector_norm(wide.flatten(1, 2), dim=1)
+    return norms
 
 
 def singular_value_product(network: LipNeXt) -> float:

@@ -46,7 +46,8 @@ def polar_step(matrices: Tensor) -> Tensor:
     Args:
         matrices: Shape ``(..., n, n)``, with singular values below √3.
     """
-    return 1.5 * matrices - 0.5 * matrices @ (matrices.mT @ matrices)
+    moved: Tensor = 1.5 * matrices - 0.5 * matrices @ (matrices.mT @ matrices)
+    return moved
 
 
 def polar(matrices: Tensor) -> Tensor:
@@ -59,7 +60,8 @@ def polar(matrices: Tensor) -> Tensor:
         The same shape and type.
     """
     left, _, right = torch.linalg.svd(matrices.double())
-    return (left @ right).to(matrices)
+    nearest: Tensor = (left @ right).to(matrices)
+    return nearest
 
 
 def orthogonality_error(matrices: Tensor) -> float:
@@ -110,7 +112,7 @@ class OrthogonalAdam(torch.optim.AdamW):
                 group.setdefault("steps", 0)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]  # noqa: ANN401 - torch's
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # noqa: ANN401 - torch's
         """Make one step.
 
         Args:

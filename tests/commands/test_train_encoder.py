@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from ellips.commands.train_encoder import train_encoder
+from ellips.encoders import LipNeXtArchitecture
 from tests.shipped import CONFIGS, arguments
 
 HEAD = "ellips.lightning_modules."
@@ -58,6 +59,18 @@ def test_any_training_on_cifar10_takes_image_files(capsys: pytest.CaptureFixture
     assert data["class_path"] == "ellips.datamodules.ImageFolderDataModule"
     assert data["init_args"]["keep_images"]
     assert "download" not in data["init_args"]
+
+
+@pytest.mark.parametrize("name", ["cifar10_lipschitz_gpu", "cifar10_lipschitz_8gpus"])
+@pytest.mark.parametrize("files", [[], ["encoders/cifar10_jpeg"]], ids=["pickles", "files"])
+def test_larger_lipschitz_encoders_stand_over_the_small_one(
+    capsys: pytest.CaptureFixture[str], name: str, files: list[str]
+) -> None:
+    given = arguments("encoders/cifar10_lipschitz", *files, f"encoders/{name}")
+    training = printed(capsys, *given, "--trainer.accelerator=cpu")["init_args"]
+    sizes = {name: tuple(v) if isinstance(v, list) else v for name, v in training["architecture"]["init_args"].items()}
+    assert LipNeXtArchitecture(**sizes).widths[0] >= 512
+    assert training["objective"] == "emma"
 
 
 def test_what_is_no_training_of_an_encoder_is_refused(

@@ -57,7 +57,9 @@ FIT_SMALL = ["fit", *arguments("encoders/digits_lipnext"), *QUIET, *SMALL, "--mo
 
 @pytest.fixture(scope="module")
 def lipnext(folder: Path) -> RunFolderCLI:
-    return train_encoder([*FIT_SMALL, "--name=lipnext", "--trainer.max_epochs=12", "--trainer.check_val_every_n_epoch=6"])
+    return train_encoder(
+        [*FIT_SMALL, "--name=lipnext", "--trainer.max_epochs=12", "--trainer.check_val_every_n_epoch=6"]
+    )
 
 
 def test_training_on_the_manifold_ends_within_a_hair_of_one(lipnext: RunFolderCLI, folder: Path) -> None:

@@ -78,20 +78,24 @@ def test_it_finds_the_rotation_that_is_known_to_be_nearest() -> None:
     turned = best.clone()
     turned[0] = -turned[0]  # of the other determinant: not to be reached from here
     for start, reached in ((best @ torch.linalg.matrix_exp(skew(5, size=1.0)), True), (turned, False)):
-        matrix = nn.Parameter(start)
-        optimizer = OrthogonalAdam([{"params": [matrix], "orthogonal": True}], lr=0.05)
-        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.001, 150)
-        for _ in range(150):
+        assert bool((nearest_from(start, given, wanted) - best).abs().max() < 1e-3) is reached
 
-            def closure() -> Tensor:
-                optimizer.zero_grad()
-                loss: Tensor = (matrix @ given - wanted).square().sum()
-                loss.backward()
-                return loss
 
-            assert float(optimizer.step(closure).detach()) > 0
-            schedule.step()
-        assert bool((matrix - best).abs().max() < 1e-3) is reached
+def nearest_from(start: Tensor, given: Tensor, wanted: Tensor) -> Tensor:
+    matrix = nn.Parameter(start)
+    optimizer = OrthogonalAdam([{"params": [matrix], "orthogonal": True}], lr=0.05)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.001, 150)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss: Tensor = (matrix @ given - wanted).square().sum()
+        loss.backward()
+        return loss
+
+    for _ in range(150):
+        assert float(optimizer.step(closure).detach()) > 0
+        schedule.step()
+    return matrix.detach()
 
 
 def test_other_groups_are_those_of_adam() -> None:
