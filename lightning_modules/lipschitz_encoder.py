@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from ellips.distributed import gather_with_gradient
 from ellips.encoders import (
     EncoderArchitecture,
     LipschitzArchitecture,
@@ -22,7 +23,8 @@ from ellips.encoders.augmentation import add_noise, cut_out, flip_and_shift, ste
 from ellips.encoders.lipschitz import export_encoder
 from ellips.encoders.weights import file_digest
 from ellips.files import replacing
-from ellips.losses import emma, offset_cross_entropy
+from ellips.gaussians import Mixture
+from ellips.losses import LatentLoss, Objective, emma, offset_cross_entropy
 from ellips.metrics import CertifiedAccuracy
 from ellips.types import FeatureBatch, ImageBatch
 from ellips.validation import at_least, one_of, positive
@@ -51,6 +53,10 @@ class LipschitzEncoderTraining(EncoderTraining):
         temperature: Factor of the scores before the softmax; the larger, the more the closest images count.
         margin: Distance by which a score is asked to lead; it sets accuracy against radius.
         learned_directions: Learn directions and biases, instead of a simplex.
+        latent_losses: Losses on the features besides, such as the exact certified radius of the Gaussians themselves,
+            fitted to each global batch (:class:`ellips.losses.CertifiedRadius`); left out where a batch lacks a class.
+        pooling: Of the Gaussians of ``latent_losses``.
+        shrinkage: Of the Gaussians of ``latent_losses``.
         noise: Standard deviation of Gaussian noise on the [0, 1] pixels of training images.
         flip: Mirror training images left to right at random.
         shift: Move training images by up to so many pixels.
@@ -75,6 +81,9 @@ class LipschitzEncoderTraining(EncoderTraining):
         temperature: float = 10.0,
         margin: float = 1.0,
         learned_directions: bool = False,
+        latent_losses: Sequence[LatentLoss] = (),
+        pooling: float = 0.8,
+        shrinkage: float = 0.5,
         noise: float = 0.15,
         flip: bool = False,
         shift: int = 0,
@@ -95,6 +104,9 @@ class LipschitzEncoderTraining(EncoderTraining):
             "temperature": temperature,
             "margin": margin,
             "learned_directions": learned_directions,
+            "latent_losses": [_described(loss) for loss in latent_losses],
+            "pooling": pooling,
+            "shrinkage": shrinkage,
             "noise": noise,
             "flip": flip,
             "shift": shift,
@@ -103,9 +115,15 @@ class LipschitzEncoderTraining(EncoderTraining):
             "other_rate": other_rate,
         }
         self.recipe = {"architecture": self.architecture.to_record(), **self.settings}
-        self.save_hyperparameters(ignore=["architecture"])
+        self.save_hyperparameters(ignore=["architecture", "latent_losses"])
         self.encoder = self.architecture.trainable()
         self.classifier = MarginClassifier(num_classes, self.architecture.feature_dim, learned_directions)
+        self.latent_objective = Objective(latent_losses) if latent_losses else None
+        if self.latent_objective is not None and self.latent_objective.needs_fitted_mixture:
+            raise ValueError("Expected `latent_losses` of gaussians='batch' but got 'fitted', which nothing fits here.")
+        self.num_classes = num_classes
+        self.pooling = pooling
+        self.shrinkage = shrinkage
         self.objective = objective
         self.temperature = temperature
         self.margin = margin
@@ -139,10 +157,25 @@ class LipschitzEncoderTraining(EncoderTraining):
             return emma(scores, labels, self.classifier.edges(), self.temperature, self.margin)
         return offset_cross_entropy(scores, labels, self.temperature, self.margin)
 
+    def latent_loss(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Return the weighted sum of the losses on features ``(N, D)``; 0 if the global batch lacks a class."""
+        every, labels = gather_with_gradient(features), gather_with_gradient(labels)
+        if self.latent_objective is None or len(labels.unique()) < self.num_classes:
+            return 0.0 * every.sum()
+        # Nothing but its settings is read: each batch has its own Gaussians.
+        like = Mixture(self.num_classes, every.shape[1], pooling=self.pooling, shrinkage=self.shrinkage)
+        terms: dict[str, Tensor] = self.latent_objective(every, labels, like.to(every.device), self.global_step)
+        return terms["loss"]
+
     def training_step(self, batch: FeatureBatch | ImageBatch, batch_idx: int) -> Tensor:
         """Return the objective of changed images."""
         generator = step_generator(self.device, self.seed, self.global_step, self.global_rank)
-        loss = self.loss(self(self.changed(images_of(batch), generator)), batch.label)
+        features = self.encoder(self.changed(images_of(batch), generator))
+        loss = self.loss(self.classifier(features), batch.label)
+        if self.latent_objective is not None:
+            own = self.latent_loss(features, batch.label)
+            self.log("train/latent_loss", own.detach())
+            loss = loss + own
         self.log("train/loss", loss.detach(), prog_bar=True)
         return loss
 
@@ -191,3 +224,11 @@ class LipschitzEncoderTraining(EncoderTraining):
             "proven_constant_before_division": before,
             "head": {"file": head.name, "sha256": file_digest(head), "num_classes": len(self.classifier.bias)},
         }
+
+
+def _described(loss: LatentLoss) -> dict[str, Any]:
+    """Return a loss's class and numbers, for the record."""
+    given = {
+        name: value for name, value in vars(loss).items() if isinstance(value, int | float | str) and name != "training"
+    }
+    return {"class_path": f"{type(loss).__module__}.{type(loss).__qualname__}", **given}

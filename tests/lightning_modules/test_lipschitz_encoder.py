@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from ellips import Ellips
 from ellips.commands.train_encoder import train_encoder
 from ellips.commands.training import RunFolderCLI, train
-from ellips.encoders import FrozenEncoder, LinearHead, LipschitzEncoder
+from ellips.encoders import FrozenEncoder, LinearHead, LipNeXtArchitecture, LipschitzEncoder
 from ellips.encoders.weights import file_digest
 from ellips.lipschitz import SpectralProduct
+from ellips.losses import CertifiedRadius, ScoreCrossEntropy, signed_radius
 from ellips.pipeline import ImageClassifier
 from ellips.splits import digits_part
+from lightning_modules.lipschitz_encoder import LipschitzEncoderTraining
 from tests.shipped import arguments
 
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
@@ -98,6 +101,43 @@ def test_a_training_that_was_cut_off_ends_as_an_undisturbed_one(folder: Path) ->
     for expected, found in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     assert len(list(whole.model.classifier.parameters())) == 2
+
+
+def test_the_gaussians_own_radius_can_be_trained() -> None:
+    torch.manual_seed(0)
+    losses = [ScoreCrossEntropy(weight=0.3), CertifiedRadius(0.5, weight=2.0)]
+    architecture = LipNeXtArchitecture((1, 4, 4), (2,), (10,), (1,), 0.5, 4)
+    training = LipschitzEncoderTraining(3, architecture, latent_losses=losses, shrinkage=0.4)
+    images, labels = torch.rand(30, 1, 4, 4), torch.arange(30) % 3
+    features = training.encoder(images)
+    found = training.latent_loss(features, labels)
+    mixture = Ellips(3, 4, pooling=0.8, shrinkage=0.4).fit(features.detach(), labels)
+    radius = mixture.certify(features.detach(), "exact").radius
+    assert (mixture(features).argmax(1) == labels).double().mean() < 1  # some are on the other side
+    signed = signed_radius(mixture, features.detach(), labels)
+    right = signed > 0
+    torch.testing.assert_close(signed[right], radius[right], rtol=1e-6, atol=1e-6)
+    wanted = 0.3 * torch.nn.functional.cross_entropy(mixture(features.detach()) / 2, labels)
+    wanted = wanted + 2 * (0.5 - signed).clamp(min=0).mean()
+    assert float(found.detach()) == pytest.approx(float(wanted), rel=1e-5)
+    found.backward()
+    assert training.encoder.stages[0].rotations.grad.abs().max() > 0
+    assert float(training.latent_loss(features[:2], labels[:2]).detach()) == 0  # a class is missing
+    assert training.recipe["latent_losses"][1] == {
+        "class_path": "ellips.losses.mixture.CertifiedRadius",
+        "weight": 2.0,
+        "start_step": 0,
+        "gaussians": "batch",
+        "radius": 0.5,
+        "method": "exact",
+    }
+
+
+def test_gaussians_that_nothing_fits_are_refused() -> None:
+    architecture = LipNeXtArchitecture((1, 4, 4), (2,), (10,), (1,), 0.5, 4)
+    losses = [CertifiedRadius(0.5, gaussians="fitted")]
+    with pytest.raises(ValueError, match="gaussians='batch'"):
+        LipschitzEncoderTraining(3, architecture, latent_losses=losses)
 
 
 def test_gaussians_on_the_shipped_encoder_give_deterministic_radii(folder: Path) -> None:
