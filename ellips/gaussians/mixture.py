@@ -165,13 +165,26 @@ class Mixture(MixtureParameters):
         """
         priors = collected.count.double() / collected.count.sum()
         if self.rank is not None:
-            self._set(collected.mean, cut_to_rank(collected, self.rank, self.regularization), priors)
+            self._set(collected.mean, self._cut_to_rank(collected, self.rank), priors)
         elif isinstance(collected, Moments):
             parts = covariances_by_range(collected, self.covariance_type, self.regularization)
             self._set_by_range(collected.mean, parts, priors)
         else:
             raise ValueError(f"Expected moments for covariance_type={self.covariance_type!r} but got a sketch.")
         return self
+
+    @torch.no_grad()
+    def _cut_to_rank(self, collected: Moments | SketchedMoments, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what is stored of a mixture of low rank; its directions are in their place already."""
+        self._refuse_unfit(collected.mean)
+        self._forget()  # before anything is made: what is remembered of the old mixture takes memory, too
+        version = self.directions._version
+        try:
+            return cut_to_rank(collected, rank, self.regularization, self.directions)
+        except BaseException:
+            if self.directions._version != version:  # some are another fit's
+                self.fitted.fill_(False)
+            raise
 
     @torch.no_grad()
     def _set_by_range(self, means: Tensor, parts: Iterable[tuple[slice, Tensor]], priors: Tensor) -> None:
