@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Self
 
 import torch
@@ -41,9 +42,9 @@ class LowRank(Structure):
         return type(self)(self.shared.detach(), self.directions.detach(), self.scales.detach())
 
     @property
-    def read(self) -> tuple[Tensor, ...]:
+    def read(self) -> Iterator[Tensor]:
         """See :class:`Structure`."""
-        return self.shared, self.directions, self.scales
+        return iter((self.shared, *self.directions.split(1), self.scales))
 
     @property
     def logs(self) -> list[Tensor]:

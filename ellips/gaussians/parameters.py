@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any, Literal, Self, get_args
 
 import torch
@@ -83,22 +84,32 @@ class MixtureParameters(nn.Module):
 
     def _set(self, means: Tensor, stored: Sequence[Tensor], priors: Tensor) -> None:
         """Store a mixture; everything was checked but the priors."""
+        self._refuse_unfit(means)
         if priors.shape != (self.num_classes,):
             raise ValueError(f"Expected `priors` to have shape ({self.num_classes},) but got {tuple(priors.shape)}.")
         if not bool((priors > 0).all()) or abs(float(priors.sum()) - 1) > 1e-6:
             raise ValueError(f"Expected `priors` to be positive and to sum to 1 but got {priors.tolist()}.")
-        mine = (self.means, *(getattr(self, name) for name in self._structure.stored))
-        if any(a.shape != b.shape for a, b in zip(mine, (means, *stored), strict=True)):
+        mine = tuple(getattr(self, name) for name in self._structure.stored)
+        if any(a.shape != b.shape for a, b in zip(mine, stored, strict=True)):
             raise ValueError(
-                f"Expected means and factors of shapes {[tuple(x.shape) for x in mine]} but got "
-                f"{[tuple(x.shape) for x in (means, *stored)]}."
+                f"Expected factors of shapes {[tuple(x.shape) for x in mine]} but got "
+                f"{[tuple(x.shape) for x in stored]}."
             )
         with torch.no_grad():
-            for own, value in zip(mine, (means, *stored), strict=True):
+            self.means.copy_(means)
+            for own, value in zip(mine, stored, strict=True):
                 own.copy_(value)
             self.log_priors.copy_((priors / priors.sum()).log())
             self.fitted.fill_(True)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Let go of derived quantities."""
         self._derived, self._derived_key = {}, ()
+
+    def _refuse_unfit(self, means: Tensor) -> None:
+        if means.shape != self.means.shape:
+            raise ValueError(f"Expected means of shape {tuple(self.means.shape)} but got {tuple(means.shape)}.")
 
     def trainable_(self) -> Self:
         """Turn means, precision factors and log-priors into parameters, to be trained end to end.
@@ -195,8 +206,8 @@ class MixtureParameters(nn.Module):
         self._require_fitted()
         kind = self.covariance_type if self.rank is None else f"{self.covariance_type} {self.rank}"
         sha = hashlib.sha256(f"ellips-1 {kind} {self.num_classes} {self.dim}\n".encode())
-        for tensor in (self.means, *self.structure.read, self.log_priors):
-            sha.update(tensor.detach().cpu().contiguous().numpy().astype("<f8").tobytes())
+        for tensor in chain((self.means,), self.structure.read, (self.log_priors,)):
+            sha.update(tensor.detach().cpu().contiguous().numpy().astype("<f8", copy=False).data)
         return sha.hexdigest()
 
     def _require_fitted(self) -> None:
