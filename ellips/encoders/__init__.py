@@ -8,7 +8,8 @@ from ellips.encoders.diffusion import DiffusionDenoiser
 from ellips.encoders.frozen import FrozenEncoder
 from ellips.encoders.linear import LinearHead
 from ellips.encoders.lipnext import LipNeXt, LipNeXtArchitecture
-from ellips.encoders.lipschitz import LipschitzArchitecture, LipschitzEncoder
+from ellips.encoders.lipschitz import LipschitzArchitecture, LipschitzEncoder, export_encoder
+from ellips.encoders.liresnet import LiResNetArchitecture, import_liresnet
 from ellips.encoders.margin_classifier import MarginClassifier
 from ellips.encoders.orthogonal import OrthogonalAdam
 from ellips.encoders.preprocessing import Preprocess
@@ -21,6 +22,7 @@ __all__ = [
     "DiffusionDenoiser",
     "EncoderArchitecture",
     "FrozenEncoder",
+    "LiResNetArchitecture",
     "LinearHead",
     "LipNeXt",
     "LipNeXtArchitecture",
@@ -30,4 +32,6 @@ __all__ = [
     "OrthogonalAdam",
     "Preprocess",
     "ResidualDenoiser",
+    "export_encoder",
+    "import_liresnet",
 ]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ellips.encoders.architecture import EncoderArchitecture
 from ellips.encoders.lipnext import LipNeXtArchitecture
+from ellips.encoders.liresnet import LiResNetArchitecture
 from ellips.encoders.weights import SHIPPED_FOLDER, load_file, load_shipped, shipped_names
 from ellips.lipschitz.spectral import SpectralProduct
 from ellips.validation import one_of
@@ -113,7 +114,8 @@ class LipschitzArchitecture(EncoderArchitecture):
 
 
 ARCHITECTURES: Final[Mapping[str, type[EncoderArchitecture]]] = {
-    architecture.kind: architecture for architecture in (LipschitzArchitecture, LipNeXtArchitecture)
+    architecture.kind: architecture
+    for architecture in (LipschitzArchitecture, LipNeXtArchitecture, LiResNetArchitecture)
 }
 """Architectures by their names in files; a file without a name has the first one."""
 
