@@ -247,8 +247,8 @@ class GenEllips(L.LightningModule):
         if chosen is not None:
             self.head.ellips.regularization = chosen.regularization
             values |= {f"val/{name}": value for name, value in asdict(chosen.regularization).items()}
-        # The values are the same in every process.
-        self.log_dict(values, on_step=False, on_epoch=True, batch_size=1)
+        # The values are the same in every process; not reduced at all, Lightning would warn of them.
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=1, sync_dist=True, reduce_fx="max")
 
     def _refresh_mixture(self) -> None:
         """Fit the Gaussians if they are older than the projector; trained ones are fitted once, to start from."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar, Self
 
 import torch
@@ -24,6 +24,11 @@ def class_tiles(classes: int, width: int) -> list[slice]:
     """Return ranges of classes such that ``width`` numbers for each and ``TILE_ROWS`` points stay in the caches."""
     step = max(1, _TILE_ELEMENTS // (TILE_ROWS * max(1, width)))
     return [slice(k, min(k + step, classes)) for k in range(0, classes, step)]
+
+
+def row_tiles(z: Tensor) -> Sequence[Tensor]:
+    """Return latents in parts of ``TILE_ROWS``; all at once where how many there are shall stay open."""
+    return (z,) if torch.compiler.is_compiling() else z.split(TILE_ROWS)
 
 
 def grouped_rows(classes: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -142,7 +147,7 @@ class Factored(Structure):
     def squares(self, z: Tensor, means: Tensor) -> Tensor:
         """See :class:`Structure`."""
         whiten, tiles = self.whitening(means), class_tiles(*means.shape)
-        parts = [torch.cat([square_norm(whiten(rows, k)) for k in tiles], dim=1) for rows in z.split(TILE_ROWS)]
+        parts = [torch.cat([square_norm(whiten(rows, k)) for k in tiles], dim=1) for rows in row_tiles(z)]
         return torch.cat(parts)
 
 
@@ -175,7 +180,7 @@ class Full(Factored):
         def whiten(z: Tensor, k: slice) -> Tensor:
             columns = slice(k.start * dim, k.stop * dim)
             return torch.addmm(shifted[:, columns], z - center, stacked[:, columns], beta=-1).view(
-                len(z), k.stop - k.start, dim
+                z.shape[0], k.stop - k.start, dim
             )
 
         return whiten
