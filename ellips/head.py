@@ -20,7 +20,6 @@ from ellips.precision import HALF_TYPES
 from ellips.projector import LatentNorm, Projector
 from ellips.validation import validate_labels, validate_latents
 
-
 _QUANTISED: Final = re.compile(r"torch\.(ao|nn)\..*quantized|torchao\.")  # packages of quantised layers and weights
 
 
@@ -32,11 +31,11 @@ class EllipsHead(nn.Module):
     :meth:`finalize`). They live in buffers, so ``state_dict`` carries them. In eval mode latents are computed with
     autocast off, so that the mixture and the certificates belong to the same map whatever the training precision was.
     Once the Gaussians are fitted a cast to half precision (``.to(torch.bfloat16)``, of a whole model, too) leaves the
-    head as it is, and a projector that was quantised, or cast by itself, is refused until the Gaussians are fitted to it.
+    head as it is, and a projector that was quantised, or cast by itself, is refused until they are fitted to it.
 
     ``torch.compile(fullgraph=True)``, ``torch.export``, ONNX and ``torch.vmap`` take :meth:`forward` of a fitted head
-    in eval mode. What they make of it does not look at values: features that are NaN give scores that are NaN. Scores in
-    ONNX are float64, too. Certificates are computed by :attr:`ellips`, outside of any graph.
+    in eval mode. What they make of it does not look at values: features that are NaN give scores that are NaN. Scores
+    are float64 there, too. Certificates are computed by :attr:`ellips`, outside of any graph.
 
     Args:
         in_features: Width of the features.
