@@ -4,7 +4,7 @@ from ellips.encoders.cifar_resnet import CifarResNet
 from ellips.encoders.denoised import Denoised
 from ellips.encoders.denoiser import Denoiser, DenoiserArchitecture, ResidualDenoiser
 from ellips.encoders.diffusion import DiffusionDenoiser
-from ellips.encoders.frozen import FrozenEncoder
+from ellips.encoders.frozen import FrozenEncoder, recorded_encoder
 from ellips.encoders.linear import LinearHead
 from ellips.encoders.lipschitz import LipschitzArchitecture, LipschitzEncoder
 from ellips.encoders.preprocessing import Preprocess
@@ -21,4 +21,5 @@ __all__ = [
     "LipschitzEncoder",
     "Preprocess",
     "ResidualDenoiser",
+    "recorded_encoder",
 ]
