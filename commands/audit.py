@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import lightning as L
 import torch
-from jsonargparse import ArgumentParser
 from rich.console import Console
 from torch import Tensor
 
@@ -41,6 +40,7 @@ from ellips.versions import versions
 
 from .audit_tsv import main as audit_tsv
 from .certify import certify_parser, images_identity, instantiate
+from .messages import Parser
 from .migration import current_config, current_series
 from .processes import add_processes, launch
 from .trust import build_run, leave_out_of_path
@@ -264,7 +264,7 @@ def main(args: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if args is None else args)
     if any(word.split("=")[0] == "--tsv" for word in given):
         return audit_tsv(given)
-    parser = ArgumentParser(
+    parser = Parser(
         prog="ellips audit",
         description="Attack inside every claimed radius of a run. With --tsv FILE: of another tool's table.",
     )

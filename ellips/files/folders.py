@@ -156,6 +156,10 @@ class RunFolder:
             )
         return found
 
+    def has_checkpoint(self) -> bool:
+        """Whether there is anything to go on from."""
+        return any(self.checkpoints.glob("*.ckpt")) or any(self.path.glob("hpc_ckpt_*.ckpt"))
+
     def requeued(self) -> Path | None:
         """Return the checkpoint that requeueing under SLURM left, if it is newer than the latest of the run."""
         left = [*self.path.glob("hpc_ckpt_*.ckpt"), *self.checkpoints.glob(f"{self.LAST}*.ckpt")]
