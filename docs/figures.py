@@ -34,7 +34,7 @@ def draw_certificates() -> Figure:
     """Three radii of one point, over the regions in which each class wins."""
     ellips, point = plane_mixture(), torch.tensor([[-0.9, 0.5]], dtype=torch.float64)
     axes = new_axes(6.4, 4.0)
-    x, y = np.linspace(-2.5, 1.5, 500), np.linspace(-1.3, 1.6, 400)
+    x, y = np.linspace(-2.5, 1.5, 161), np.linspace(-1.3, 1.6, 121)
     grid = torch.tensor(np.stack(np.meshgrid(x, y), -1).reshape(-1, 2))
     winner = ellips.predict(grid).reshape(len(y), len(x)).numpy()
     axes.contourf(x, y, winner, levels=[-0.5, 0.5, 1.5, 2.5], colors=COLOURS[:3], alpha=0.18)
