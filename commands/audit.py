@@ -32,6 +32,7 @@ from ellips.files.lines import CHECKSUMS, as_stored
 from ellips.input_certifiers import AuditTarget, InputCertifier, as_certifier, series_of
 from ellips.pipeline import ImageClassifier, check_fingerprint
 from ellips.progress import ImageProgress
+from ellips.reporting.audit import TABLE_DIGEST, put_audit
 from ellips.reporting.summary import records_by_series
 from ellips.settings import describe
 from ellips.types import ImageBatch, Series
@@ -247,10 +248,16 @@ def audit(
         for series, rows in claims.records.items()
     }
     verdicts = {s.name: verdict(images, claims.targets[s].alpha) for s, images in found.items() if images}
-    result = {"series": verdicts, "attack": asdict(settings), "versions": versions()}
+    result = {
+        "series": verdicts,
+        "attack": asdict(settings),
+        TABLE_DIGEST: claims.settings["table"],
+        "versions": versions(),
+    }
     fabric.barrier()  # every process has read the journal
     if fabric.is_global_zero:
         write_audit(folder, result, [image for images in found.values() for image in images])
+        put_audit(folder, claims.images.file)
         journal.delete()
         Console().print(audit_table(verdicts))
     return result

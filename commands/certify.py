@@ -24,6 +24,7 @@ from ellips.lightning_modules import Certifier
 from ellips.lipschitz import ConstantSource
 from ellips.metrics.functional import check_radii
 from ellips.pipeline import ImageClassifier, check_description
+from ellips.reporting.audit import short_name
 from ellips.reporting.html import ReportImage
 from ellips.reporting.run import RunReport
 from ellips.reporting.summary import GivenRadii
@@ -204,8 +205,11 @@ def _report(
     what = journal.settings
     title = f"Certified accuracy, {what['data']}, {what['split']} split ({len(images.indices)} images)"
     proofs = (classifier.head.ellips.cpu(), journal.latents())
-    report = RunReport(folder, records, images.indices, grids, confidence, title, info, proofs, journal.kept())
-    summary = report.write(_pictures(report, images, data))
+    names = _class_names(data)
+    report = RunReport(
+        folder, records, images.indices, grids, confidence, title, info, proofs, journal.kept(), names, images.file
+    )
+    summary = report.write(_pictures(report, images))
     if records:
         report.show(Console(), summary)
     elif images.indices:
@@ -223,12 +227,21 @@ def _fingerprint(classifier: ImageClassifier) -> dict[str, str]:
     return found
 
 
-def _pictures(report: RunReport, images: SelectionDataModule, data: Any) -> list[ReportImage]:  # noqa: ANN401
+def _class_names(data: Any) -> list[str]:  # noqa: ANN401 - any datamodule
+    return list(getattr(data, "class_names", map(str, range(data.num_classes))))
+
+
+def _pictures(report: RunReport, images: SelectionDataModule) -> list[ReportImage]:
     """Read the images that the report shows."""
-    names = [*getattr(data, "class_names", [str(k) for k in range(data.num_classes)]), "none (abstained)"]
+    names = [*report.class_names, "none (abstained)"]
     return [
         ReportImage(
-            group, record, images.dataset[[record.index]].image[0], names[record.label], names[record.prediction]
+            group,
+            record,
+            images.dataset[[record.index]].image[0],
+            names[record.label],
+            names[record.prediction],
+            short_name(images.file(record.index)),
         )
         for group, records in report.wanted_images().items()
         for record in records
