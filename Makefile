@@ -11,7 +11,7 @@ LIPSCHITZ := --config configs/data/digits_lipschitz.yaml
 CERTIFY = $(RUN) certify.py $(DIGITS) --name demo
 SLOW := faults or slurm
 
-.PHONY: demo test test-faults test-slurm test-wheel test-lowest mutants lint docs test-docs figures clean
+.PHONY: demo test test-faults test-slurm test-newcomers test-wheel test-lowest mutants lint docs test-docs figures clean
 
 # A fit that was interrupted is started anew: only the stamp says that it ended. Results lie in runs/demo*/.
 demo: $(DEMO)/.fitted $(DEMO)_lipschitz/.fitted $(DEMO)_smoothed/.fitted
@@ -46,6 +46,12 @@ test-faults: $(VENV)/.installed-test
 
 test-slurm: $(VENV)/.installed-test
 	$(RUN) -m pytest -m slurm
+
+# What three newcomers do: own pictures with the shortest configuration; a project of their own, with the wheel; and the
+# batch script, where a SLURM can be started.
+test-newcomers: $(VENV)/.installed-test
+	$(RUN) -m pytest tests/commands/test_pictures.py tests/test_examples.py tests/test_wheel.py -k "not commands_run"
+	if command -v slurmctld > /dev/null; then $(RUN) -m pytest -m slurm; fi
 
 # The lowest versions that are supported, exactly, in a virtual environment of their own.
 test-lowest: $(LOWEST)/.installed

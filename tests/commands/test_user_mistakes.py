@@ -60,7 +60,7 @@ MISTAKES: list[tuple[str, tuple[str, ...]]] = [
     (f"{TEST} --ckpt_path https://example.org/a.ckpt", ("on this machine", "download it")),
     (
         f"{TEST} --name done --model.latent_dim=5",
-        ("model that the checkpoint holds", "configuration that it was trained"),
+        ("model that the checkpoint holds", "it was trained"),
     ),
     # ---- folders of pictures
     (f"{FOLDER}=nowhere", ("nowhere/train", "missing")),
