@@ -312,7 +312,7 @@ def ddp(sizes: Mapping[str, int]) -> dict[str, Any]:
 
 
 def _steps(rank: int, world: int, folder: str, sizes: dict[str, int], queue: Any) -> None:  # noqa: ANN401 - a queue
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # as many as the other process has
     store = dist.FileStore(f"{folder}/store", world)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
     classes, dim = sizes["classes"], sizes["dim"]

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import lightning as L
 import torch
-from jsonargparse import ArgumentParser
 from rich.console import Console
 from torch import Tensor
 
@@ -33,6 +32,7 @@ from ellips.files.lines import CHECKSUMS, as_stored
 from ellips.input_certifiers import AuditTarget, InputCertifier, as_certifier, series_of
 from ellips.pipeline import ImageClassifier, check_fingerprint
 from ellips.progress import ImageProgress
+from ellips.reporting.audit import TABLE_DIGEST, put_audit
 from ellips.reporting.summary import records_by_series
 from ellips.settings import describe
 from ellips.types import ImageBatch, Series
@@ -41,6 +41,7 @@ from ellips.versions import versions
 
 from .audit_tsv import main as audit_tsv
 from .certify import certify_parser, images_identity, instantiate
+from .messages import Parser
 from .migration import current_config, current_series
 from .processes import add_processes, launch
 from .trust import build_run, leave_out_of_path
@@ -247,10 +248,16 @@ def audit(
         for series, rows in claims.records.items()
     }
     verdicts = {s.name: verdict(images, claims.targets[s].alpha) for s, images in found.items() if images}
-    result = {"series": verdicts, "attack": asdict(settings), "versions": versions()}
+    result = {
+        "series": verdicts,
+        "attack": asdict(settings),
+        TABLE_DIGEST: claims.settings["table"],
+        "versions": versions(),
+    }
     fabric.barrier()  # every process has read the journal
     if fabric.is_global_zero:
         write_audit(folder, result, [image for images in found.values() for image in images])
+        put_audit(folder, claims.images.file)
         journal.delete()
         Console().print(audit_table(verdicts))
     return result
@@ -264,7 +271,7 @@ def main(args: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if args is None else args)
     if any(word.split("=")[0] == "--tsv" for word in given):
         return audit_tsv(given)
-    parser = ArgumentParser(
+    parser = Parser(
         prog="ellips audit",
         description="Attack inside every claimed radius of a run. With --tsv FILE: of another tool's table.",
     )

@@ -8,16 +8,19 @@ from importlib import import_module
 
 from ellips.distributed import close_process_group
 
+from .messages import in_one_message
+
 FIT_COMMANDS = ("fit", "validate", "test", "predict")
 COMMANDS = {
     "fit": "train a projector and fit the Gaussians",
     "validate": "validate a checkpoint",
     "test": "test a checkpoint and draw its curves",
-    "predict": "run a checkpoint over the test split",
+    "predict": "write class and radius of the pictures of a folder; without one, run over the test split",
     "train-encoder": "train an encoder, on noise or 1-Lipschitz, or a denoiser",
     "plan": "say what a run needs in memory, disk and hours, before it runs",
     "encode": "fill the feature cache ahead of time",
     "certify": "certify the images of a split, one by one",
+    "certify-image": "print class and radius of picture files",
     "check": "check saved certificates, without trusting what made them",
     "audit": "attack every claim of a certification run",
     "compare": "put several runs, and files of other tools, side by side",
@@ -40,12 +43,23 @@ def main(args: Sequence[str] | None = None) -> int:
     name = given[0] if given else "--help"
     if name not in COMMANDS:
         wide = max(map(len, COMMANDS))
-        print("usage: ellips COMMAND ...   (ellips COMMAND --help tells more)\n")
+        print("usage: ellips COMMAND ...   (ellips COMMAND --help tells more; --debug shows where an error arose)\n")
         print("\n".join(f"  {command:<{wide}}  {what}" for command, what in COMMANDS.items()))
         return 0 if name in ("-h", "--help") else 2
     # Imported when asked for: no command waits for what only another one needs.
-    module = "training" if name in FIT_COMMANDS else name.replace("-", "_")
-    run: Callable[[Sequence[str]], int | None] = import_module(f"ellips.commands.{module}").main
-    code = run(given if name in FIT_COMMANDS else given[1:])
+    module, function, rest = name.replace("-", "_"), "main", given[1:]
+    if name == "certify-image":
+        module = "pictures"
+    elif name == "predict" and rest[:1] and not rest[0].startswith("-"):
+        module, function = "pictures", "predict"
+    elif name in FIT_COMMANDS:
+        module, rest = "training", given
+    run: Callable[[Sequence[str]], int | None] = getattr(import_module(f"ellips.commands.{module}"), function)
+    code = run(rest)
     close_process_group()
     return code or 0
+
+
+def console() -> int:
+    """Run the command of this process's command line: errors in one message, unless ``--debug`` is given."""
+    return in_one_message(main, sys.argv[1:])

@@ -5,7 +5,7 @@ from ellips.encoders.cifar_resnet import CifarResNet
 from ellips.encoders.denoised import Denoised
 from ellips.encoders.denoiser import Denoiser, DenoiserArchitecture, ResidualDenoiser
 from ellips.encoders.diffusion import DiffusionDenoiser
-from ellips.encoders.frozen import FrozenEncoder
+from ellips.encoders.frozen import FrozenEncoder, recorded_encoder
 from ellips.encoders.linear import LinearHead
 from ellips.encoders.lipnext import LipNeXt, LipNeXtArchitecture
 from ellips.encoders.lipschitz import LipschitzArchitecture, LipschitzEncoder, export_encoder
@@ -34,4 +34,5 @@ __all__ = [
     "ResidualDenoiser",
     "export_encoder",
     "import_liresnet",
+    "recorded_encoder",
 ]

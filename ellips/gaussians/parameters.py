@@ -16,7 +16,7 @@ from ellips.gaussians.low_rank import LowRank
 from ellips.gaussians.regularization import Regularization
 from ellips.gaussians.structures import Diagonal, Full
 from ellips.precision import keep_dtype
-from ellips.validation import at_least, one_of
+from ellips.validation import at_least, one_of, truth
 
 CovarianceType = Literal["full", "diagonal", "low_rank"]
 STRUCTURES: dict[str, type[Full | Diagonal | LowRank]] = {"full": Full, "diagonal": Diagonal, "low_rank": LowRank}
@@ -77,6 +77,7 @@ class MixtureParameters(nn.Module):
             self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
         self.register_buffer("log_priors", torch.zeros(num_classes, dtype=torch.float64))
         self.register_buffer("fitted", torch.tensor(False))
+        self._known_fitted = False  # what `fitted` held when it was last looked at
         # Derived quantities of the current mixture (see `derived`); never part of the state.
         self._derived: dict[str, Any] = {}
         self._derived_key: tuple[tuple[Tensor, int, int], ...] = ()
@@ -101,6 +102,7 @@ class MixtureParameters(nn.Module):
                 own.copy_(value)
             self.log_priors.copy_((priors / priors.sum()).log())
             self.fitted.fill_(True)
+            self._known_fitted = True
         self._forget()
 
     def _forget(self) -> None:
@@ -143,8 +145,11 @@ class MixtureParameters(nn.Module):
 
     @property
     def is_fitted(self) -> bool:
-        """Whether there is a mixture to classify with."""
-        return bool(self.fitted)
+        """Whether there is a mixture to classify with; while a graph is written down, as it was before."""
+        found = truth(self.fitted)
+        if found is not None:
+            self._known_fitted = found
+        return self._known_fitted
 
     @property
     def factors(self) -> Tensor:
@@ -244,6 +249,12 @@ class MixtureParameters(nn.Module):
         if not fresh:
             self._derived[name] = value
         return value
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        """Load, and look whether what was loaded is fitted."""
+        super()._load_from_state_dict(*args)
+        if not self.fitted.is_meta:
+            self._known_fitted = self.is_fitted
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the derived quantities out of copies and pickles."""

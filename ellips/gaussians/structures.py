@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar, Self
 
 import torch
@@ -31,6 +31,11 @@ def class_ranges(classes: int, elements: int) -> list[slice]:
     """Return ranges of classes of ``elements`` numbers each that take little memory, however many classes there are."""
     step = max(1, _RANGE_ELEMENTS // max(1, elements))
     return [slice(k, min(k + step, classes)) for k in range(0, classes, step)]
+
+
+def row_tiles(z: Tensor) -> Sequence[Tensor]:
+    """Return latents in parts of ``TILE_ROWS``; all at once where how many there are shall stay open."""
+    return (z,) if torch.compiler.is_compiling() else z.split(TILE_ROWS)
 
 
 def grouped_rows(classes: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -142,10 +147,10 @@ class Factored(Structure):
 
     def squares(self, z: Tensor, means: Tensor) -> Tensor:
         """See :class:`Structure`; class by class, so that no more than a tile of factors is made of the stored ones."""
-        whiten, columns, squares = self.whitening(means), [], z.new_empty(len(z), len(means))
+        whiten, columns, squares = self.whitening(means), [], z.new_empty(z.shape[0], len(means))
         for k in class_tiles(*means.shape):
             tile = whiten(k)
-            column = torch.cat([square_norm(tile(rows)) for rows in z.split(TILE_ROWS)])
+            column = torch.cat([square_norm(tile(rows)) for rows in row_tiles(z)])
             if column.requires_grad:
                 columns.append(column)
             else:  # into one tensor: small ones between large ones that are freed would break up the memory
@@ -211,7 +216,7 @@ class Full(Factored):
         def whiten(k: slice) -> Callable[[Tensor], Tensor]:
             lower = self.lower(k)
             stacked, shifted = lower.reshape(-1, dim).mT, (lower @ away[k]).reshape(1, -1)
-            return lambda z: torch.addmm(shifted, z - center, stacked, beta=-1).view(len(z), len(lower), dim)
+            return lambda z: torch.addmm(shifted, z - center, stacked, beta=-1).view(z.shape[0], len(lower), dim)
 
         return whiten
 
