@@ -44,7 +44,10 @@ _WARNINGS: Final = (
 
 
 class Brief:
-    """A parser that says what is wrong, and not all that would be right."""
+    """A parser that says what is wrong, and not all that would be right, and takes options by their whole names."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **options})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print one message and end with the exit code 2."""
