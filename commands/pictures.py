@@ -113,7 +113,8 @@ def _rows(files: Sequence[Path], certificate: Certificate, names: Sequence[str] 
 
 
 def _image(reading: Reading, file: Path) -> Tensor:
-    return reading.read(file).permute(2, 0, 1).float() / 255
+    image: Tensor = reading.read(file).permute(2, 0, 1).float() / 255
+    return image
 
 
 def _batches(files: Sequence[Path], reading: Reading, size: int) -> Iterator[list[Path]]:

@@ -303,9 +303,8 @@ class EncodedDataModule(SplitDataModule):
         self, split: Part, writer: CacheWriter, shards: list[int], device: torch.device, processes: tuple[int, int]
     ) -> None:
         world, rank = processes
-        total = min(
-            sum(len(writer.plan.shard_range(s)) for s in shards) * world, writer.plan.rows
-        )  # others: about as many
+        rows = sum(len(writer.plan.shard_range(s)) for s in shards)
+        total = min(rows * world, writer.plan.rows)  # others: about as many
         with ImageProgress(f"Encoding {split}", total, processes=world, show=rank == 0) as progress:
             fill(
                 writer,
