@@ -330,9 +330,7 @@ class EncodedDataModule(SplitDataModule):
         return Plan(identity, len(images), self.feature_dim, self.cache_dtype, self.shard_rows, images.copies)
 
     def _device(self) -> torch.device:
-        if self.trainer is not None:
-            return self.trainer.strategy.root_device
-        return self.encoder.preprocess.mean.device
+        return self.encoder.preprocess.mean.device if self.trainer is None else self.trainer.strategy.root_device
 
 
 def _validate_dtype(encoder: FrozenEncoder, cache_dtype: str) -> None:

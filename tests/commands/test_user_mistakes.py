@@ -75,7 +75,10 @@ MISTAKES: list[tuple[str, tuple[str, ...]]] = [
     (f"{CERTIFY} --methods=[best]", ("methods", "best")),
     (f"{CERTIFY} --radii=[0.5,0.1]", ("strictly ascending",)),
     (f"{CERTIFY} --max=0", ("`max_images`", "at least 1")),
-    (f"{CERTIFY} --data.encoder.init_args.model=cifar10_noise", ("encoder that this head was trained on", "feature_dim")),
+    (
+        f"{CERTIFY} --data.encoder.init_args.model=cifar10_noise",
+        ("encoder that this head was trained on", "feature_dim"),
+    ),
     ("check nothing.safetensors", ("nothing.safetensors", "there is none")),
     ("check notes.txt", ("notes.txt",)),
     ("compare nothing", ("nothing/certificates.csv", "`ellips certify` writes")),
