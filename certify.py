@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from ellips.commands import main as ellips
+from ellips.commands.ending import ended
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -17,4 +18,4 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended(main))

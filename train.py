@@ -1,8 +1,9 @@
 """Train, validate, test: ``python train.py fit --config configs/digits.yaml``; the same as ``ellips fit``."""
 
-from ellips.commands.training import train
-from ellips.distributed import close_process_group
+import sys
+
+from ellips.commands.ending import ended
+from ellips.commands.training import main
 
 if __name__ == "__main__":
-    train()
-    close_process_group()
+    sys.exit(ended(main))

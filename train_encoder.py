@@ -1,8 +1,9 @@
 """Train an encoder or a denoiser: ``python train_encoder.py fit --config ...``, or ``ellips train-encoder``."""
 
-from ellips.commands.train_encoder import train_encoder
-from ellips.distributed import close_process_group
+import sys
+
+from ellips.commands.ending import ended
+from ellips.commands.train_encoder import main
 
 if __name__ == "__main__":
-    train_encoder()
-    close_process_group()
+    sys.exit(ended(main))

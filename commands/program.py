@@ -8,7 +8,11 @@ from importlib import import_module
 
 from ellips.distributed import close_process_group
 
+from .ending import ended, stopping
+
 FIT_COMMANDS = ("fit", "validate", "test", "predict")
+LIGHTNING = (*FIT_COMMANDS, "train-encoder", "certify")
+"""Commands that Lightning's trainer stops at a signal, when the batch is done."""
 COMMANDS = {
     "fit": "train a projector and fit the Gaussians",
     "validate": "validate a checkpoint",
@@ -31,12 +35,19 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Args:
-        args: The command line without the program's name; None: that of this process.
+        args: The command line without the program's name; None: that of this process, whose errors are then printed
+            (:func:`ellips.commands.ending.ended`).
 
     Returns:
-        The exit code.
+        The exit code: 0 where all is done, 1 where a result is incomplete or does not hold, 2 where the input cannot be
+        used.
+
+    Raises:
+        SystemExit: With 143 after SIGTERM and 130 after SIGINT.
     """
-    given = list(sys.argv[1:] if args is None else args)
+    if args is None:
+        return ended(lambda: main(sys.argv[1:]))
+    given = list(args)
     name = given[0] if given else "--help"
     if name not in COMMANDS:
         wide = max(map(len, COMMANDS))
@@ -46,6 +57,7 @@ def main(args: Sequence[str] | None = None) -> int:
     # Imported when asked for: no command waits for what only another one needs.
     module = "training" if name in FIT_COMMANDS else name.replace("-", "_")
     run: Callable[[Sequence[str]], int | None] = import_module(f"ellips.commands.{module}").main
-    code = run(given if name in FIT_COMMANDS else given[1:])
+    with stopping(at_sigterm=name not in LIGHTNING):
+        code = run(given if name in FIT_COMMANDS else given[1:])
     close_process_group()
     return code or 0

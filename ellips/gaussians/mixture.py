@@ -18,7 +18,7 @@ from ellips.gaussians.cut import cut_to_rank, validate_low_rank
 from ellips.gaussians.moments import Moments
 from ellips.gaussians.parameters import MixtureParameters
 from ellips.gaussians.sketch import SketchedMoments, collector
-from ellips.validation import validate_latents
+from ellips.validation import at_least, validate_latents
 
 _LOG_2PI = math.log(2 * math.pi)
 
@@ -248,7 +248,9 @@ class Mixture(MixtureParameters):
 
         Raises:
             NotFittedError: If no mixture was fitted.
+            ValueError: If ``n`` is below 1.
         """
+        at_least(1, n=n)
         self._require_fitted()
         device = self.means.device
         labels = torch.multinomial(self.priors, n, replacement=True, generator=generator)
