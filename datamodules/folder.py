@@ -31,6 +31,9 @@ OnBadImage = Literal["raise", "skip"]
 Resizing = Literal["pillow", "torch"]
 
 
+_LOOKED_THROUGH = 20_000  # images of a folder at most, for all that cannot be read: seconds
+
+
 class BadImageError(ValueError):
     """An image file that cannot be used as it is; the message starts with its path."""
 
@@ -207,12 +210,28 @@ class FolderSource(ImageSource):
                 kept.append(row)
             except BadImageError as error:
                 if self.skipped is None:
-                    raise
+                    raise BadImageError(f"{error}{self._others(row)}") from error
                 self.skipped.add(row, self.path(row), str(error))
         self._check_sizes(images, kept)
         if not images:
             return torch.empty(0, 3 if self.reading.mode == "RGB" else 1, 1, 1, dtype=torch.uint8), kept
         return torch.stack(images).permute(0, 3, 1, 2), kept  # channels last in memory, as encoders like it
+
+    def _others(self, first: int) -> str:
+        """Name the other images that cannot be read, so that all can be mended at once."""
+        if len(self) > _LOOKED_THROUGH:
+            return ""
+        with ThreadPoolExecutor(8) as pool:
+            read = pool.map(self._is_readable, range(len(self)))
+            others = [self.path(row) for row, readable in enumerate(read) if not readable and row != first]
+        return f" {len(others)} others cannot be read either: {_some([*map(str, others)], most=100)}." if others else ""
+
+    def _is_readable(self, row: int) -> bool:
+        try:
+            self.reading.read(self.path(row))
+        except BadImageError:
+            return False
+        return True
 
     def _check_sizes(self, images: Sequence[Tensor], rows: Sequence[int]) -> None:
         for image, row in zip(images, rows, strict=True):
@@ -315,6 +334,6 @@ def _files_below(top: str, seen: dict[tuple[int, int], str]) -> Iterator[str]:
         yield from (os.path.join(folder, name) for name in sorted(names) if not name.startswith("."))
 
 
-def _some(names: Sequence[str] | set[str]) -> str:
+def _some(names: Sequence[str] | set[str], most: int = 5) -> str:
     listed = sorted(names)
-    return f"{listed[:5]}" + (f" and {len(listed) - 5} more" if len(listed) > 5 else "") if listed else "none"
+    return f"{listed[:most]}" + (f" and {len(listed) - most} more" if len(listed) > most else "") if listed else "none"

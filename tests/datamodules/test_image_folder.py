@@ -114,6 +114,14 @@ def test_bad_images_are_named_in_the_error(root: Path, encoder: FrozenEncoder, k
     assert str(path) in str(error.value)
 
 
+def test_all_bad_images_of_a_folder_are_named_at_once(root: Path, encoder: FrozenEncoder) -> None:
+    paths = [make_bad(root, kind) for kind in ("text", "other ending", "cmyk")]
+    assert len(set(paths)) == 3
+    with pytest.raises(BadImageError, match="2 others cannot be read either") as error:
+        indices(ImageFolderDataModule(encoder, root, val_dir="test"))
+    assert all(str(path) in str(error.value) for path in paths)
+
+
 @pytest.mark.parametrize("kind", ["truncated", "cmyk"])
 def test_the_error_of_a_reading_process_names_the_file_too(root: Path, encoder: FrozenEncoder, kind: str) -> None:
     path = make_bad(root, kind)
