@@ -10,12 +10,15 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from itertools import pairwise
+from pathlib import Path
 from typing import Any, Final, NoReturn
 
 import jsonargparse
 from rich.console import Console
 
 from ellips.errors import NotFittedError
+from ellips.files import read_configuration
 
 BAD_INPUT: Final = 2
 """The exit code where what the user gave cannot be used."""
@@ -123,6 +126,16 @@ def say(text: str) -> None:
     Console(stderr=True, soft_wrap=True).print(text, markup=False, highlight=False)
 
 
+def _read_configurations(given: Sequence[str]) -> None:
+    """Refuse configurations that are no YAML by their names; the parsers know their text alone by then."""
+    pairs = pairwise(given)
+    paths = [path for option, path in pairs if option in ("--config", "-c")]
+    paths += [word.removeprefix("--config=") for word in given if word.startswith("--config=")]
+    for path in paths:
+        if Path(path).is_file():
+            read_configuration(Path(path))
+
+
 def in_one_message(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
     """Run a command for a user at a terminal, or in a batch job.
 
@@ -139,6 +152,7 @@ def in_one_message(command: Callable[[Sequence[str]], int], arguments: Sequence[
     name = " ".join(["ellips", *given[:1]])
     try:
         with quiet():
+            _read_configurations(given)
             return command(given)
     except KeyboardInterrupt:
         stopped, code = True, 128 + signal.SIGINT
