@@ -139,7 +139,9 @@ def test_what_is_broken_is_not_attacked_again_and_the_cheapest_attack_comes_firs
 def test_an_audit_whose_time_is_up_makes_the_first_attack_and_says_what_it_left_out() -> None:
     model, image, label = classifier(0.5)
     certificate = model.certify(image, KnownConstant(1e-9))  # far too large radii
-    rows = records_from_certificate(certificate, torch.arange(SIZE), label, series=Series("input", "exact", "known"))
+    rows = records_from_certificate(
+        certificate, torch.arange(SIZE), label, series=Series("input", "exact", "known"), seconds=0.0
+    )
     rows = [replace(row, radius=max(row.radius, 1e-6)) for row in rows]
     target = ByConstant(KnownConstant(1e-9)).target(model.chain)
     (batch,) = attack_batches(rows, QUICK)
