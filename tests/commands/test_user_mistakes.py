@@ -67,7 +67,7 @@ MISTAKES: list[tuple[str, tuple[str, ...]]] = [
     (f"{FOLDER}=~/nowhere", ("home/nowhere/train", "missing")),
     (f"{FOLDER}=pictures/train/cat", ("cat/train", "missing")),
     (f"{FOLDER}=flat", ("flat/train", "one sub-folder per class")),
-    (f"{FOLDER}=differing", ("differing/test", "'dog'")),
+    (f"{FOLDER}=differing --data.init_args.val_dir=test", ("differing/test", "'dog'")),
     (f"{FOLDER}=empty", ("empty", "every class folder", "cat")),
     # ---- certification, and what reads its results
     (f"{CERTIFY} --methds=[exact]", ("--methds", "Did you mean --methods?")),
