@@ -49,7 +49,11 @@ MISTAKES: list[tuple[str, tuple[str, ...]]] = [
     (f"{FIT} --trainer.precision=bf16-true", ("bf16-true", "bf16-mixed")),
     # ---- encoders and their weights
     (f"{FIT} --data.encoder.init_args.model=resnet9999 --data.encoder.init_args.weights=random", ("resnet9999",)),
-    (f"{FIT} --data.encoder.init_args.weights=no.pth", ("'no.pth'", "fetch the state dict")),
+    (f"{FIT} --data.encoder.init_args.weights=no.pth", ("'no.pth'", "leave them out")),
+    (
+        f"{FIT} --data.encoder.init_args.model=test_resnet --data.encoder.init_args.weights=no.pth",
+        ("'no.pth'", "fetch the state dict"),
+    ),
     (f"{FIT} --data.encoder.init_args.precision=64", ("precision", "'32'")),
     # ---- runs and loggers
     (f"{FIT} --name taken", ("already holds a run", "another --name")),
