@@ -48,8 +48,8 @@ def create_timm(
     """
     if name in shipped_names():
         raise ValueError(
-            f"Expected no `weights` with the shipped encoder {name!r}, which has its own, but got {str(weights)!r}; leave "
-            "them out, or name the architecture that they are for."
+            f"Expected no `weights` with the shipped encoder {name!r}, which has its own, but got {str(weights)!r}; "
+            "leave them out, or name the architecture that they are for."
         )
     if not timm.is_model(name.partition(".")[0]):
         close = timm.list_models(f"*{name.partition('.')[0][:6]}*")[:5]
