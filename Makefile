@@ -11,7 +11,7 @@ LIPSCHITZ := --config configs/data/digits_lipschitz.yaml
 CERTIFY = $(RUN) certify.py $(DIGITS) --name demo
 SLOW := faults or slurm
 
-.PHONY: demo test test-faults test-slurm test-wheel test-lowest mutants fuzz lint clean
+.PHONY: demo test test-faults test-slurm test-newcomers test-wheel test-lowest mutants fuzz lint docs test-docs figures clean
 
 # A fit that was interrupted is started anew: only the stamp says that it ended. Results lie in runs/demo*/.
 demo: $(DEMO)/.fitted $(DEMO)_lipschitz/.fitted $(DEMO)_smoothed/.fitted
@@ -48,6 +48,12 @@ test-faults: $(VENV)/.installed-test
 test-slurm: $(VENV)/.installed-test
 	$(RUN) -m pytest -m slurm
 
+# What three newcomers do: own pictures with the shortest configuration; a project of their own, with the wheel; and the
+# batch script, where a SLURM can be started.
+test-newcomers: $(VENV)/.installed-test
+	$(RUN) -m pytest tests/commands/test_pictures.py tests/test_examples.py tests/test_wheel.py -k "not commands_run"
+	if command -v slurmctld > /dev/null; then $(RUN) -m pytest -m slurm; fi
+
 # The lowest versions that are supported, exactly, in a virtual environment of their own.
 test-lowest: $(LOWEST)/.installed
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 -m "not ($(SLOW))"
@@ -59,6 +65,19 @@ test-wheel: $(VENV)/.installed-test
 # Mutation testing of what claims rest on; MODULES="ellips/metrics/certified.py ...": of these alone.
 mutants: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(RUN) -m tests.mutants $(MODULES)
+
+# The documentation site, strictly, into site/. What the pages show is run by `make test`.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
+
+# The site and the report in a browser: Chromium of the system, or that of `playwright install chromium`.
+test-docs: docs $(VENV)/.installed-test
+	$(RUN) -m pytest tests/ellips/reporting/test_report_in_a_browser.py
+
+# The figures of the pages, and the notebook with what it prints, anew.
+figures: $(VENV)/.installed-docs
+	$(RUN) docs/figures.py
+	$(RUN) -m jupyter execute --inplace docs/notebooks/digits.ipynb
 
 # What reads files of others, on bytes that nobody wrote: each reader for so many seconds.
 fuzz: $(VENV)/.installed-dev
@@ -82,10 +101,14 @@ $(VENV)/.installed-dev: pyproject.toml | $(VENV)/.installed
 	$(RUN) -m pip install --quiet --editable ".[dev]"
 	touch $@
 
+$(VENV)/.installed-docs: pyproject.toml | $(VENV)/.installed
+	$(RUN) -m pip install --quiet --editable ".[docs]"
+	touch $@
+
 $(LOWEST)/.installed: pyproject.toml tests/lowest.txt
 	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet --editable ".[test]" --constraint tests/lowest.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(LOWEST) $(DEMO) $(DEMO)_lipschitz $(DEMO)_smoothed
+	rm -rf site $(VENV) $(LOWEST) $(DEMO) $(DEMO)_lipschitz $(DEMO)_smoothed

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from ellips.commands import main as ellips
-from ellips.commands.ending import ended
+from ellips.commands.messages import in_one_message
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -18,4 +18,4 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(ended(main))
+    sys.exit(in_one_message(main, sys.argv[1:]))

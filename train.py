@@ -2,8 +2,7 @@
 
 import sys
 
-from ellips.commands.ending import ended
-from ellips.commands.training import main
+from ellips.commands import console
 
 if __name__ == "__main__":
-    sys.exit(ended(main))
+    sys.exit(console())

@@ -2,8 +2,8 @@
 
 import sys
 
-from ellips.commands.ending import ended
-from ellips.commands.train_encoder import main
+from ellips.commands import main
+from ellips.commands.messages import in_one_message
 
 if __name__ == "__main__":
-    sys.exit(ended(main))
+    sys.exit(in_one_message(lambda given: main(["train-encoder", *given]), sys.argv[1:]))

@@ -108,8 +108,8 @@ class GaussianityCallback(EvaluationCallback):
         self.degradation = self._degradation(ellips, z, labels)
         if self.degradation is not None:
             values |= self._named(self.degradation, stage)
-        # Every process has the same numbers from the same gathered latents.
-        pl_module.log_dict(values, rank_zero_only=False, sync_dist=False, batch_size=1)
+        # Every process has the same numbers from the same gathered latents; see CertificationCallback.
+        pl_module.log_dict(values, sync_dist=True, reduce_fx="max", batch_size=1)
 
     def _degradation(self, ellips: Ellips, z: Tensor, labels: Tensor) -> Degradation | None:
         try:

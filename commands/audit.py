@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from time import monotonic
 from typing import Any, NamedTuple
 
 import lightning as L
 import torch
-from jsonargparse import ArgumentParser
 from rich.console import Console
 from torch import Tensor
 
@@ -18,10 +19,12 @@ from ellips.audit import (
     AttackBatch,
     AttackSettings,
     AuditedImage,
+    Course,
     attack_batches,
     audit_batch,
     audit_table,
     latent_target,
+    number_of_attacks,
     verdict,
     write_audit,
 )
@@ -33,14 +36,16 @@ from ellips.files.lines import CHECKSUMS, as_stored
 from ellips.input_certifiers import AuditTarget, InputCertifier, as_certifier, series_of
 from ellips.pipeline import ImageClassifier, check_fingerprint
 from ellips.progress import ImageProgress
+from ellips.reporting.audit import TABLE_DIGEST, put_audit
 from ellips.reporting.summary import records_by_series
 from ellips.settings import describe
 from ellips.types import ImageBatch, Series
-from ellips.validation import at_least
+from ellips.validation import at_least, positive
 from ellips.versions import versions
 
 from .audit_tsv import main as audit_tsv
 from .certify import certify_parser, images_identity, instantiate
+from .messages import Parser
 from .migration import current_config, current_series
 from .processes import add_processes, launch
 from .trust import build_run, leave_out_of_path
@@ -177,8 +182,13 @@ def _check_images(what: dict[str, Any], data: Any, images: SelectionDataModule) 
         )
 
 
-def attack(claims: Claims, settings: AttackSettings, journal: LineJournal, fabric: L.Fabric) -> None:
-    """Attack the claims batch by batch, each in one process, and write down what is found; every process calls it."""
+def attack(
+    claims: Claims, settings: AttackSettings, journal: LineJournal, fabric: L.Fabric, budget: float | None = None
+) -> None:
+    """Attack the claims batch by batch, each in one process, and write down what is found; every process calls it.
+
+    A budget is shared by the batches that are left: one that needs less leaves more to those after it.
+    """
     batches = {
         f"{series.name}/{number}": (series, batch)
         for series, rows in claims.records.items()
@@ -187,16 +197,19 @@ def attack(claims: Claims, settings: AttackSettings, journal: LineJournal, fabri
     done = journal.results()
     fabric.barrier()  # every process has read it before any writes
     left = [name for name in batches if name not in done]
-    total, world, rank = sum(len(batches[name][1].records) for name in left), fabric.world_size, fabric.global_rank
+    attacks = [number_of_attacks(len(batches[name][1].records), batches[name][1].settings) for name in left]
+    world, rank = fabric.world_size, fabric.global_rank
+    mine, end = left[rank::world], math.inf if budget is None else monotonic() + budget
     with (
         journal.open(rank),
-        ImageProgress("Attacking", total, processes=world, show=rank == 0) as progress,
+        ImageProgress("Attacking", sum(attacks), processes=world, show=rank == 0, unit="attacks") as progress,
     ):
-        for name in left[rank::world]:
+        for place, name in enumerate(mine):
             series, batch = batches[name]
-            points = claims.points(series, batch).to(fabric.device)
-            journal.append(name, [asdict(image) for image in audit_batch(batch, points, claims.targets[series])])
-            progress.advance(len(batch.records))
+            points, now = claims.points(series, batch).to(fabric.device), monotonic()
+            course = Course(progress.advance, now + (end - now) / (len(mine) - place))
+            found = audit_batch(batch, points, claims.targets[series], course)
+            journal.append(name, [asdict(image) for image in found])
     fabric.barrier()
 
 
@@ -206,6 +219,7 @@ def audit(
     max_images: int | None = None,
     *,
     overwrite: bool = False,
+    budget: float | None = None,
     fabric: L.Fabric | None = None,
     vouched: Vouched = _BY_FOLDER,
 ) -> dict[str, Any]:
@@ -218,6 +232,8 @@ def audit(
         settings: How hard to attack.
         max_images: Attack at most so many images, spread evenly over the run; None: all.
         overwrite: Start anew, whatever an unfinished audit has found.
+        budget: Seconds after which only the first, cheapest attack is still made; what that leaves out is counted as
+            ``cut_short``. None: every attack on every claim that is not broken before.
         fabric: The processes that share the work, launched; None: this one, on the CPU.
         vouched: Where data, encoder and certifiers come from; by default the folder, if it names this project's alone.
 
@@ -229,14 +245,16 @@ def audit(
         ValueError: If checkpoint or encoder are not those of the run, or an unfinished audit had other settings.
     """
     at_least(1, max=max_images)
+    positive(budget=budget)
     fabric = fabric or L.Fabric(accelerator="cpu", devices=1)
     if overwrite and fabric.is_global_zero:
         LineJournal.delete_from(folder.audit_journal)
     fabric.barrier()
     claims = read_claims(folder, max_images, fabric.device, vouched)
     depends = {**claims.settings, "attack": asdict(settings), "device": fabric.device.type}
+    depends |= {} if budget is None else {"budget": budget}
     journal = LineJournal(folder.audit_journal, depends)
-    attack(claims, settings, journal, fabric)
+    attack(claims, settings, journal, fabric, budget)
     results = journal.results()
     found = {
         series: [
@@ -247,10 +265,16 @@ def audit(
         for series, rows in claims.records.items()
     }
     verdicts = {s.name: verdict(images, claims.targets[s].alpha) for s, images in found.items() if images}
-    result = {"series": verdicts, "attack": asdict(settings), "versions": versions()}
+    result = {
+        "series": verdicts,
+        "attack": asdict(settings),
+        TABLE_DIGEST: claims.settings["table"],
+        "versions": versions(),
+    }
     fabric.barrier()  # every process has read the journal
     if fabric.is_global_zero:
         write_audit(folder, result, [image for images in found.values() for image in images])
+        put_audit(folder, claims.images.file)
         journal.delete()
         Console().print(audit_table(verdicts))
     return result
@@ -264,7 +288,7 @@ def main(args: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if args is None else args)
     if any(word.split("=")[0] == "--tsv" for word in given):
         return audit_tsv(given)
-    parser = ArgumentParser(
+    parser = Parser(
         prog="ellips audit",
         description="Attack inside every claimed radius of a run. With --tsv FILE: of another tool's table.",
     )
@@ -280,6 +304,9 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--trust", action="store_true", help="Import whatever the folder's configuration names; that can run any code."
     )
+    parser.add_argument(
+        "--budget", type=float | None, default=None, help="Seconds, after which expensive attacks are left out."
+    )
     add_processes(parser)
     parser.add_class_arguments(AttackSettings, "attack", help="How hard to attack.")
     config = parser.parse_args(given)
@@ -288,6 +315,12 @@ def main(args: Sequence[str] | None = None) -> int:
     fabric = launch(config)
     vouched = Vouched(config.config or (), config.trust)
     found = audit(
-        ResultsFolder(config.folder), settings, config.max, overwrite=config.overwrite, fabric=fabric, vouched=vouched
+        ResultsFolder(config.folder),
+        settings,
+        config.max,
+        overwrite=config.overwrite,
+        budget=config.budget,
+        fabric=fabric,
+        vouched=vouched,
     )
     return int(any(entry["passed"] is False for entry in found["series"].values()))

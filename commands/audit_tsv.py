@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from jsonargparse import ActionConfigFile, ArgumentParser
+from jsonargparse import ActionConfigFile
 from rich.console import Console
 from torch import nn
 
@@ -35,6 +35,7 @@ from ellips.validation import at_least
 from ellips.versions import versions
 
 from .limits import limit_configurations
+from .messages import Parser
 
 _COLOURS = {"fine": "green", "doubt": "yellow", "wrong": "red"}
 _COMPARED = 200  # images whose predictions tell where the normalisation lies
@@ -126,7 +127,7 @@ def _show(console: Console, findings: Sequence[Finding]) -> None:
 def main(args: Sequence[str] | None = None) -> int:
     """Audit; the exit code is 1 if something is wrong with the table or a claim that must hold does not."""
     limit_configurations()
-    parser = ArgumentParser(prog="ellips audit", description="Audit a table of another tool.")
+    parser = Parser(prog="ellips audit", description="Audit a table of another tool.")
     parser.add_argument("--config", action=ActionConfigFile, help="A YAML file, e.g. with the data section.")
     parser.add_function_arguments(audit_tsv)
     config = parser.parse_args(None if args is None else list(args))

@@ -23,7 +23,8 @@ from ellips.input_certifiers import InputCertifier
 from ellips.lightning_modules import Certifier
 from ellips.lipschitz import ConstantSource
 from ellips.metrics.functional import check_radii
-from ellips.pipeline import ImageClassifier
+from ellips.pipeline import ImageClassifier, check_description
+from ellips.reporting.audit import short_name
 from ellips.reporting.html import ReportImage
 from ellips.reporting.run import RunReport
 from ellips.reporting.summary import GivenRadii
@@ -31,6 +32,7 @@ from ellips.settings import describe
 from ellips.validation import at_least, fraction
 
 from .limits import limit_configurations
+from .messages import Parser
 from .migration import refuse_sources
 from .processes import PATIENCE, codes_of_signals
 
@@ -101,12 +103,14 @@ def certify(
         raise TypeError(f"Expected a datamodule with an `encoder` but {type(data).__name__} has none.")
     L.seed_everything(seed_everything, workers=True, verbose=False)
     run = RunFolder.named(name)
-    checkpoint = Path(ckpt_path) if ckpt_path else run.checkpoint()
+    checkpoint = Path(ckpt_path).expanduser() if ckpt_path else run.checkpoint()
     classifier = ImageClassifier.from_checkpoint(checkpoint, encoder)
+    if hasattr(data, "description"):
+        check_description(classifier.description, data.description())
     images = SelectionDataModule(data, split, skip, max, batch_size)
     certifier = Certifier(classifier, methods, certifiers, input_method, seed_everything)
     certifier.validate_run(len(images.indices))
-    folder = ResultsFolder(Path(out)) if out else run.results(split)
+    folder = ResultsFolder(Path(out).expanduser()) if out else run.results(split)
     if overwrite:
         folder.remove()
     settings = {
@@ -201,8 +205,11 @@ def _report(
     what = journal.settings
     title = f"Certified accuracy, {what['data']}, {what['split']} split ({len(images.indices)} images)"
     proofs = (classifier.head.ellips.cpu(), journal.latents())
-    report = RunReport(folder, records, images.indices, grids, confidence, title, info, proofs, journal.kept())
-    summary = report.write(_pictures(report, images, data))
+    names = _class_names(data)
+    report = RunReport(
+        folder, records, images.indices, grids, confidence, title, info, proofs, journal.kept(), names, images.file
+    )
+    summary = report.write(_pictures(report, images))
     if records:
         report.show(Console(), summary)
     elif images.indices:
@@ -220,12 +227,21 @@ def _fingerprint(classifier: ImageClassifier) -> dict[str, str]:
     return found
 
 
-def _pictures(report: RunReport, images: SelectionDataModule, data: Any) -> list[ReportImage]:  # noqa: ANN401
+def _class_names(data: Any) -> list[str]:  # noqa: ANN401 - any datamodule
+    return list(getattr(data, "class_names", map(str, range(data.num_classes))))
+
+
+def _pictures(report: RunReport, images: SelectionDataModule) -> list[ReportImage]:
     """Read the images that the report shows."""
-    names = [*getattr(data, "class_names", [str(k) for k in range(data.num_classes)]), "none (abstained)"]
+    names = [*report.class_names, "none (abstained)"]
     return [
         ReportImage(
-            group, record, images.dataset[[record.index]].image[0], names[record.label], names[record.prediction]
+            group,
+            record,
+            images.dataset[[record.index]].image[0],
+            names[record.label],
+            names[record.prediction],
+            short_name(images.file(record.index)),
         )
         for group, records in report.wanted_images().items()
         for record in records
@@ -238,7 +254,7 @@ def _pictures(report: RunReport, images: SelectionDataModule, data: Any) -> list
 def certify_parser() -> ArgumentParser:
     """Return the command's parser; it reads the configurations of a training run as they are."""
     limit_configurations()
-    parser = ArgumentParser(prog="ellips certify", description=DESCRIPTION)
+    parser = Parser(prog="ellips certify", description=DESCRIPTION)
     parser.add_argument("--config", action=ActionConfigFile, help="A YAML file; several are read in turn.")
     parser.add_function_arguments(certify, skip={"hardware", "config"})
     parser.add_class_arguments(L.Trainer, "trainer", instantiate=False)

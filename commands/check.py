@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
-
 from ellips.certificates import check, checked_scope
 from ellips.files import load_certificates
+
+from .messages import Parser
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Check a file of certificates; the exit code is 1 if one of them is not proven."""
-    parser = ArgumentParser(prog="ellips check", description="Check saved certificates: the proof, not the solver.")
+    parser = Parser(prog="ellips check", description="Check saved certificates: the proof, not the solver.")
     parser.add_argument("file", type=Path, help="A file <series>.safetensors that `ellips certify` wrote.")
     config = parser.parse_args(None if args is None else list(args))
     saved = load_certificates(config.file)

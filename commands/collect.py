@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
 from rich.console import Console
 
 from ellips.files import RUNS, RunFolder, replace_file
 from ellips.reporting.sweep import as_csv, order, read_run, sweep_rows, sweep_table
+
+from .messages import Parser
 
 DESCRIPTION = """Put the runs of a sweep into one table.
 
@@ -21,7 +22,7 @@ _SHOWN = ["val/accuracy", "val/relative_radius/latent-exact"]
 
 def main(args: Sequence[str] | None = None) -> int:
     """Collect; the exit code is 1 if a run lacks something."""
-    parser = ArgumentParser(prog="ellips collect", description=DESCRIPTION)
+    parser = Parser(prog="ellips collect", description=DESCRIPTION)
     parser.add_argument("runs", nargs="+", type=Path, help="Run folders, such as runs/sweep-*.")
     parser.add_argument("--best", type=str | None, default=None, help="Sort by this metric of the validation split.")
     parser.add_argument("--show", type=list[str], default=_SHOWN, help="Metrics and results to print.")

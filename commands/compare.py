@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
-
 from ellips.files import RUNS
 from ellips.reporting.compare import compare, read_entries
 from ellips.reporting.summary import GivenRadii
 
+from .messages import Parser
+
 
 def main(args: Sequence[str] | None = None) -> int:
     """Put several runs side by side."""
-    parser = ArgumentParser(prog="ellips compare", description="Several runs, and files of other tools, compared.")
+    parser = Parser(prog="ellips compare", description="Several runs, and files of other tools, compared.")
     parser.add_argument(
         "runs", nargs="+", help="Folders of `ellips certify`, or FILE.tsv:SOUNDNESS for a file of another tool."
     )

@@ -14,11 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
-
 from ellips.datamodules import EncodedDataModule, Part
 from ellips.files import read_configuration
 
+from .messages import Parser
 from .processes import add_processes, launch
 
 
@@ -34,7 +33,7 @@ def build(arguments: Sequence[str] | None = None) -> tuple[Any, EncodedDataModul
     Raises:
         ValueError: If the configuration has no ``data`` section or that has no ``cache_dir``.
     """
-    parser = ArgumentParser(prog="ellips encode", description="Fill the feature cache ahead of time.")
+    parser = Parser(prog="ellips encode", description="Fill the feature cache ahead of time.")
     parser.add_argument("--config", type=list[Path], help="training configurations, each with a --config of its own")
     parser.add_argument("--splits", type=list[Part] | None, default=None, help="what to encode; null: all there is")
     add_processes(parser)

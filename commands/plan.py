@@ -39,6 +39,7 @@ from ellips.planning import (
 
 from .certify import certify
 from .limits import limit_configurations
+from .messages import Parser
 
 DESCRIPTION = """Say what a fit, its certification and its audit need, before anything runs.
 
@@ -51,7 +52,7 @@ Hours are those of the encoder at --images_per_second and, with --gigaflops, of 
 def plan_parser() -> ArgumentParser:
     """Return the command's parser: what `fit` and `certify` take, and what a plan needs besides."""
     limit_configurations()
-    parser = ArgumentParser(prog="ellips plan", description=DESCRIPTION)
+    parser = Parser(prog="ellips plan", description=DESCRIPTION)
     parser.add_argument("--config", action=ActionConfigFile, help="A YAML file; several are read in turn.")
     parser.add_function_arguments(certify, skip={"hardware", "config"})
     parser.add_class_arguments(L.Trainer, "trainer", instantiate=False)

@@ -15,22 +15,36 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from ellips.callbacks import AtomicCheckpointIO, CertificationCallback
 from ellips.checkpoints import load_checkpoint
-from ellips.files import RUNS, RunFolder
+from ellips.files import RUNS, RunFolder, replace_file
 from ellips.lightning_modules import GenEllips
 from ellips.types import Series
 
 from .limits import limit_configurations
+from .messages import Brief
 from .processes import codes_of_signals
 from .trust import check_hyperparameters
 
 
+class TrainingParser(Brief, LightningArgumentParser):
+    """Lightning's parser with short messages."""
+
+
 class KeepConfig(SaveConfigCallback):
-    """Saves the configuration of a fit in its run folder and never overwrites one."""
+    """Saves the configuration of a fit in its run folder, whatever the logger, and never overwrites one."""
+
+    kept: Path | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Save at the start of a fit; a resumed fit gets a numbered file beside the first."""
-        if stage == "fit":
-            super().setup(trainer, pl_module, stage)
+        if stage == "fit" and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.kept = Path(trainer.default_root_dir) / self.config_filename
+            text = self.parser.dump(self.config, skip_unset=False)
+            replace_file(self.kept, text)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Leave a name free that was taken by a start that failed: one without a checkpoint to go on from."""
+        if self.kept is not None and not RunFolder(self.kept.parent).has_checkpoint():
+            self.kept.unlink(missing_ok=True)
 
 
 class RunFolderCLI(LightningCLI):
@@ -66,13 +80,14 @@ class RunFolderCLI(LightningCLI):
             if config.ckpt_path == "last":
                 config.ckpt_path = str(folder.requeued() or "last")
             found = folder.configs()
-            if found:
+            if found or folder.has_checkpoint():
                 if not config.ckpt_path:
                     raise SystemExit(
                         f"{folder.path} already holds a run. Give this one another --name, go on with the old one "
                         "(--ckpt_path last), or delete the folder."
                     )
-                self.save_config_kwargs["config_filename"] = f"config-{len(found) + 1}.yaml"
+                if found:
+                    self.save_config_kwargs["config_filename"] = f"config-{len(found) + 1}.yaml"
             _set_aside(folder.metrics)
         elif config.ckpt_path is None:
             config.ckpt_path = str(folder.checkpoint())
@@ -184,6 +199,7 @@ def run(
             subclass_mode_model=subclass_mode_model,
             subclass_mode_data=True,
             save_config_callback=KeepConfig,
+            parser_class=TrainingParser,
             auto_configure_optimizers=False,
             seed_everything_default=0,
             args=options,

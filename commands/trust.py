@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from jsonargparse import Namespace
-from torch import nn
 
 from ellips import lightning_modules
 from ellips.datamodules import EncodedDataModule
+from ellips.files import build_listed
 from ellips.input_certifiers import InputCertifier
 from ellips.lipschitz import ConstantSource
+from ellips.pipeline import ENCODERS
 
 _FACES: Final = {
     "ellips.datamodules": (
@@ -29,14 +30,6 @@ _FACES: Final = {
         "GaussianMixtureDataModule",
         "ImageFolderDataModule",
         "ImageNetDataModule",
-    ),
-    "ellips.encoders": (
-        "CifarResNet",
-        "Denoised",
-        "DiffusionDenoiser",
-        "FrozenEncoder",
-        "LipschitzEncoder",
-        "ResidualDenoiser",
     ),
     "ellips.input_certifiers": (
         "ArtSmoothedDecision",
@@ -49,8 +42,7 @@ _FACES: Final = {
 }
 BUILDABLE: Final[Mapping[str, type]] = {
     **{f"{face}.{name}": getattr(import_module(face), name) for face, names in _FACES.items() for name in names},
-    "torch.nn.Flatten": nn.Flatten,
-    "torch.nn.Identity": nn.Identity,
+    **ENCODERS,
 }
 """By class path, what is built for a folder that nobody vouches for. None of them runs code that a setting names."""
 
@@ -98,24 +90,7 @@ def build_recorded(content: Any, where: Path) -> Any:  # noqa: ANN401 - whatever
     Raises:
         ValueError: If a class is not on the list, or its settings do not fit; file and cure are named.
     """
-    if isinstance(content, list):
-        return [build_recorded(item, where) for item in content]
-    if not isinstance(content, dict):
-        return content
-    path, arguments = content.get("class_path"), content.get("init_args") or {}
-    if not isinstance(path, str) or path not in BUILDABLE or content.keys() - {"class_path", "init_args"}:
-        named = repr(path) if "class_path" in content else f"the entries {sorted(map(str, content))[:5]}"
-        raise ValueError(
-            f"{where}: expected class paths of this project but got {named}, of which nothing is imported. {_CURE}"
-        )
-    if not isinstance(arguments, dict):
-        raise ValueError(f"{where}: expected settings by name for {path} but got {arguments!r}.")
-    kind = BUILDABLE[path]
-    used = arguments if not path.startswith("ellips.datamodules") else arguments.keys() - _OF_TRAINING
-    try:
-        return kind(**{str(name): build_recorded(arguments[name], where) for name in used})
-    except (TypeError, AttributeError) as error:
-        raise ValueError(f"{where}: expected settings that {path} takes but got others: {error}. {_CURE}") from error
+    return build_listed(content, where, BUILDABLE, left_out=_OF_TRAINING, cure=_CURE)
 
 
 def check_hyperparameters(checkpoint: Any, given: Any, where: str) -> None:  # noqa: ANN401 - whatever the file holds

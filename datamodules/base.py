@@ -80,6 +80,10 @@ class SplitDataModule(L.LightningDataModule):
         """Number of classes; known before :meth:`setup`."""
         return len(self.class_names)
 
+    def description(self) -> dict[str, Any]:
+        """What a classifier must know of its images, as plain values, for its checkpoint: the names of the classes."""
+        return {"class_names": list(self.class_names)}
+
     def training_dataset(self) -> RowsDataset[Any]:
         """Open the training split as it is trained on: with augmentation if there is one."""
         return self.dataset("train")

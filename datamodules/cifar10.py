@@ -42,7 +42,7 @@ class CIFAR10DataModule(EncodedDataModule):
     ) -> None:
         super().__init__(encoder, **base_args)
         fraction(val_fraction=val_fraction)
-        self.root = Path(root)
+        self.root = Path(root).expanduser()
         self.download = download
         self.val_fraction = val_fraction
 

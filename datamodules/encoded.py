@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ellips.encoders import FrozenEncoder
+from ellips.encoders import FrozenEncoder, recorded_encoder
 from ellips.precision import HALF_TYPES
 from ellips.progress import ImageProgress
 from ellips.types import FeatureBatch, ImageBatch
@@ -110,7 +110,7 @@ class EncodedDataModule(SplitDataModule):
                 f"Expected `copies` between 1 and batch_size={batch_size} for batch_by_image but got {copies}; set "
                 "copies, raise batch_size, or leave out batch_by_image."
             )
-        self.cache_dir = None if cache_dir is None else Path(cache_dir)
+        self.cache_dir = None if cache_dir is None else Path(cache_dir).expanduser()
         self.cache_dtype = cache_dtype
         self.shard_rows = shard_rows
         self._sources, self._caches = dict[Split, ImageSource](), dict[Part, FeatureCache]()
@@ -127,6 +127,10 @@ class EncodedDataModule(SplitDataModule):
     def encoder_fingerprint(self) -> dict[str, str]:
         """What the features depend on: architecture, weights digest, preprocessing, precision."""
         return self.encoder.fingerprint()
+
+    def description(self) -> dict[str, Any]:
+        """Names of the classes, and the encoder."""
+        return {**super().description(), "encoder": recorded_encoder(self.encoder)}
 
     def source(self, split: Split) -> ImageSource:
         """The images of a split, opened at the first call.
@@ -299,9 +303,8 @@ class EncodedDataModule(SplitDataModule):
         self, split: Part, writer: CacheWriter, shards: list[int], device: torch.device, processes: tuple[int, int]
     ) -> None:
         world, rank = processes
-        total = min(
-            sum(len(writer.plan.shard_range(s)) for s in shards) * world, writer.plan.rows
-        )  # others: about as many
+        rows = sum(len(writer.plan.shard_range(s)) for s in shards)
+        total = min(rows * world, writer.plan.rows)  # others: about as many
         with ImageProgress(f"Encoding {split}", total, processes=world, show=rank == 0) as progress:
             fill(
                 writer,
@@ -327,9 +330,7 @@ class EncodedDataModule(SplitDataModule):
         return Plan(identity, len(images), self.feature_dim, self.cache_dtype, self.shard_rows, images.copies)
 
     def _device(self) -> torch.device:
-        if self.trainer is not None:
-            return self.trainer.strategy.root_device
-        return self.encoder.preprocess.mean.device
+        return self.encoder.preprocess.mean.device if self.trainer is None else self.trainer.strategy.root_device
 
 
 def _validate_dtype(encoder: FrozenEncoder, cache_dtype: str) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from time import monotonic
 from typing import Literal, get_args
 
 import numpy as np
@@ -31,7 +32,8 @@ OnBadImage = Literal["raise", "skip"]
 Resizing = Literal["pillow", "torch"]
 
 
-_LOOKED_THROUGH = 20_000  # images of a folder at most, for all that cannot be read: seconds
+_LOOK_SECONDS = 30.0  # for a look at all images of a split when one of them is bad
+_LISTED = 20  # bad images in one message
 
 
 class BadImageError(ValueError):
@@ -210,28 +212,36 @@ class FolderSource(ImageSource):
                 kept.append(row)
             except BadImageError as error:
                 if self.skipped is None:
-                    raise BadImageError(f"{error}{self._others(row)}") from error
+                    raise BadImageError(self._with_others(row, error)) from error
                 self.skipped.add(row, self.path(row), str(error))
         self._check_sizes(images, kept)
         if not images:
             return torch.empty(0, 3 if self.reading.mode == "RGB" else 1, 1, 1, dtype=torch.uint8), kept
         return torch.stack(images).permute(0, 3, 1, 2), kept  # channels last in memory, as encoders like it
 
-    def _others(self, first: int) -> str:
-        """Name the other images that cannot be read, so that all can be mended at once."""
-        if len(self) > _LOOKED_THROUGH:
-            return ""
-        with ThreadPoolExecutor(8) as pool:
-            read = pool.map(self._is_readable, range(len(self)))
-            others = [self.path(row) for row, readable in enumerate(read) if not readable and row != first]
-        return f" {len(others)} others cannot be read either: {_some([*map(str, others)], most=100)}." if others else ""
+    def _with_others(self, row: int, error: BadImageError) -> str:
+        """Return the message about an image with those about the others that cannot be used, as far as a look shows."""
 
-    def _is_readable(self, row: int) -> bool:
-        try:
-            self.reading.read(self.path(row))
-        except BadImageError:
-            return False
-        return True
+        def look(other: int) -> str | None:
+            try:
+                self.reading.read(self.path(other))
+            except BadImageError as found:
+                return str(found)
+            return None
+
+        end = monotonic() + _LOOK_SECONDS
+        with ThreadPoolExecutor(4) as pool:
+            parts = [range(start, min(start + 64, len(self))) for start in range(0, len(self), 64)]
+            found = [text for part in parts if monotonic() < end for text in pool.map(look, part) if text is not None]
+        others = [text for text in found if text != str(error)]
+        if not others:
+            return str(error)
+        more = f"\n  and {len(others) + 1 - _LISTED} more" if len(others) >= _LISTED else ""
+        listed = "".join(f"\n  {text}" for text in [str(error), *others][:_LISTED])
+        return (
+            f"{len(others) + 1} images of {self.root} cannot be used; mend or remove them, or go on without "
+            f"(on_bad_image: skip):{listed}{more}"
+        )
 
     def _check_sizes(self, images: Sequence[Tensor], rows: Sequence[int]) -> None:
         for image, row in zip(images, rows, strict=True):
@@ -269,71 +279,3 @@ class FolderSource(ImageSource):
     def _digest(self, row: int) -> str:
         path = self.path(row)
         return file_digest(path) if path.is_file() else "missing"
-
-
-def find_class_names(folder: Path) -> list[str]:
-    """Sorted names of the sub-folders of a folder.
-
-    Raises:
-        FileNotFoundError: If the folder is missing or has none.
-    """
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"Expected {folder.absolute()} to be a folder with one sub-folder per class; it is missing."
-        )
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if not names:
-        raise FileNotFoundError(f"Expected {folder.absolute()} to have one sub-folder per class but it has none.")
-    return names
-
-
-def list_images(folder: Path, class_names: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
-    """Every file below the class folders, whatever its ending: one that is no image is found when it is read.
-
-    Only names that start with a dot are passed over.
-
-    Args:
-        folder: Holds one sub-folder per class.
-        class_names: The classes it must have, in the order of their labels.
-
-    Returns:
-        Paths relative to ``folder``, sorted within each class, and labels.
-
-    Raises:
-        ValueError: If the folder has other classes, or a class folder is empty.
-    """
-    found, expected = set(find_class_names(folder)), set(class_names)
-    if found != expected:
-        raise ValueError(
-            f"Expected {folder} to have the classes of the training folder but it lacks {_some(expected - found)} and "
-            f"has {_some(found - expected)} besides."
-        )
-    seen: dict[tuple[int, int], str] = {}
-    pairs = [(path, label) for label, name in enumerate(class_names) for path in _files_below(str(folder / name), seen)]
-    labels = np.array([label for _, label in pairs], dtype=np.int64)
-    empty = [str(folder / name) for label, name in enumerate(class_names) if not (labels == label).any()]
-    if empty:
-        raise ValueError(f"Expected images in every class folder but these are empty: {_some(empty)}.")
-    return [os.path.relpath(path, folder) for path, _ in pairs], labels
-
-
-def _files_below(top: str, seen: dict[tuple[int, int], str]) -> Iterator[str]:
-    """Yield the files below a folder in the order of their folders' paths and their names, through links to folders.
-
-    Raises:
-        ValueError: If a folder is met a second time: its images would count twice, or without end.
-    """
-    listed = []
-    for folder, _, names in os.walk(top, followlinks=True):
-        found = os.stat(folder)
-        first = seen.setdefault((found.st_dev, found.st_ino), folder)
-        if first != folder:
-            raise ValueError(f"Expected every folder once but {folder} leads to {first} again; remove one of the two.")
-        listed.append((folder, names))
-    for folder, names in sorted(listed):
-        yield from (os.path.join(folder, name) for name in sorted(names) if not name.startswith("."))
-
-
-def _some(names: Sequence[str] | set[str], most: int = 5) -> str:
-    listed = sorted(names)
-    return f"{listed[:most]}" + (f" and {len(listed) - most} more" if len(listed) > most else "") if listed else "none"

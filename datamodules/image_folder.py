@@ -19,16 +19,17 @@ from ellips.validation import fraction, one_of
 
 from .base import Part, Split
 from .encoded import EncodedDataModule
-from .folder import FolderSource, OnBadImage, Reading, Resizing, SkipLog, find_class_names, list_images
+from .folder import FolderSource, OnBadImage, Reading, Resizing, SkipLog
+from .listing import find_class_names, list_images
 from .sampling import process_rank
 
 
 class ImageFolderDataModule(EncodedDataModule):
     """Images in ``root/train/<class>/`` and ``root/test/<class>/``.
 
-    Every file counts, whatever its ending, unless its name starts with a dot. What cannot be used is named with its
-    path: a file that is no image or is cut off, an image with 16 bits per channel or of another mode than expected, an
-    empty class folder, a class that is not in all splits.
+    Every picture counts; files of another kind (``notes.txt``, ``Thumbs.db``) and names that start with a dot are
+    passed over. What cannot be used is named with its path, all of a split at once: a file that is cut off, an image
+    with 16 bits per channel or of another mode than expected, an empty class folder, a class that is not in all splits.
 
     Args:
         encoder: The frozen encoder.
@@ -76,7 +77,7 @@ class ImageFolderDataModule(EncodedDataModule):
         super().__init__(encoder, **base_args)
         fraction(val_fraction=val_fraction)
         one_of(get_args(OnBadImage), on_bad_image=on_bad_image)
-        self.root = Path(root)
+        self.root = Path(root).expanduser()
         self.train_dir = train_dir
         self.val_dir = val_dir
         self.test_dir = test_dir
@@ -89,6 +90,11 @@ class ImageFolderDataModule(EncodedDataModule):
     def class_names(self) -> list[str]:
         """Sorted names of the training folder's sub-folders."""
         return find_class_names(self.root / self.train_dir)
+
+    def description(self) -> dict[str, Any]:
+        """Names of the classes, and how files are read."""
+        reading = {name: getattr(self.reading, name) for name in ("mode", "resize", "crop", "convert")}
+        return {**super().description(), "reading": reading}
 
     def make_source(self, split: Split) -> FolderSource:
         """List the files of a split."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -68,6 +69,10 @@ class SelectionDataModule(L.LightningDataModule):
         """Return the positions of each batch that is not done yet, over all processes."""
         chunks = [self.indices[i : i + self.batch_size] for i in range(0, len(self.indices), self.batch_size)]
         return [chunk for chunk in chunks if not self.done.issuperset(chunk)]
+
+    def file(self, row: int) -> Path | None:
+        """Return the file of an image, or None where it has no file of its own."""
+        return self.dataset.source.path(row) if isinstance(self.dataset, ImageDataset) else None
 
     def predict_dataloader(self) -> _Stream:
         """Return this process's share of the batches."""

@@ -11,5 +11,9 @@ class EncoderMismatchError(ValueError):
     """Two things that must come from one encoder come from different ones."""
 
 
+class DataMismatchError(ValueError):
+    """Images are not what a classifier was made for: other classes, or read in another way."""
+
+
 class WeightsNotFoundError(FileNotFoundError):
     """Pretrained weights are not where they were looked for."""

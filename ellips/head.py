@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from os import PathLike
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +16,11 @@ from ellips.checkpoints import HEAD, check_head, load_checkpoint
 from ellips.classifier import Ellips
 from ellips.distributed import broadcast_
 from ellips.gaussians import CovarianceType, Mixture, collector
+from ellips.precision import HALF_TYPES
 from ellips.projector import LatentNorm, Projector
 from ellips.validation import validate_labels, validate_latents
+
+_QUANTISED: Final = re.compile(r"torch\.(ao|nn)\..*quantized|torchao\.")  # packages of quantised layers and weights
 
 
 class EllipsHead(nn.Module):
@@ -26,6 +30,12 @@ class EllipsHead(nn.Module):
     are fitted to its eval-mode latents, from tensors (:meth:`fit`) or batch by batch (:meth:`reset`, :meth:`update`,
     :meth:`finalize`). They live in buffers, so ``state_dict`` carries them. In eval mode latents are computed with
     autocast off, so that the mixture and the certificates belong to the same map whatever the training precision was.
+    Once the Gaussians are fitted a cast to half precision (``.to(torch.bfloat16)``, of a whole model, too) leaves the
+    head as it is, and a projector that was quantised, or cast by itself, is refused until they are fitted to it.
+
+    ``torch.compile(fullgraph=True)``, ``torch.export``, ONNX and ``torch.vmap`` take :meth:`forward` of a fitted head
+    in eval mode. What they make of it does not look at values: features that are NaN give scores that are NaN. Scores
+    are float64 there, too. Certificates are computed by :attr:`ellips`, outside of any graph.
 
     Args:
         in_features: Width of the features.
@@ -93,6 +103,7 @@ class EllipsHead(nn.Module):
             pooling=pooling,
             shrinkage=shrinkage,
         )
+        self._fitted_to: tuple[str, ...] | None = None  # the projector's arithmetic when the Gaussians were fitted
         self.moments = collector(num_classes, self.latent_dim, covariance_type, rank, self.ellips.regularization)
 
     @property
@@ -135,8 +146,14 @@ class EllipsHead(nn.Module):
             Shape ``(N, latent_dim)``, float32 (float64 if projector and features are float64).
 
         Raises:
-            ValueError: If the features have another width or are not finite.
+            ValueError: If the features have another width or are not finite, or the projector was quantised or cast
+                after the Gaussians were fitted.
         """
+        if not self.training:
+            self._check_projector()
+        return self._project(features)
+
+    def _project(self, features: Tensor) -> Tensor:
         validate_latents(features, self.in_features, "features")
         if self.training:
             latents: Tensor = self.projector(features)
@@ -159,6 +176,34 @@ class EllipsHead(nn.Module):
         scores: Tensor = self.ellips(self.latents(features))
         return scores
 
+    def _check_projector(self) -> None:
+        """Refuse a projector that computes otherwise than the one that the Gaussians were fitted to."""
+        if self._fitted_to is None or torch.compiler.is_compiling():
+            return
+        if (present := arithmetic(self.projector)) != self._fitted_to:
+            raise ValueError(
+                f"Expected the projector that the Gaussians were fitted to ({', '.join(self._fitted_to) or 'float32'}) "
+                f"but it was quantised or cast since ({', '.join(present) or 'float32'}), which moves its latents; fit "
+                "the Gaussians to it: fit(features, labels), or reset(), update(...) and finalize()."
+            )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EllipsHead:
+        """Move to another device, and cast: once fitted not to half precision, nor back, which would move latents."""
+        fitted = self.ellips.is_fitted
+
+        def keep(tensor: Tensor) -> Tensor:
+            result = fn(tensor)
+            halved = fitted and (_is_half(tensor) or _is_half(result)) and result.dtype != tensor.dtype
+            return tensor.to(device=result.device) if halved else result
+
+        super()._apply(keep, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        """Load; what is loaded into is taken to be the projector that the Gaussians belong to."""
+        super()._load_from_state_dict(*args)
+        self._fitted_to = arithmetic(self.projector)
+
     def reset(self) -> None:
         """Forget what :meth:`update` collected; the mixture stays until :meth:`finalize`."""
         self.moments.reset()
@@ -179,7 +224,7 @@ class EllipsHead(nn.Module):
         validate_latents(features, self.in_features, "features")
         validate_labels(labels, self.num_classes, features.shape[0])
         with eval_mode(self), torch.no_grad():
-            self.moments.update(self.latents(features), labels)
+            self.moments.update(self._project(features), labels)
 
     def finalize(self) -> EllipsHead:
         """Fit the Gaussians to everything collected since the last :meth:`reset`, over all processes.
@@ -195,6 +240,7 @@ class EllipsHead(nn.Module):
         """
         self.ellips.fit_collected(self.moments.held())
         broadcast_(self.ellips.state_dict().values())
+        self._fitted_to = arithmetic(self.projector)
         return self
 
     def fit(self, features: Tensor, labels: Tensor, batch_size: int = 4096) -> EllipsHead:
@@ -219,6 +265,18 @@ class EllipsHead(nn.Module):
                 self.update(part.to(device), target.to(device))
             self.moments.end_pass()
         return self.finalize()
+
+
+def arithmetic(projector: nn.Module) -> tuple[str, ...]:
+    """Return what a projector computes in beside float32 and float64: half precisions, kinds of quantised layers."""
+    halves = {str(p.dtype) for p in projector.parameters() if _is_half(p)}
+    weights = {type(p.data) for p in projector.parameters()}
+    quantised = {kind for kind in (*map(type, projector.modules()), *weights) if _QUANTISED.match(kind.__module__)}
+    return tuple(sorted(halves | {f"{kind.__module__}.{kind.__qualname__}" for kind in quantised}))
+
+
+def _is_half(tensor: Tensor) -> bool:
+    return tensor.dtype in HALF_TYPES.values()
 
 
 class _MixtureBuffers:

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
+from pathlib import Path
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
+from ellips import encoders
 from ellips.certificates import Certificate, Method
 from ellips.checkpoints import load_checkpoint
 from ellips.encoders import FrozenEncoder
 from ellips.encoders.weights import state_digest
-from ellips.errors import EncoderMismatchError
+from ellips.errors import DataMismatchError, EncoderMismatchError
+from ellips.files import RunFolder, build_listed, read_configuration
 from ellips.head import EllipsHead
 from ellips.input_certifiers import Chain, InputCertifier, as_certifier
 from ellips.lipschitz import ConstantSource
 from ellips.precision import full_precision
 from ellips.validation import validate_pixels
+
+_NAMES = ("CifarResNet", "Denoised", "DiffusionDenoiser", "FrozenEncoder", "LipschitzEncoder", "ResidualDenoiser")
+ENCODERS: Final[Mapping[str, type]] = {
+    **{f"ellips.encoders.{name}": getattr(encoders, name) for name in _NAMES},
+    "torch.nn.Flatten": nn.Flatten,
+    "torch.nn.Identity": nn.Identity,
+}
+"""By class path, what an encoder that nobody vouches for is built of. None of it runs code that a setting names."""
 
 
 class ImageClassifier(nn.Module):
@@ -54,7 +66,32 @@ class ImageClassifier(nn.Module):
             )
         self.encoder = encoder
         self.head = head
+        self.description: dict[str, Any] = {}
+        """What the checkpoint says of its images: ``class_names``, and ``reading`` (mode, resize, crop), if it does."""
         self.eval()
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """Names of the classes, in the order of the scores; None: unknown."""
+        return self.description.get("class_names")
+
+    @classmethod
+    def from_run(cls, run: str | PathLike[str], encoder: FrozenEncoder | nn.Module | None = None) -> ImageClassifier:
+        """Load the classifier of a training run, with its encoder and the names of its classes.
+
+        Args:
+            run: The run folder, ``runs/<name>``, whose best checkpoint is taken, or else its latest; or a checkpoint.
+            encoder: The encoder, where it is not one of this project's that plain settings describe; None: built from
+                what the checkpoint says, or else the run's ``config.yaml``. Nothing that they name is imported.
+
+        Raises:
+            FileNotFoundError: If there is no such run, or its encoder's weights are not where they were.
+            ValueError: If neither says which encoder it is.
+            EncoderMismatchError: If the encoder that they describe is not the one that was trained on.
+        """
+        folder = RunFolder(Path(run))
+        path = Path(run) if Path(run).is_file() else folder.checkpoint()
+        return cls._of(load_checkpoint(path), path, encoder or _recorded_encoder(path, folder))
 
     @classmethod
     def from_checkpoint(cls, path: str | PathLike[str], encoder: FrozenEncoder | nn.Module) -> ImageClassifier:
@@ -69,7 +106,10 @@ class ImageClassifier(nn.Module):
             ValueError: If the file holds no head.
             EncoderMismatchError: If the checkpoint was made with another encoder.
         """
-        checkpoint = load_checkpoint(path)
+        return cls._of(load_checkpoint(path), path, encoder)
+
+    @classmethod
+    def _of(cls, checkpoint: Any, path: str | PathLike[str], encoder: FrozenEncoder | nn.Module) -> ImageClassifier:  # noqa: ANN401
         head = EllipsHead.from_loaded(checkpoint, path)
         fingerprint = getattr(encoder, "fingerprint", None)
         if fingerprint is not None and "encoder_fingerprint" not in checkpoint:
@@ -80,7 +120,9 @@ class ImageClassifier(nn.Module):
         recorded = checkpoint.get("encoder_fingerprint")
         if recorded is not None and fingerprint is not None:
             check_fingerprint(recorded, fingerprint())
-        return cls(encoder, head)
+        classifier = cls(encoder, head)
+        classifier.description = dict(checkpoint.get("data") or {})
+        return classifier
 
     def latents(self, images: Tensor) -> Tensor:
         """Return latents ``(N, d)`` of images ``(N, C, H, W)`` in [0, 1], differentiable in the images."""
@@ -126,6 +168,56 @@ class ImageClassifier(nn.Module):
     def digests(self) -> dict[str, str]:
         """Return SHA-256 digests of the encoder's and the head's whole state, to name what was certified."""
         return {"encoder": f"sha256:{state_digest(self.encoder)}", "head": f"sha256:{state_digest(self.head)}"}
+
+
+def _recorded_encoder(path: Path, folder: RunFolder) -> FrozenEncoder | nn.Module:
+    """Build the encoder that a checkpoint describes, or else the configuration of its run."""
+    found, where = (load_checkpoint(path).get("data") or {}).get("encoder"), path
+    if found is None and folder.config.is_file():
+        settings, where = read_configuration(folder.config), folder.config
+        found = ((settings.get("data") or {}).get("init_args") or {}).get("encoder")
+    cure = "Build the encoder yourself and give it: from_run(run, encoder)."
+    if found is None:
+        raise ValueError(f"Expected {path} to say which encoder it belongs to but it does not. {cure}")
+    encoder = build_listed(found, where, ENCODERS, cure=cure)
+    if not isinstance(encoder, nn.Module):
+        raise ValueError(f"{where}: expected an encoder but got {encoder!r}. {cure}")
+    return encoder
+
+
+def check_description(recorded: Mapping[str, Any], present: Mapping[str, Any]) -> None:
+    """Refuse images that a classifier was not made for.
+
+    Args:
+        recorded: From the checkpoint; what it does not say is not compared.
+        present: Of the datamodule at hand.
+
+    Raises:
+        DataMismatchError: If there are other classes, or files are read in another way.
+    """
+    then, now = recorded.get("class_names"), present.get("class_names")
+    if then is not None and now is not None and list(then) != list(now):
+        lacking, other = sorted(set(then) - set(now)), sorted(set(now) - set(then))
+        raise DataMismatchError(
+            f"Expected the {len(then)} classes that the classifier was trained on, {_some(then)}, but the data have "
+            f"{len(now)}, {_some(now)} (lacking: {_some(lacking)}; besides: {_some(other)}). Give the data of these "
+            "classes, in this order, or train on the new ones."
+        )
+    then, now = recorded.get("reading"), present.get("reading")
+    if then and now:
+        differing = [
+            f"{k}: {then[k]} against {now.get(k)}" for k in ("mode", "resize", "crop") if then[k] != now.get(k)
+        ]
+        if differing:
+            raise DataMismatchError(
+                "Expected images that are read as in training but they are not (trained on, present): "
+                f"{'; '.join(differing)}. Set mode, resize and crop of the data to what they were."
+            )
+
+
+def _some(names: Sequence[object], shown: int = 5) -> str:
+    listed = ", ".join(map(str, names[:shown]))
+    return (listed or "none") + (f" and {len(names) - shown} more" if len(names) > shown else "")
 
 
 def check_fingerprint(recorded: Mapping[str, object], present: Mapping[str, object]) -> None:

@@ -24,6 +24,7 @@ class ImageProgress:
         report_every: Seconds between two lines where there is no terminal (a batch job's log).
         show: Whether to show anything.
         console: Where to; None: stderr.
+        unit: What is counted.
     """
 
     def __init__(
@@ -35,9 +36,11 @@ class ImageProgress:
         report_every: float = 30.0,
         show: bool = True,
         console: Console | None = None,
+        unit: str = "images",
     ) -> None:
         self.title, self.total, self.processes = title, total, processes
         self.report_every, self.show = report_every, show
+        self.unit = unit
         self.console = console or Console(stderr=True)
         self.count = 0
         self.start = self.reported = monotonic()
@@ -79,4 +82,4 @@ class ImageProgress:
         left = datetime.timedelta(seconds=round((self.total - self._done()) / speed))
         about = "about " if self.processes > 1 else ""
         digits = 2 if speed < 10 else 0  # certification takes seconds per image, encoding milliseconds
-        return f"{about}{self._done():,} of {self.total:,} images, {speed:,.{digits}f} images/s, {left} left"
+        return f"{about}{self._done():,} of {self.total:,} {self.unit}, {speed:,.{digits}f} {self.unit}/s, {left} left"

@@ -106,6 +106,7 @@ def select_regularization(
     radius: Tensor | None = None,
     covariance_type: CovarianceType = "full",
     rank: int | None = None,
+    ellips: Ellips | None = None,
 ) -> tuple[Candidate, list[Candidate]]:
     """Choose ``pooling`` and ``shrinkage`` by certified accuracy on held-out latents, straight from the moments.
 
@@ -123,6 +124,7 @@ def select_regularization(
             ``r · L(x)``.
         covariance_type: ``"full"``, ``"diagonal"`` or ``"low_rank"``.
         rank: Of ``"low_rank"`` alone.
+        ellips: What is fitted with each setting in turn, and left with one of them; None: one that is made for it.
 
     Returns:
         The best candidate, and all of them in grid order (pooling outer).
@@ -137,9 +139,10 @@ def select_regularization(
     target = target.to(device=latents.device, dtype=torch.float64)
     if target.shape != labels.shape:
         raise ValueError(f"Expected `radius` to have shape {tuple(labels.shape)} but got {tuple(target.shape)}.")
+    if ellips is None:
+        ellips = Ellips(classes, dim, covariance_type=covariance_type, rank=rank).to(latents.device)
     candidates = []
     for regularization in search.candidates():
-        ellips = Ellips(classes, dim, covariance_type=covariance_type, rank=rank).to(latents.device)
         ellips.regularization = regularization
         candidates.append(score(ellips, moments, latents, labels, target, search.method))
     best = best_candidate(candidates, key=lambda c: (c.certified_accuracy, c.accuracy, c.mean_radius))

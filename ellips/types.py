@@ -144,14 +144,22 @@ class FeatureBatch(NamedTuple):
 
 
 class HeadOutput(NamedTuple):
-    """What evaluation steps return and callbacks read.
+    """What evaluation steps return and callbacks read: the contract between a module of your own and the callbacks.
+
+    A module that certification, Gaussianity or certificates are wanted of has an :class:`ellips.EllipsHead` as its
+    attribute ``head``, in eval mode and fitted by the time an evaluation begins, and returns this from
+    ``validation_step`` and ``test_step``. Every process returns its own rows; an image may come more than once, as
+    samplers pad, and counts once, by its ``index``. All is on the module's device and without gradients.
 
     Attributes:
-        latent: Shape ``(N, d)``, the projector's output.
-        scores: Shape ``(N, K)``, float64 scores of the Gaussian classifier.
-        label: Shape ``(N,)``, int64 class indices.
-        index: Shape ``(N,)``, int64 positions within the split's dataset.
-        image: The images behind the latents, or None where they were not kept.
+        latent: Shape ``(N, d)``, ``head.latents(features)`` in eval mode, not normalised or cast afterwards: radii are
+            of exactly this vector.
+        scores: Shape ``(N, K)``, float64, ``head.ellips(latent)``.
+        label: Shape ``(N,)``, int64 class indices in ``[0, K)``.
+        index: Shape ``(N,)``, int64 positions within the split's dataset, the same image having the same position in
+            every process and epoch.
+        image: Shape ``(N, C, H, W)`` with values in [0, 1], before any normalisation, or None where no radius on images
+            is wanted.
     """
 
     latent: Tensor

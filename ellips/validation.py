@@ -23,6 +23,22 @@ def unchecked() -> Iterator[None]:
         _unchecked.reset(token)
 
 
+def truth(condition: Tensor) -> bool | None:
+    """Return a single truth value, or None where it cannot be looked at.
+
+    It cannot while ``torch.compile`` and ``torch.export`` write a computation down, nor in ``torch.vmap``, where a
+    tensor stands for many.
+    """
+    if torch.compiler.is_compiling():
+        return None
+    try:
+        return bool(condition)
+    except RuntimeError as error:
+        if "vmap" not in str(error):
+            raise
+        return None
+
+
 def at_least(low: float, **values: float | None) -> None:
     """Refuse numbers below ``low``, and NaN; None passes, for settings that may be left out.
 
@@ -97,7 +113,7 @@ def validate_latents(z: Tensor, dim: int, name: str = "z") -> None:
         raise ValueError(f"Expected `{name}` to be a floating-point tensor but got {kind}.")
     if z.ndim != 2 or z.shape[1] != dim:
         raise ValueError(f"Expected `{name}` to have shape (N, {dim}) but got {tuple(z.shape)}.")
-    if not _unchecked.get() and not bool(torch.isfinite(z).all()):
+    if not _unchecked.get() and truth(torch.isfinite(z).all()) is False:
         row = int((~torch.isfinite(z)).any(1).nonzero()[0])
         raise ValueError(
             f"Expected `{name}` to be finite but got NaN or infinite values, first in row {row}; "

@@ -23,6 +23,7 @@ def select_by_votes(
     *,
     covariance_type: CovarianceType = "full",
     rank: int | None = None,
+    mixture: Mixture | None = None,
 ) -> tuple[Candidate, list[Candidate]]:
     """Choose ``pooling`` and ``shrinkage`` by the votes of noisy copies of held-out images, straight from the moments.
 
@@ -39,6 +40,7 @@ def select_by_votes(
         search: Grid and target radius in input space; its ``sigma`` is that of the noise.
         covariance_type: ``"full"``, ``"diagonal"`` or ``"low_rank"``.
         rank: Of ``"low_rank"`` alone.
+        mixture: What is fitted with each setting in turn, and left with one of them; None: one that is made for it.
 
     Returns:
         The best candidate, and all of them in grid order (pooling outer). Their radii are in input space.
@@ -61,9 +63,10 @@ def select_by_votes(
             f"{float(radii[-1]):.3g} with sigma={search.sigma} and alpha={search.alpha}, but got {search.radius}; "
             "raise the number of copies (data.init_args.val_copies) or alpha, or lower the radius."
         )
+    if mixture is None:
+        mixture = Mixture(classes, dim, covariance_type=covariance_type, rank=rank).to(latents.device)
     candidates = []
     for regularization in search.candidates():
-        mixture = Mixture(classes, dim, covariance_type=covariance_type, rank=rank).to(latents.device)
         mixture.regularization = regularization
         candidates.append(_score(mixture, moments, latents, labels, radii, search.radius))
     best = best_candidate(candidates, key=lambda c: (c.certified_accuracy, c.mean_radius, c.accuracy))

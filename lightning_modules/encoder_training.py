@@ -9,6 +9,7 @@ import os
 import shlex
 import sys
 from abc import abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -85,14 +86,26 @@ class EncoderTraining(L.LightningModule):
             warmup: Share of the fit that the rate rises for.
         """
 
-        def factor(step: int) -> float:
-            if step == 0:
-                return 0.04
-            # Not asked before: to know, the trainer opens its training data and would not restore their position.
-            part = step / self.trainer.estimated_stepping_batches
+        def shape(part: float) -> float:
             if part < warmup:
                 return 0.04 + 0.96 * (1 - math.cos(math.pi * part / warmup)) / 2
-            return (1 + math.cos(math.pi * min((part - warmup) / (1 - warmup), 1.0))) / 2
+            return (1 + math.cos(math.pi * (part - warmup) / (1 - warmup))) / 2
+
+        return self._scheduled(optimizer, shape)
+
+    def linear_decay(self, optimizer: torch.optim.Optimizer, warmup: float = 0.03) -> Any:  # noqa: ANN401 - Lightning's
+        """Return an optimiser whose learning rate goes up along a line and down to zero along another.
+
+        Args:
+            optimizer: Its learning rate is the peak.
+            warmup: Share of the fit that the rate rises for.
+        """
+        return self._scheduled(optimizer, lambda part: min((part + 1e-3) / (warmup + 1e-3), (1 - part) / (1 - warmup)))
+
+    def _scheduled(self, optimizer: torch.optim.Optimizer, shape: Callable[[float], float]) -> Any:  # noqa: ANN401
+        def factor(step: int) -> float:
+            # At step 0 not asked: to know, the trainer opens its training data and would not restore their position.
+            return shape(min(step / self.trainer.estimated_stepping_batches, 1.0) if step else 0.0)
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -21,13 +21,13 @@ from ellips.gaussians import CovarianceType
 from ellips.gaussians.shrinkage import Estimator, fit_shrunk
 from ellips.head import EllipsHead, eval_mode, keep_from_broadcasts
 from ellips.losses import CodingRateReduction, Isotropy, LatentLoss, Objective
-from ellips.pipeline import check_fingerprint
 from ellips.projector import LatentNorm
 from ellips.regularization_search import RegularizationSearch
 from ellips.types import FeatureBatch, HeadOutput
 from ellips.validation import one_of
 
 from .optimization import Optimization
+from .origin import check_origin
 from .regularizing import AUTO, choose, choose_auto, described
 
 _SHRINKAGE = 0.1  # gives a covariance to a class with fewer images than the latents have dimensions
@@ -124,6 +124,7 @@ class GenEllips(L.LightningModule):
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.encoder_fingerprint: dict[str, Any] | None = None
+        self.data_description: dict[str, Any] | None = None
         # Optimiser steps made when the Gaussians were last fitted; None: never.
         self.mixture_step: int | None = None
 
@@ -247,8 +248,8 @@ class GenEllips(L.LightningModule):
         if chosen is not None:
             self.head.ellips.regularization = chosen.regularization
             values |= {f"val/{name}": value for name, value in asdict(chosen.regularization).items()}
-        # The values are the same in every process.
-        self.log_dict(values, on_step=False, on_epoch=True, batch_size=1)
+        # The values are the same in every process; not reduced at all, Lightning would warn of them.
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=1, sync_dist=True, reduce_fx="max")
 
     def _refresh_mixture(self) -> None:
         """Fit the Gaussians if they are older than the projector; trained ones are fitted once, to start from."""
@@ -324,27 +325,18 @@ class GenEllips(L.LightningModule):
         """Record what is needed to use the head elsewhere: its construction, the encoder it belongs to, a digest."""
         checkpoint["head"] = dict(self.head.config)
         checkpoint["encoder_fingerprint"] = self.encoder_fingerprint
+        checkpoint["data"] = self.data_description
         checkpoint["mixture_step"] = self.mixture_step
         checkpoint["head_digest"] = head_digest(checkpoint["state_dict"], checkpoint["head"], self.encoder_fingerprint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over the encoder's fingerprint, unless it or the head was changed since the checkpoint was written."""
         check_head(checkpoint, "the checkpoint")
-        self.encoder_fingerprint = checkpoint.get("encoder_fingerprint")
+        self.encoder_fingerprint, self.data_description = checkpoint.get("encoder_fingerprint"), checkpoint.get("data")
         kept = {k: v for k, v in checkpoint["head"].items() if k in asdict(self.head.ellips.regularization)}
         self.head.ellips.regularization = replace(self.head.ellips.regularization, **kept)
         self.mixture_step = checkpoint.get("mixture_step")
 
     def _check_encoder(self) -> None:
-        """Compare the datamodule's encoder with the one this head was made for, or adopt it if there was none.
-
-        Raises:
-            EncoderMismatchError: If they differ; both are named.
-        """
-        datamodule = getattr(self.trainer, "datamodule", None)
-        if datamodule is None or not hasattr(datamodule, "encoder_fingerprint"):
-            return
-        present = dict(datamodule.encoder_fingerprint())
-        if self.encoder_fingerprint is None:
-            self.encoder_fingerprint = present
-        check_fingerprint(self.encoder_fingerprint, present)
+        """Compare encoder and images with those this head was made for, or adopt them; see :mod:`.origin`."""
+        check_origin(self, getattr(self.trainer, "datamodule", None))

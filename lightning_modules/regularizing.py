@@ -30,7 +30,7 @@ def choose(
 
     Args:
         search: By certificates of clean validation images or, with a ``sigma``, by votes of noisy copies.
-        head: Its moments are complete.
+        head: Its moments are complete; its mixture is what settings are tried on, to be fitted anew.
         datamodule: Has ``val_dataloader()``, for votes ``votes_dataloader()``, ``vote_copies`` and ``noise_sigma``.
         latents_of: See :data:`LatentsOf`.
 
@@ -40,11 +40,15 @@ def choose(
     moments, kind, rank = head.moments.held(), head.ellips.covariance_type, head.ellips.rank
     if search.sigma is None:
         latents, labels, _ = latents_of(datamodule.val_dataloader())
-        return select_regularization(moments, latents, labels, search, covariance_type=kind, rank=rank)[0]
+        return select_regularization(
+            moments, latents, labels, search, covariance_type=kind, rank=rank, ellips=head.ellips
+        )[0]
     copies = _vote_copies(datamodule, search.sigma)
     latents, labels, _ = latents_of(datamodule.votes_dataloader())
     images = latents.view(-1, copies, latents.shape[1])
-    return select_by_votes(moments, images, labels[::copies], search, covariance_type=kind, rank=rank)[0]
+    return select_by_votes(
+        moments, images, labels[::copies], search, covariance_type=kind, rank=rank, mixture=head.ellips
+    )[0]
 
 
 def choose_auto(head: EllipsHead, datamodule: Any, latents_of: LatentsOf) -> Candidate | None:  # noqa: ANN401 - as above

@@ -127,7 +127,7 @@ def test_the_summary_says_it_all(run: Path, checkpoint: Path, encoder: FrozenEnc
 
 def test_the_report_needs_nothing_else(run: Path) -> None:
     page = (run / "report.html").read_text()
-    assert page.count("<svg") == 2
+    assert page.count("<svg") == 6  # of two claims the curves and the radii by class, the latents, the spectra
     assert "data:image/png;base64," in page
     assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", ""

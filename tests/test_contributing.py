@@ -62,7 +62,8 @@ def test_every_row_of_the_table_names_files_that_exist() -> None:
 
 def test_every_path_on_the_pages_exists() -> None:
     folders = r"(?:ellips|lightning_modules|datamodules|callbacks|commands|configs|benchmarks|tests|docs)"
-    for page in ("CONTRIBUTING.md", "SECURITY.md", "docs/training.md"):
+    pages = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/*.md"))
+    for page in ("CONTRIBUTING.md", "SECURITY.md", *pages):
         text = (ROOT / page).read_text(encoding="utf-8")
         found = re.findall(rf"(?<![\w/.]){folders}/(?:[\w./-]*\w\.\w+|[\w/]*/|(?=`))", text)
         assert [path for path in found if not exists(path)] == [], page

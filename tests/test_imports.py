@@ -26,8 +26,8 @@ ROOMS = (
     ("lipschitz",),
     ("encoders",),
     ("input_certifiers",),
-    ("pipeline",),
     ("files",),
+    ("pipeline",),
     ("reporting", "audit", "theory", "pretrained"),
     ("planning",),
 )

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).parent
-TEXT = (TESTS.parent / "docs/reliability.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "docs/reliability.md").read_text(encoding="utf-8")
 NAMED = sorted(set(re.findall(r"`([\w/]+\.py)(?:::(\w+))?`", TEXT)))
 
 
 @pytest.mark.parametrize(("file", "name"), NAMED)
 def test_it_is_there(file: str, name: str) -> None:
-    assert (TESTS / file).is_file(), file
-    assert not name or f"\ndef {name}(" in (TESTS / file).read_text(encoding="utf-8"), name
+    assert (ROOT / file).is_file(), file
+    assert not name or f"\ndef {name}(" in (ROOT / file).read_text(encoding="utf-8"), name
 
 
 def test_every_promise_has_one() -> None:
@@ -29,4 +29,4 @@ def test_every_promise_has_one() -> None:
 
 def test_it_is_linked() -> None:
     for name in ("README.md", "SECURITY.md"):
-        assert "docs/reliability.md" in (TESTS.parent / name).read_text(encoding="utf-8"), name
+        assert "docs/reliability.md" in (ROOT / name).read_text(encoding="utf-8"), name

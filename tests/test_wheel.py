@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -53,6 +55,16 @@ assert not [n for n in {names} if importlib.util.find_spec(n)], "the top level i
     printed = run(environment, tmp_path, "python", "-c", code)
     assert printed.count(str(environment.parent)) == 3
     assert str(ROOT) not in printed
+
+
+def test_a_project_of_someone_else_whose_folders_have_our_names(environment: Path, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "examples" / "plug_in", tmp_path / "plug_in")
+    printed = run(environment, tmp_path / "plug_in", "python", "train.py")
+    (accuracy,) = re.findall(r"^accuracy ([\d.]+)$", printed, flags=re.MULTILINE)
+    (radius,) = re.findall(r"^average certified radius ([\d.]+)$", printed, flags=re.MULTILINE)
+    assert float(accuracy) > 0.8
+    assert float(radius) > 0
+    assert "Certified accuracy on 359 test images" in printed
 
 
 @pytest.mark.timeout(600)

@@ -6,7 +6,10 @@ ball, so that one radius, 1, fits all.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -51,6 +54,29 @@ class AttackSettings:
             raise ValueError(f"Expected `batch_size` to be at most 128 but got {self.batch_size}.")
 
 
+@dataclass(frozen=True)
+class Course:
+    """How an audit goes on, and until when; what is found may depend on it, if it ends before all attacks were made.
+
+    Attributes:
+        advance: Called with the number of attacks that were made, or need not be made any more.
+        end: Reading of :func:`time.monotonic` after which nothing but the first, cheapest attack on a point is begun.
+    """
+
+    advance: Callable[[int], object] = lambda count: None
+    end: float = math.inf
+
+    @property
+    def over(self) -> bool:
+        """Whether the time is up."""
+        return monotonic() > self.end
+
+
+def number_of_attacks(points: int, settings: AttackSettings) -> int:
+    """Return how many attacks some points get at most: two each, and AutoAttack for some of them."""
+    return 2 * points + min(points, settings.autoattack_points)
+
+
 class _UnitBalls(nn.Module):
     """Scores at x + r·u as a function of u; with one point, any number of u."""
 
@@ -68,9 +94,15 @@ class _UnitBalls(nn.Module):
 
 
 def attack_balls(
-    scores: ImageMap, points: Tensor, radius: Tensor, rival: Tensor, settings: AttackSettings
+    scores: ImageMap,
+    points: Tensor,
+    radius: Tensor,
+    rival: Tensor,
+    settings: AttackSettings,
+    broken: Callable[[str, Tensor], Tensor] | None = None,
+    course: Course | None = None,
 ) -> dict[str, Tensor]:
-    """Look for points inside balls at which the prediction is another one.
+    """Look for points inside balls at which the prediction is another one, the cheapest attacks first.
 
     Args:
         scores: Maps points to scores ``(N, K)``, differentiable.
@@ -78,31 +110,49 @@ def attack_balls(
         radius: Shape ``(N,)``, finite and positive.
         rival: Shape ``(N,)``, the class to aim at besides the untargeted attacks.
         settings: How hard to attack.
+        broken: Called after each attack with its name and the changed points; returns which of them, shape ``(N,)``,
+            are broken and need not be attacked any more. None: every point gets every attack.
+        course: How far it may go on; None: to the end.
 
     Returns:
         By attack, the changed points that it ended with, float64, each within its radius; the caller judges them.
+        Points that an attack did not try are as they were.
 
     Raises:
         ModuleNotFoundError: If the toolbox is not installed; it comes with the extra ``bench``.
     """
-    toolbox = _toolbox()
+    toolbox, course = _toolbox(), course or Course()
     _seed(settings.seed)
     with torch.no_grad():
         top = scores(points).double().topk(2, dim=1).values
     scale = (_MARGIN / (top[:, 0] - top[:, 1]).clamp_min(1e-12)).to(points.device)
+    whole = torch.ones(len(points), dtype=torch.bool, device=points.device)
     found: dict[str, Tensor] = {}
-    for name, targeted in (("pgd", False), ("pgd at the rival", True)):
-        moves = [
-            _pgd(toolbox, scores, points[part], radius[part], scale[part], rival[part] if targeted else None, settings)
-            for part in torch.arange(len(points), device=points.device).split(settings.batch_size)
-        ]
-        found[name] = _moved(points, radius, torch.cat(moves), settings.clip)
-    hardest = radius.argsort()[: settings.autoattack_points]
-    if len(hardest):
-        moves = [_autoattack(toolbox, scores, points[[i]], radius[[i]], scale[[i]], settings) for i in hardest.tolist()]
+
+    def judge(name: str, rows: Tensor, moves: list[Tensor]) -> None:
         u = torch.zeros_like(points)
-        u[hardest] = torch.cat(moves).to(u)
-        found["autoattack"] = _moved(points, radius, u, settings.clip)
+        u[rows] = torch.cat(moves).to(u)
+        found[name] = _moved(points, radius, u, settings.clip)
+        if broken is not None:
+            whole.logical_and_(~broken(name, found[name]))
+
+    for name, targeted in (("pgd", False), ("pgd at the rival", True)):
+        rows = whole.nonzero().flatten()
+        if len(rows) and not (targeted and course.over):
+            moves = [
+                _pgd(toolbox, scores, points[i], radius[i], scale[i], rival[i] if targeted else None, settings)
+                for i in rows.split(settings.batch_size)
+            ]
+            judge(name, rows, moves)
+        course.advance(len(points))
+    tried, moves = list[int](), list[Tensor]()
+    for i in radius.argsort()[: settings.autoattack_points].tolist():
+        if whole[i] and not course.over:
+            moves.append(_autoattack(toolbox, scores, points[[i]], radius[[i]], scale[[i]], settings))
+            tried.append(i)
+        course.advance(1)
+    if tried:
+        judge("autoattack", torch.tensor(tried, device=points.device), moves)
     return found
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ellips.audit.attacks import AttackSettings, attack_balls
+from ellips.audit.attacks import AttackSettings, Course, attack_balls
 from ellips.audit.slopes import steepest_slopes
 from ellips.files import ImageRecord
 from ellips.gaussians import Mixture
@@ -36,6 +36,7 @@ class AuditedImage:
         valid_image: Whether all its values lie in [0, 1], or None.
         constant: The claimed Lipschitz constant, or None where its claim was not attacked.
         slope: The steepest slope found in the ball that the constant covers, or None.
+        cut_short: Whether the time was up before all attacks on it were made.
     """
 
     series: str
@@ -47,6 +48,7 @@ class AuditedImage:
     valid_image: bool | None = None
     constant: float | None = None
     slope: float | None = None
+    cut_short: bool = False
 
     @property
     def refuted(self) -> bool:
@@ -100,27 +102,39 @@ def attack_batches(records: Sequence[ImageRecord], settings: AttackSettings) -> 
     return batches
 
 
-def audit_batch(batch: AttackBatch, points: Tensor, target: AuditTarget) -> list[AuditedImage]:
-    """Attack some claims of a series.
+def audit_batch(
+    batch: AttackBatch, points: Tensor, target: AuditTarget, course: Course | None = None
+) -> list[AuditedImage]:
+    """Attack some claims of a series together, each until it breaks.
 
     Args:
         batch: The claims.
         points: Shape ``(N, ...)``, the images of its records (the latents, for a series in latent space).
         target: What was claimed, and of which function.
+        course: How far it may go on; None: to the end.
 
     Returns:
         One entry per record.
     """
+    course = course or Course()
     records, settings = batch.records, batch.settings
     radius = torch.tensor(batch.radius, dtype=torch.float64, device=points.device)
     prediction = torch.tensor([record.prediction for record in records], device=points.device)
     rival = torch.tensor([max(record.rival, 0) for record in records], device=points.device)
-    attacked = attack_balls(target.scores, points.float(), radius, rival, settings)
-    violated = _violations(attacked, points.double(), radius, prediction, target.predict)
-    slopes = {} if target.function is None else _slopes(records, points.double(), target.function, settings)
+    violations = _Violations(points.double(), radius, prediction, target.predict)
+    attack_balls(target.scores, points.float(), radius, rival, settings, violations.add, course)
+    short, slopes = course.over, dict[int, dict[str, Any]]()
+    if target.function is not None and not short:
+        slopes = _slopes(records, points.double(), target.function, settings)
     return [
         AuditedImage(
-            record.series.name, record.soundness, record.index, record.radius, **violated[i], **slopes.get(i, {})
+            record.series.name,
+            record.soundness,
+            record.index,
+            record.radius,
+            **violations.found[i],
+            **slopes.get(i, {}),
+            cut_short=short and not violations.found[i],
         )
         for i, record in enumerate(records)
     ]
@@ -150,21 +164,31 @@ def audit_series(
     return found
 
 
-def _violations(
-    attacked: dict[str, Tensor], points: Tensor, radius: Tensor, prediction: Tensor, judge: Predictor
-) -> list[dict[str, Any]]:
-    """For each point, the nearest of the changed points that another class was predicted for."""
-    found: list[dict[str, Any]] = [{} for _ in points]
-    for name, moved in attacked.items():
+class _Violations:
+    """For each point, the nearest of the changed points that another class was predicted for.
+
+    Args:
+        points: Shape ``(N, ...)``, float64.
+        radius: Shape ``(N,)``.
+        prediction: Shape ``(N,)``, what was claimed.
+        judge: Gives the prediction at changed points; −1 is no violation.
+    """
+
+    def __init__(self, points: Tensor, radius: Tensor, prediction: Tensor, judge: Predictor) -> None:
+        self.points, self.radius, self.prediction, self.judge = points, radius, prediction, judge
+        self.found: list[dict[str, Any]] = [{} for _ in points]
+
+    def add(self, name: str, moved: Tensor) -> Tensor:
+        """Judge what an attack ended with, and return which points are broken by now, shape ``(N,)``."""
         # The attack works in float32; what it means to be inside the radius is decided here.
-        distance = torch.linalg.vector_norm((moved - points).flatten(1), dim=1)
-        judged = judge(moved)
-        hit = (judged != prediction) & (judged >= 0) & (distance <= radius)
+        distance = torch.linalg.vector_norm((moved - self.points).flatten(1), dim=1)
+        judged = self.judge(moved)
+        hit = (judged != self.prediction) & (judged >= 0) & (distance <= self.radius)
         for i in hit.nonzero().flatten().tolist():
-            if found[i].get("distance", torch.inf) > distance[i]:
+            if self.found[i].get("distance", torch.inf) > distance[i]:
                 valid = bool(((moved[i] >= 0) & (moved[i] <= 1)).all())
-                found[i] = {"violated_by": name, "distance": float(distance[i]), "valid_image": valid}
-    return found
+                self.found[i] = {"violated_by": name, "distance": float(distance[i]), "valid_image": valid}
+        return torch.tensor([bool(entry) for entry in self.found], device=moved.device)
 
 
 def _slopes(
@@ -220,6 +244,7 @@ def verdict(images: Sequence[AuditedImage], alpha: float | None = None) -> dict[
     return {
         "soundness": soundness,
         "attacked": len(images),
+        "cut_short": sum(image.cut_short for image in images),
         "violations": violations,
         "violations_valid_images": sum(bool(image.valid_image) for image in images),
         "constants_attacked": len(ratios),

@@ -45,6 +45,8 @@ def audit_table(verdicts: Mapping[str, Mapping[str, Any]]) -> Group:
             _OUTCOMES[entry["passed"]],
         )
     note = "broken: another class inside the radius; slope/L: steepest slope found over the claimed constant"
+    if short := sum(entry.get("cut_short", 0) for entry in verdicts.values()):
+        note += f"\nThe time was up: {short} claims did not get every attack."
     return Group("\n[b]Audit[/b]: attacks inside every claimed radius", table, f"[dim]{note}[/dim]")
 
 

@@ -74,7 +74,9 @@ class FarRivals:
         if kernel.diagonal:
             return kernel.columns[k].amax(1).square() * (1 + rounding(8))
         top = self._guess[k] * (1 + 1e-6)
-        matrix = -kernel.bordered[k, :-1, :-1]
+        # What the kernel keeps of the precisions, it need not make again.
+        kept = len(kernel.bordered) > 0
+        matrix = -(kernel.bordered[k, :-1, :-1] if kept else kernel.factors[k].mT @ kernel.factors[k])
         diagonal = matrix.diagonal(dim1=1, dim2=2)
         diagonal += top.unsqueeze(1)
         size = kernel.columns[k] / diagonal.sqrt()

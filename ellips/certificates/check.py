@@ -123,7 +123,8 @@ class Prover:
     def __init__(self, mixture: Mixture) -> None:
         self._mixture, self._kernel = mixture, kernel_of(mixture)
         stored = (self._kernel.means, self._kernel.factors, self._kernel.log_priors)
-        self._usable = all(bool(x.isfinite().all()) for x in stored)
+        # Class by class: the question takes as much memory as what it is asked of.
+        self._usable = all(bool(part.isfinite().all()) for x in stored for part in x.split(1))
         self._classes: dict[int, StoredClass] = {}
         self._far: FarRivals | None = None
 

@@ -15,7 +15,7 @@ def geometry_of(mixture: Mixture) -> Geometry:
         structure = mixture.structure.detached()
         if isinstance(structure, LowRank):
             return LowRankGeometry.of(mixture, structure)
-        return FactoredGeometry.of(mixture, structure.factors, structure.whitening(mixture.means))
+        return FactoredGeometry.of(mixture, structure)
 
     geometry: Geometry = mixture.derived("geometry", build)
     return geometry

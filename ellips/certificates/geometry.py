@@ -14,10 +14,12 @@ from ellips.certificates.pairs import FactoredPairs, PairSpectra
 from ellips.certificates.parts import Parts, Scores
 from ellips.certificates.rounding import gamma, score_error, whitened_error
 from ellips.gaussians import Mixture
-from ellips.gaussians.structures import Structure, class_tiles, square_norm
+from ellips.gaussians.structures import TILE_ROWS, Factored, Structure, class_ranges, class_tiles, square_norm
 
 _AFFORDABLE_ELEMENTS = 2**24  # of all pairs' eigenvectors: about 0.2 GB with what goes with them
 _AFFORDABLE_WORK = 2**32  # d³ for every pair: some seconds on a processor
+_KEPT_ELEMENTS = 2**25  # of all precisions in float64, up to which they are kept: 256 MB
+_HELD_ELEMENTS = 2**24  # of what waits for each point while classes are gone through
 Groups = tuple[Tensor, list[int], list[int]]  # the order that sorts rows by class, the classes found, how often
 
 
@@ -54,8 +56,8 @@ class Geometry(Parts):
 
     @property
     @abstractmethod
-    def held(self) -> int:
-        """Numbers that :meth:`score` holds for each point."""
+    def rows(self) -> int:
+        """Points that :meth:`score` is to be given at a time."""
 
     @property
     @abstractmethod
@@ -113,19 +115,22 @@ class Geometry(Parts):
 class FactoredGeometry(Geometry):
     """Precisions with a factor each, full or diagonal.
 
+    The factors are the mixture's own tensor, no copy of it. Beside it there are the precisions in float32 and, where
+    they are not too large, in float64.
+
     Attributes:
         factors: A_k, shape ``(K, d, d)`` or ``(K, d)``.
-        whiten: The mixture's own map from z and a range of classes to A_k(z − μ_k).
+        whiten: The mixture's own maps, for a range of classes, from z to A_k(z − μ_k).
     """
 
     factors: Tensor
-    whiten: Callable[[Tensor, slice], Tensor]
+    whiten: Callable[[slice], Callable[[Tensor], Tensor]]
 
     @classmethod
-    def of(cls, mixture: Mixture, factors: Tensor, whiten: Callable[[Tensor, slice], Tensor]) -> FactoredGeometry:
-        """Return the geometry of a fitted mixture."""
-        center = mixture.means.mean(0)
-        return cls(center, mixture.means - center, mixture.offsets, mixture.offset_sizes, factors, whiten)
+    def of(cls, mixture: Mixture, structure: Factored) -> FactoredGeometry:
+        """Return the geometry of a fitted mixture; ``structure``, without gradients, has its precisions."""
+        center, whiten = mixture.means.mean(0), structure.whitening(mixture.means)
+        return cls(center, mixture.means - center, mixture.offsets, mixture.offset_sizes, structure.factors, whiten)
 
     @property
     def diagonal(self) -> bool:
@@ -140,12 +145,15 @@ class FactoredGeometry(Geometry):
 
     def score(self, z: Tensor, dtype: torch.dtype) -> Scores:
         """See :class:`Geometry`."""
-        dim, tiles = self.dim, class_tiles(self.num_classes, self.dim)
-        squares = torch.cat([square_norm(self.whiten(z, k)) for k in tiles], dim=1)
+        dim, squares = self.dim, z.new_empty(len(z), self.num_classes)
+        for k in class_tiles(self.num_classes, dim):
+            tile = self.whiten(k)
+            for rows, part in zip(squares.split(TILE_ROWS), z.split(TILE_ROWS), strict=True):
+                rows[:, k] = square_norm(tile(part))
         scores = self.offsets - squares
         prediction = scores.argmax(1)
         x = z - self.center
-        computed = self._half_gradient_norms(x.to(dtype), prediction, tiles)
+        computed = self._half_gradient_norms(x.to(dtype), prediction)
         norms = x.norm(dim=1)
         distances = squares.sqrt_()
         errors = whitened_error(dim, self.factor_norms, norms.unsqueeze(1), self.mean_norms)
@@ -154,62 +162,53 @@ class FactoredGeometry(Geometry):
         slip = slip + slip.gather(1, prediction.unsqueeze(1))
         return Scores(prediction, scores, score_errors, computed.mul_(1 + gamma(dim + 4, dtype)) + slip, norms)
 
-    def _half_gradient_norms(self, x: Tensor, prediction: Tensor, tiles: list[slice]) -> Tensor:
+    def _half_gradient_norms(self, x: Tensor, prediction: Tensor) -> Tensor:
         """‖b_k‖, b_k = P_k(z − μ_k) − P_{i*}(z − μ_{i*}), as computed in the precision of x, shape ``(N, K)``."""
-        pull = self._pulling(x.dtype)
-        pulls = x.new_empty(len(x), self.num_classes, self.dim)
-        for k in tiles:
-            pull(x, k, pulls)
-        pulls -= pulls[torch.arange(len(x), device=x.device), prediction].unsqueeze(1)
-        norms: Tensor = torch.linalg.vector_norm(pulls, dim=-1).double()
+        norms, shifted = x.new_empty(len(x), self.num_classes, dtype=torch.float64), self._pulled.to(x.dtype)
+        own = self.apply(x, grouped(prediction)).sub_(shifted[prediction])
+        for k in class_tiles(self.num_classes, self.dim):
+            pull = self._pulling(k, shifted)
+            for rows, part, away in zip(*(t.split(TILE_ROWS) for t in (norms, x, own)), strict=True):
+                rows[:, k] = torch.linalg.vector_norm(pull(part).sub_(away.unsqueeze(1)), dim=-1)
         return norms
 
+    def _pulling(self, k: slice, shifted: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return the map from z − c, ``(N, d)``, to P(z − μ), ``(N, k, d)``, of a range of classes, given all Pν."""
+        own = shifted[k]
+        if self.diagonal:
+            squares = self.factors[k].square().to(shifted.dtype)
+            return lambda x: (x.unsqueeze(1) * squares).sub_(own)
+        if self._kept(shifted.dtype):
+            stacked, flat = self.precisions_in(shifted.dtype)[k].reshape(-1, self.dim).mT, own.reshape(1, -1)
+            return lambda x: torch.addmm(flat, x, stacked, beta=-1).view(len(x), *own.shape)
+        factors = self.factors[k]
+        return lambda x: ((x @ factors.mT) @ factors).transpose(0, 1).sub_(own)
+
     @cached_property
-    def _pullings(self) -> dict[torch.dtype, Callable[[Tensor, slice, Tensor], None]]:
-        return {}
-
-    def _pulling(self, dtype: torch.dtype) -> Callable[[Tensor, slice, Tensor], None]:
-        """Return what fills P(z − μ) for a range of classes into a tensor of shape ``(N, K, d)``, given z − c.
-
-        Args:
-            dtype: Precision of the products; the mixture is rounded to it once.
-        """
-        if dtype not in self._pullings:
-            with torch.inference_mode(False):
-                self._pullings[dtype] = self._make_pulling(dtype)
-        return self._pullings[dtype]
+    def _pulled(self) -> Tensor:
+        """P_kν_k, shape ``(K, d)``."""
+        if self.diagonal:
+            return self.factors.square() * self.offsets_from_center
+        away = self.offsets_from_center.unsqueeze(-1)
+        return (self.factors.mT @ (self.factors @ away)).squeeze(-1)
 
     @cached_property
     def _precisions(self) -> dict[torch.dtype, Tensor]:
         return {}
 
+    def _kept(self, dtype: torch.dtype) -> bool:
+        """Whether precisions are kept: those of many classes in many dimensions in float32 only."""
+        return dtype == torch.float32 or self.factors.numel() <= _KEPT_ELEMENTS
+
     def precisions_in(self, dtype: torch.dtype) -> Tensor:
-        """Return P_k, shape ``(K, d, d)``, in float32 or float64; for full covariances."""
+        """Return P_k, shape ``(K, d, d)``, in float32 or float64; for full covariances that are :meth:`_kept`."""
         if dtype not in self._precisions:
             with torch.inference_mode(False):
-                self._precisions[dtype] = (self.factors.mT @ self.factors).to(dtype)
+                made = torch.empty_like(self.factors, dtype=dtype)
+                for k in class_ranges(self.num_classes, self.dim**2):
+                    made[k] = self.factors[k].mT @ self.factors[k]
+                self._precisions[dtype] = made
         return self._precisions[dtype]
-
-    def _make_pulling(self, dtype: torch.dtype) -> Callable[[Tensor, slice, Tensor], None]:
-        dim = self.dim
-        if self.diagonal:
-            squares = self.factors.square().to(dtype)
-            scaled = squares * self.offsets_from_center.to(dtype)
-
-            def pull_diagonal(x: Tensor, k: slice, pulls: Tensor) -> None:
-                torch.mul(x.unsqueeze(1), squares[k], out=pulls[:, k]).sub_(scaled[k])
-
-            return pull_diagonal
-        precisions = self.precisions_in(torch.float64)
-        shifted = (precisions @ self.offsets_from_center.unsqueeze(-1)).reshape(1, -1).to(dtype)
-        stacked = self.precisions_in(dtype).reshape(-1, dim).mT
-
-        def pull(x: Tensor, k: slice, pulls: Tensor) -> None:
-            columns = slice(k.start * dim, k.stop * dim)
-            flat = pulls.flatten(1)[:, columns]
-            torch.addmm(shifted[:, columns], x, stacked[:, columns], beta=-1, out=flat)
-
-        return pull
 
     def pull(self, x: Tensor, classes: Tensor) -> Tensor:
         """See :class:`Geometry`."""
@@ -217,6 +216,12 @@ class FactoredGeometry(Geometry):
 
     def apply(self, v: Tensor, groups: Groups) -> Tensor:
         """See :class:`Geometry`."""
+        if self.diagonal:
+            squares = self.factors.square().to(v.dtype)
+            return apply_grouped(lambda rows, k, out: torch.mul(rows, squares[k], out=out), v, *groups)
+        if not self._kept(v.dtype):
+            factors = self.factors
+            return apply_grouped(lambda rows, k, out: torch.mm(rows @ factors[k].mT, factors[k], out=out), v, *groups)
         matrices = self.precisions_in(v.dtype)
         return apply_grouped(lambda rows, k, out: torch.mm(rows, matrices[k], out=out), v, *groups)
 
@@ -226,9 +231,9 @@ class FactoredGeometry(Geometry):
         return gamma(2 * self.dim + 8) * (reach[0] + reach[1])
 
     @property
-    def held(self) -> int:
-        """See :class:`Geometry`: P_k(z − μ_k) of all classes, which wait until the prediction is known."""
-        return self.num_classes * self.dim
+    def rows(self) -> int:
+        """See :class:`Geometry`: of many, so that each factor is read once for them; 8 numbers wait for each class."""
+        return max(TILE_ROWS, _HELD_ELEMENTS // (8 * self.num_classes + 4 * self.dim))
 
     @property
     def narrow(self) -> tuple[float, float]:
@@ -251,7 +256,9 @@ class FactoredGeometry(Geometry):
         if self.diagonal:
             square = self.factors.square()
             return square.amin(1) * (1 - gamma(2)), square.amax(1) * (1 + gamma(2))
-        values = torch.linalg.svdvals(self.factors).square()
+        values = torch.empty_like(self.offsets_from_center)
+        for k in class_ranges(self.num_classes, self.dim**2):
+            values[k] = torch.linalg.svdvals(self.factors[k]).square()
         error = gamma(10 * self.dim) * self.factor_norms.square()  # LAPACK: a modest multiple of u‖A‖ per value
         return (values[:, -1] - error).clamp(min=0), values[:, 0] + error
 
@@ -268,8 +275,11 @@ class FactoredGeometry(Geometry):
     @cached_property
     def _extreme_vectors(self) -> tuple[Tensor, Tensor]:
         """Eigenvectors of λ_max(P_k) and of λ_min(P_k), shapes ``(K, d)``; for full covariances."""
-        right = torch.linalg.svd(self.factors)[2]
-        return right[:, 0], right[:, -1]
+        top, bottom = torch.empty_like(self.offsets_from_center), torch.empty_like(self.offsets_from_center)
+        for k in class_ranges(self.num_classes, self.dim**2):
+            right = torch.linalg.svd(self.factors[k])[2]
+            top[k], bottom[k] = right[:, 0], right[:, -1]
+        return top, bottom
 
     def bound_energy(self, structure: Structure, prediction: Tensor, rival: Tensor) -> Tensor:
         """See :class:`Geometry`."""

@@ -24,9 +24,10 @@ from ellips.certificates.parts import Scores
 from ellips.certificates.rounding import gamma
 from ellips.gaussians import Mixture
 from ellips.gaussians.low_rank import LowRank
-from ellips.gaussians.structures import Structure, class_tiles
+from ellips.gaussians.structures import TILE_ROWS, Structure, class_tiles
 
 _WIDE = torch.float64
+_HELD_ELEMENTS = 2**24  # of what belongs to all classes of some points
 _FAINT = 1e-34  # of squared half gradients: what float32 may lose to underflow
 
 
@@ -223,9 +224,9 @@ class LowRankGeometry(Geometry):
         return 4 * self.dim + 2 * self.structure.scales.shape[1] + 32
 
     @property
-    def held(self) -> int:
-        """See :class:`Geometry`: E_kc_k of all classes."""
-        return self.num_classes * (self.structure.scales.shape[1] + 8)
+    def rows(self) -> int:
+        """See :class:`Geometry`: E_kc_k of all classes wait until the prediction is known."""
+        return min(TILE_ROWS, max(16, _HELD_ELEMENTS // (self.num_classes * (self.structure.scales.shape[1] + 8))))
 
     @property
     def narrow(self) -> tuple[float, float]:

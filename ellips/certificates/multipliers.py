@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ellips.certificates.geometries import geometry_of
 from ellips.certificates.screen import screen
-from ellips.certificates.solve import DecomposedSolver, IterativeSolver
+from ellips.certificates.solve import DecomposedSolver, IterativeSolver, screening_dtype
 from ellips.gaussians import Mixture
 
 _ENOUGH = 1.001  # times the radius asked for: what lies beyond is not worth the search
@@ -36,7 +36,7 @@ def find_multipliers(
         if not all(bool(t.isfinite().all()) for t in (geometry.factor_norms, geometry.offsets_from_center)):
             return multiplier
         x, p = z.to(device), points.to(device)
-        seen = screen(geometry, x)
+        seen = screen(geometry, x, screening_dtype(geometry, x))
         usual = ((seen.prediction[p] == prediction.to(device)[p]) & (rivals.to(device) != seen.prediction[p])).cpu()
         solver = (DecomposedSolver if geometry.affordable else IterativeSolver)(geometry, x, seen)
         threshold = torch.where(radius > 0, (_ENOUGH * radius).square(), torch.inf)

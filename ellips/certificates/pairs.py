@@ -109,6 +109,20 @@ class PairSpectra(ABC):
         rows = slot + downwards * len(self)
         return Problems(margin[order], beta.square_(), spread.index_select(0, rows), concavity[rows]), order
 
+    def portions(self, prediction: Tensor, rival: Tensor) -> list[Tensor]:
+        """Return the rows of problems in parts, of which each has no more pairs than are kept at once.
+
+        Args:
+            prediction: Shape ``(M,)``, class indices.
+            rival: Shape ``(M,)``, class indices.
+        """
+        classes, most = self._geometry.num_classes, max(1, _KEPT_ELEMENTS // self._elements)
+        if classes * (classes - 1) // 2 <= most:
+            return [torch.arange(len(rival), device=rival.device)]
+        codes = torch.minimum(prediction, rival) * classes + torch.maximum(prediction, rival)
+        part = codes.unique(return_inverse=True)[1] // most
+        return list(part.argsort().split(part.bincount().tolist()))
+
     def _ends_first(self, spectra: Spectra) -> tuple[Tensor, Tensor]:
         """λ + ℓ and ℓ = (−λ_min)₊ of all W and then all −W, errors subtracted, shapes ``(2n, d)`` and ``(2n,)``."""
         if self._shifted is None:
@@ -171,7 +185,7 @@ class FactoredPairs(PairSpectra):
     """
 
     def __init__(self, geometry: Parts, factors: Tensor) -> None:
-        super().__init__(geometry, geometry.dim**2)
+        super().__init__(geometry, 0 if factors.ndim == 2 else geometry.dim**2)
         self._factors = factors
         self._diagonal = factors.ndim == 2
 

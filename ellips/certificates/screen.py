@@ -9,9 +9,6 @@ from torch import Tensor
 
 from ellips.certificates.geometry import Geometry
 from ellips.certificates.parts import Scores
-from ellips.gaussians.structures import TILE_ROWS
-
-_HELD_ELEMENTS = 2**24  # of what belongs to all classes and waits until the prediction is known
 
 
 class Screen(NamedTuple):
@@ -43,8 +40,7 @@ def screen(geometry: Geometry, z: Tensor, dtype: torch.dtype = torch.float64) ->
     Returns:
         Bounds for every point and rival; scores are always float64.
     """
-    rows = min(TILE_ROWS, max(16, _HELD_ELEMENTS // geometry.held))
-    parts = [_bounds(geometry.score(part, dtype)) for part in z.split(rows)]
+    parts = [_bounds(geometry.score(part, dtype)) for part in z.split(geometry.rows)]
     return Screen(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 

@@ -181,10 +181,12 @@ class DecomposedSolver:
     def solve(self, points: Tensor, rivals: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
         """Return multipliers and dual values of some points' problems with some rivals."""
         margin, prediction = self._seen.safe_margins[points, rivals], self._seen.prediction[points]
-        problems, order = self._geometry.pairs.problems(self._x, points, margin, prediction, rivals)
-        solution = solve_secular(problems, threshold[order])
         multiplier, dual = torch.empty_like(margin), torch.empty_like(margin)
-        multiplier[order], dual[order] = solution
+        for rows in self._geometry.pairs.portions(prediction, rivals):
+            columns = (points[rows], margin[rows], prediction[rows], rivals[rows])
+            problems, order = self._geometry.pairs.problems(self._x, *columns)
+            order = rows[order]
+            multiplier[order], dual[order] = solve_secular(problems, threshold[order])
         return multiplier, dual
 
 

@@ -2,7 +2,6 @@
 
 The classifier *is* its float64 buffers: score_k(z) = −‖A_k(z−μ_k)‖² + 2 log|det A_k| + 2 (log π_k + what all share).
 With v_k = z−μ_k, P = AᵀA, W = P_r − P_p, b = P_r v_r − P_p v_p, m the margin of prediction p over rival r, any g ≥ 0,
-
     m(z+δ) + g(‖δ‖² − R²) = [δ; 1]ᵀ M [δ; 1],    M = [[gI + W, b], [bᵀ, m − gR²]],
 
 so M ≻ 0 proves m > 0 wherever ‖δ‖ ≤ R, and everywhere if g = 0. (METHOD's M(t, R²) over t; g = 1/t, as rounded, is the
@@ -30,7 +29,7 @@ from torch import Tensor
 
 from ellips.gaussians import Mixture
 
-_TINY, _LOW, _HIGH = 2.0**-480, 2.0**-500, 2.0**1000
+_TINY, _LOW, _HIGH, KEPT = 2.0**-480, 2.0**-500, 2.0**1000, 2**25  # numbers of precisions that are kept: 256 MB
 
 
 def rounding(operations: float) -> float:
@@ -69,12 +68,13 @@ class Kernel:
         logs = torch.cat([pivots.abs().log(), self.log_priors.unsqueeze(1)], dim=1)
         sums = [2 * math.fsum(row) if all(map(math.isfinite, row)) else math.nan for row in logs.tolist()]
         self.offsets, self.sizes = torch.tensor(sums, dtype=torch.float64), 2 * logs.abs().sum(1)
-        self.columns = (factors.abs() if self.diagonal else factors.square().sum(1).sqrt()) + _TINY  # n
+        self.columns = (factors.abs() if self.diagonal else torch.linalg.vector_norm(factors, dim=1)) + _TINY  # n
         self.shapes, alike = torch.arange(self.classes), dict[bytes, list[int]]()  # equal only where the factors are
         for k in range(self.classes):
             (others := alike.setdefault(pivots[k].contiguous().numpy().tobytes(), [])).append(k)
             self.shapes[k] = next((j for j in others if torch.equal(factors[j], factors[k])), k)
-        self.bordered = factors if self.diagonal else torch.nn.functional.pad(factors.mT @ factors, (0, 1, 0, 1))  # P
+        kept = factors[:0] if self.diagonal or factors.numel() > KEPT else factors
+        self.bordered = torch.nn.functional.pad(kept.mT @ kept, (0, 1, 0, 1))  # P
 
     def whiten(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return y = A(z−μ), shape ``(K, N, d)``, with scores and bounds on their errors, shapes ``(N, K)``."""

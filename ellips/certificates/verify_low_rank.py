@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ellips.certificates.bounds import FarRivals
-from ellips.certificates.verify import Kernel, _arrow, positive_definite, rounding
+from ellips.certificates.verify import KEPT, Kernel, _arrow, positive_definite, rounding
 from ellips.gaussians import Mixture
 
 _TINY = 2.0**-480
@@ -98,9 +98,24 @@ class LowRankKernel(Kernel):
         return ((w == 0).all(1) & (self.log_priors[p] > self.log_priors[r])) | _arrow(g.expand_as(b), b, corner)
 
 
+class WideKernel(Kernel):
+    """The kernel of so many and wide full covariances that their precisions are made when they are needed."""
+
+    def _written(self, pair: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        found, where = pair.unique(return_inverse=True)
+        power = self.factors.new_empty(len(found), self.dim, self.dim)
+        for matrix, k in zip(power, found.tolist(), strict=True):  # with the errors that the kernel knows of P
+            torch.mm(self.factors[k].mT, self.factors[k], out=matrix)
+        pull = torch.stack([(away.unsqueeze(1) @ power[k]).squeeze(1) for k, away in zip(where, v, strict=True)])
+        return torch.nn.functional.pad(power[where[0]] - power[where[1]], (0, 1, 0, 1)), pull
+
+
 def kernel_of(mixture: Mixture) -> Kernel:
     """Return the kernel that goes with a mixture's covariances."""
-    return LowRankKernel(mixture) if mixture.covariance_type == "low_rank" else Kernel(mixture)
+    if mixture.covariance_type == "low_rank":
+        return LowRankKernel(mixture)
+    wide = mixture.covariance_type == "full" and mixture.precision_factors.numel() > KEPT
+    return WideKernel(mixture) if wide else Kernel(mixture)
 
 
 class LowRankFarRivals(FarRivals):

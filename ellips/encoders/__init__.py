@@ -1,12 +1,17 @@
 """Frozen encoders: pretrained, trained on noise, behind a denoiser, or 1-Lipschitz and proven when they are loaded."""
 
+from ellips.encoders.architecture import EncoderArchitecture
 from ellips.encoders.cifar_resnet import CifarResNet
 from ellips.encoders.denoised import Denoised
 from ellips.encoders.denoiser import Denoiser, DenoiserArchitecture, ResidualDenoiser
 from ellips.encoders.diffusion import DiffusionDenoiser
-from ellips.encoders.frozen import FrozenEncoder
+from ellips.encoders.frozen import FrozenEncoder, recorded_encoder
 from ellips.encoders.linear import LinearHead
-from ellips.encoders.lipschitz import LipschitzArchitecture, LipschitzEncoder
+from ellips.encoders.lipnext import LipNeXt, LipNeXtArchitecture
+from ellips.encoders.lipschitz import LipschitzArchitecture, LipschitzEncoder, export_encoder
+from ellips.encoders.liresnet import LiResNetArchitecture, import_liresnet
+from ellips.encoders.margin_classifier import MarginClassifier
+from ellips.encoders.orthogonal import OrthogonalAdam
 from ellips.encoders.preprocessing import Preprocess
 
 __all__ = [
@@ -15,10 +20,19 @@ __all__ = [
     "Denoiser",
     "DenoiserArchitecture",
     "DiffusionDenoiser",
+    "EncoderArchitecture",
     "FrozenEncoder",
+    "LiResNetArchitecture",
     "LinearHead",
+    "LipNeXt",
+    "LipNeXtArchitecture",
     "LipschitzArchitecture",
     "LipschitzEncoder",
+    "MarginClassifier",
+    "OrthogonalAdam",
     "Preprocess",
     "ResidualDenoiser",
+    "export_encoder",
+    "import_liresnet",
+    "recorded_encoder",
 ]

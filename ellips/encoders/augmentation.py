@@ -51,3 +51,28 @@ def flip_and_shift(images: Tensor, flip: bool, shift: int, generator: torch.Gene
     which = torch.arange(count, device=device)[:, None, None]
     picked: Tensor = images.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None, :]]
     return picked.permute(0, 3, 1, 2)
+
+
+def cut_out(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
+    """Blank one square of each image, around a pixel at random and cut off at the edges (DeVries and Taylor 2017).
+
+    Args:
+        images: Shape ``(N, C, H, W)``.
+        side: Side of the square in pixels; 0: none.
+        generator: On the images' device.
+
+    Returns:
+        The same shape; blank is 0.5.
+    """
+    if not side:
+        return images
+    count, _, height, width = images.shape
+    device = images.device
+
+    def within(size: int) -> Tensor:
+        first = torch.randint(size, (count, 1), generator=generator, device=device) - side // 2
+        places = torch.arange(size, device=device)
+        return (places >= first) & (places < first + side)
+
+    square = within(height)[:, None, :, None] & within(width)[:, None, None, :]
+    return images.masked_fill(square, 0.5)

@@ -77,6 +77,10 @@ class FrozenEncoder(OnePrecision):
         super().__init__()
         one_of(get_args(Precision), precision=precision)
         self.precision = precision
+        settings = {"weights": weights, "input_size": input_size, "mean": mean, "std": std, "seed": seed}
+        settings |= {"interpolation": interpolation, "in_channels": in_channels, "projection": projection}
+        plain = {name: _plain(value) for name, value in settings.items() if value is not None}
+        self.arguments = {"model": model if isinstance(model, str) else None, "precision": precision, **plain}
         if weights is None and isinstance(model, str) and model in shipped_names():
             model, weights = shipped_model(model)
         given = {"mean": mean, "std": std, "interpolation": interpolation, "in_channels": in_channels}
@@ -208,6 +212,19 @@ def _own_config(model: str | nn.Module, weights: str | Path | None) -> dict[str,
         "interpolation": own["interpolation"],
         "fixed_size": isinstance(model, str) and own.get("fixed_input_size", False),
     }
+
+
+def recorded_encoder(encoder: nn.Module) -> dict[str, Any] | None:
+    """Return what makes an encoder again, as a configuration has it; None where plain values do not say it."""
+    if type(encoder) is not FrozenEncoder or not isinstance(encoder.arguments["model"], str):
+        return None
+    return {"class_path": "ellips.encoders.FrozenEncoder", "init_args": encoder.arguments}
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - any setting
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
 
 
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar, Final
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from ellips.encoders.architecture import EncoderArchitecture
+from ellips.encoders.lipnext import LipNeXtArchitecture
+from ellips.encoders.liresnet import LiResNetArchitecture
 from ellips.encoders.weights import SHIPPED_FOLDER, load_file, load_shipped, shipped_names
 from ellips.lipschitz.spectral import SpectralProduct
+from ellips.validation import one_of
 
 _METADATA = "lipschitz_architecture"
 
@@ -29,8 +34,8 @@ class GroupSort2(nn.Module):
 
 
 @dataclass(frozen=True)
-class LipschitzArchitecture:
-    """Layers of a 1-Lipschitz encoder.
+class LipschitzArchitecture(EncoderArchitecture):
+    """Layers of a 1-Lipschitz encoder, trained by deel-torchlip.
 
     For each of ``channels`` a 3x3 convolution, GroupSort2 and, where height and width are even, a rearrangement of
     2x2 pixels to channels (an isometry); then for each of ``widths`` a linear layer and GroupSort2; then a linear
@@ -46,17 +51,15 @@ class LipschitzArchitecture:
         ValueError: If a number is not positive, or one that must be even is odd.
     """
 
+    kind: ClassVar[str] = "group_sort"
+
     image_shape: tuple[int, int, int] = (1, 8, 8)
     channels: tuple[int, ...] = ()
     widths: tuple[int, ...] = (256, 256)
     feature_dim: int = 16
 
     def __post_init__(self) -> None:
-        if len(self.image_shape) != 3 or min((*self.image_shape, self.feature_dim)) < 1:
-            raise ValueError(
-                f"Expected `image_shape` to be (C, H, W) and `feature_dim` positive but got {self.image_shape} and "
-                f"{self.feature_dim}."
-            )
+        super().__post_init__()
         for name, values in (("channels", self.channels), ("widths", self.widths)):
             if any(value < 2 or value % 2 for value in values):
                 raise ValueError(f"Expected `{name}` to be positive and even, for GroupSort2, but got {values}.")
@@ -78,6 +81,43 @@ class LipschitzArchitecture:
             size = outer
         layers.append(linear(size, self.feature_dim))
         return nn.Sequential(*layers)
+
+    def trainable(self) -> nn.Sequential:
+        """Return deel-torchlip's layers.
+
+        Raises:
+            ImportError: If deel-torchlip is not installed.
+        """
+        try:
+            from deel.torchlip import SpectralConv2d, SpectralLinear
+        except ImportError as error:
+            raise ImportError(
+                "Training 1-Lipschitz encoders of this architecture needs deel-torchlip: pip install "
+                "'ellips[lipschitz]'; LipNeXtArchitecture does not."
+            ) from error
+        return self.build(SpectralLinear, SpectralConv2d)
+
+    def plain(self, trained: nn.Module) -> nn.Sequential:
+        """Return plain layers with the weights that trained ones use; deel-torchlip's export themselves."""
+        plain = self.build()
+        assert isinstance(trained, nn.Sequential)
+        for target, layer in zip(plain, trained, strict=True):
+            if isinstance(target, nn.Linear | nn.Conv2d):
+                export = getattr(layer, "vanilla_export", None)
+                target.load_state_dict((export() if callable(export) else layer).state_dict())
+        return plain.eval()
+
+    def scaled(self, plain: nn.Module) -> Iterable[nn.Parameter]:
+        """Return the last layer's weight and bias."""
+        assert isinstance(plain, nn.Sequential)
+        return plain[-1].parameters()
+
+
+ARCHITECTURES: Final[Mapping[str, type[EncoderArchitecture]]] = {
+    architecture.kind: architecture
+    for architecture in (LipschitzArchitecture, LipNeXtArchitecture, LiResNetArchitecture)
+}
+"""Architectures by their names in files; a file without a name has the first one."""
 
 
 class LipschitzEncoder(nn.Module):
@@ -139,7 +179,7 @@ class LipschitzEncoder(nn.Module):
         return features
 
 
-def read_architecture(path: str | Path) -> LipschitzArchitecture:
+def read_architecture(path: str | Path) -> EncoderArchitecture:
     """Read the architecture that an exported encoder's file carries.
 
     Raises:
@@ -152,28 +192,27 @@ def read_architecture(path: str | Path) -> LipschitzArchitecture:
     if _METADATA not in metadata:
         raise ValueError(f"Expected {path} to carry `{_METADATA}` in its metadata; was it written by export_encoder?")
     try:
-        values = json.loads(metadata[_METADATA])
-        channels, height, width = values["image_shape"]
-        return LipschitzArchitecture(
-            (channels, height, width), tuple(values["channels"]), tuple(values["widths"]), values["feature_dim"]
-        )
-    except (KeyError, TypeError, ValueError) as error:
+        record = json.loads(metadata[_METADATA])
+        kind = record.get("kind", LipschitzArchitecture.kind)  # the only one that files of version 0.1 have
+        one_of(tuple(ARCHITECTURES), kind=kind)
+        return ARCHITECTURES[kind].from_record(record)
+    except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"Expected {path} to state the architecture of an encoder but got {error!r}.") from error
 
 
-def prove(encoder: LipschitzEncoder | nn.Sequential, architecture: LipschitzArchitecture | None = None) -> float:
+def prove(encoder: nn.Module, architecture: EncoderArchitecture | None = None) -> float:
     """Return a proven Lipschitz constant of an encoder in plain layers."""
     known = architecture or (encoder.architecture if isinstance(encoder, LipschitzEncoder) else None)
     if known is None:
         raise ValueError("Expected `architecture` with an encoder that does not carry its own.")
-    return SpectralProduct(dense_limit=4096).constant(encoder, torch.zeros(1, *known.image_shape))
+    return SpectralProduct(dense_limit=known.dense_limit).constant(encoder, torch.zeros(1, *known.image_shape))
 
 
-def export_encoder(trained: nn.Sequential, architecture: LipschitzArchitecture, path: str | Path) -> float:
+def export_encoder(trained: nn.Module, architecture: EncoderArchitecture, path: str | Path) -> float:
     """Write a trained encoder in plain layers, its last one divided by the proven constant so that 1 is proven.
 
     Args:
-        trained: Layers as ``architecture.build`` arranges them; deel-torchlip's export themselves as plain ones.
+        trained: Layers as ``architecture.trainable()`` or ``architecture.build()`` arranges them.
         architecture: Their arrangement.
         path: A ``.safetensors`` file.
 
@@ -183,19 +222,14 @@ def export_encoder(trained: nn.Sequential, architecture: LipschitzArchitecture, 
     Raises:
         ValueError: If the constant is zero or not finite.
     """
-    plain = architecture.build()
     with torch.no_grad():
-        for target, layer in zip(plain, trained, strict=True):
-            if isinstance(target, nn.Linear | nn.Conv2d):
-                export = getattr(layer, "vanilla_export", None)
-                target.load_state_dict((export() if callable(export) else layer).state_dict())
-        plain.eval()
+        plain = architecture.plain(trained)
         constant = prove(plain, architecture)
         if not 0 < constant < math.inf:
             raise ValueError(f"Expected a positive, finite Lipschitz constant but got {constant}.")
-        for parameter in plain[-1].parameters():
+        for parameter in architecture.scaled(plain):
             parameter.div_(constant)
-    metadata = {_METADATA: json.dumps(asdict(architecture))}
+    metadata = {_METADATA: json.dumps(architecture.to_record())}
     state = {name: value.contiguous() for name, value in plain.state_dict().items()}
     Path(path).write_bytes(save(state, metadata))  # save_file would let nobody but the owner read it
     return constant

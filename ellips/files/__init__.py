@@ -1,7 +1,7 @@
 """What is kept on disk: run folders, the journal, per-image records, certificates that can be checked."""
 
 from ellips.files.atomic import replace_file, replacing
-from ellips.files.configurations import read_configuration
+from ellips.files.configurations import build_listed, read_configuration
 from ellips.files.folders import RUNS, ResultsFolder, RunFolder
 from ellips.files.journal import Journal
 from ellips.files.lines import LineJournal, read_json
@@ -24,6 +24,7 @@ __all__ = [
     "ResultsFolder",
     "RunFolder",
     "SavedCertificates",
+    "build_listed",
     "certificate_from_records",
     "load_certificates",
     "read_configuration",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,3 +59,44 @@ def _limit(node: yaml.Node | None, known: dict[int, int], above: tuple[int, ...]
     if known[id(node)] > _LARGEST:
         raise yaml.YAMLError(f"expected at most {_LARGEST} entries but aliases repeat themselves to more.")
     return known[id(node)]
+
+
+def build_listed(
+    content: Any,  # noqa: ANN401 - whatever the settings describe
+    where: Path,
+    listed: Mapping[str, type],
+    *,
+    left_out: Collection[str] = (),
+    cure: str = "",
+) -> Any:  # noqa: ANN401
+    """Build what a configuration of others describes, if all of it is on a list; nothing that it names is imported.
+
+    Args:
+        content: Plain values, lists, and mappings with ``class_path`` and ``init_args``.
+        where: The file, for messages.
+        listed: By class path, what may be built.
+        left_out: Names of settings of datamodules that are not used.
+        cure: What to do about a refusal.
+
+    Raises:
+        ValueError: If a class is not on the list, or its settings do not fit; file and cure are named.
+    """
+    if isinstance(content, list):
+        return [build_listed(item, where, listed, left_out=left_out, cure=cure) for item in content]
+    if not isinstance(content, dict):
+        return content
+    path, arguments = content.get("class_path"), content.get("init_args") or {}
+    if not isinstance(path, str) or path not in listed or content.keys() - {"class_path", "init_args"}:
+        named = repr(path) if "class_path" in content else f"the entries {sorted(map(str, content))[:5]}"
+        raise ValueError(
+            f"{where}: expected class paths of this project but got {named}, of which nothing is imported. {cure}"
+        )
+    if not isinstance(arguments, dict):
+        raise ValueError(f"{where}: expected settings by name for {path} but got {arguments!r}.")
+    kind = listed[path]
+    used = arguments if not path.startswith("ellips.datamodules") else arguments.keys() - set(left_out)
+    built = {str(name): build_listed(arguments[name], where, listed, left_out=left_out, cure=cure) for name in used}
+    try:
+        return kind(**built)
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"{where}: expected settings that {path} takes but got others: {error}. {cure}") from error

@@ -16,7 +16,13 @@ RUNS = Path("runs")
 _WRITTEN = (
     *("config.yaml", "certificates.csv", "summary.json", "report.html", "audit.json", "audit.csv"),
     *(f"{space}-*.{suffix}" for space in SPACES for suffix in ("tsv", "safetensors")),
-    *(f"curve_{space}_{soundness}.*" for space in SPACES for soundness in SOUNDNESS_ORDER),
+    *(
+        f"{what}_{space}_{soundness}.*"
+        for what in ("curve", "radii")
+        for space in SPACES
+        for soundness in SOUNDNESS_ORDER
+    ),
+    *("latents.svg", "spectra.svg"),
 )
 _JOURNALLED = ("rows-*.csv", "latents-*.bin", "kept-*-rank-*.bin", ".lock-*")
 
@@ -95,6 +101,20 @@ class ResultsFolder:
         stem = self.path / f"curve_{space}_{soundness}"
         return stem.with_suffix(".png"), stem.with_suffix(".svg")
 
+    def radii(self, space: Space, soundness: Soundness) -> Path:
+        """The radii by class of one kind of claim, as SVG."""
+        return self.path / f"radii_{space}_{soundness}.svg"
+
+    @property
+    def latents(self) -> Path:
+        """Latents with the ellipses of their Gaussians, as SVG."""
+        return self.path / "latents.svg"
+
+    @property
+    def spectra(self) -> Path:
+        """Spectra of the covariances, as SVG."""
+        return self.path / "spectra.svg"
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -155,6 +175,10 @@ class RunFolder:
                 "--ckpt_path."
             )
         return found
+
+    def has_checkpoint(self) -> bool:
+        """Whether there is anything to go on from."""
+        return any(self.checkpoints.glob("*.ckpt")) or any(self.path.glob("hpc_ckpt_*.ckpt"))
 
     def requeued(self) -> Path | None:
         """Return the checkpoint that requeueing under SLURM left, if it is newer than the latest of the run."""

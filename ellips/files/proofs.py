@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ellips.certificates import Certificate
@@ -79,8 +79,10 @@ def save_certificates(
     about["content"] = _content(tensors, about)
     with replacing(path) as partial:
         metadata = {"format": _FORMAT, "about": json.dumps(about)}
-        # Not by safetensors itself, whose files only their owner may read.
-        partial.write_bytes(save(tensors, metadata))
+        partial.touch()
+        mode = partial.stat().st_mode  # safetensors makes files that only their owner may read
+        save_file(tensors, partial, metadata)
+        partial.chmod(mode)
     return path
 
 

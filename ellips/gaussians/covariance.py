@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from ellips.gaussians.moments import Moments
 from ellips.gaussians.regularization import Regularization
+from ellips.gaussians.structures import class_ranges
 
 _NONE = Regularization()
 CURE = "raise `shrinkage` or `pooling`, use covariance_type='diagonal' or 'low_rank', or lower the latent dimension"
@@ -33,8 +36,28 @@ def class_covariances(
     Raises:
         ValueError: If a class has no samples, or too few for what is asked; the message names the class.
     """
+    parts = covariances_by_range(moments, covariance_type, regularization, [slice(0, len(moments.count))])
+    return next(parts)[1]
+
+
+def covariances_by_range(
+    moments: Moments,
+    covariance_type: str = "full",
+    regularization: Regularization = _NONE,
+    ranges: list[slice] | None = None,
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield ranges of classes with their covariances, so that those of all need not be held beside the moments.
+
+    Args:
+        moments: See :func:`class_covariances`.
+        covariance_type: See :func:`class_covariances`.
+        regularization: See :func:`class_covariances`.
+        ranges: Of which classes; None: all, some at a time.
+
+    Raises:
+        ValueError: See :func:`class_covariances`; before anything is yielded.
+    """
     count, _, scatter = moments
-    pooling, shrinkage = regularization.pooling, regularization.shrinkage
     full = covariance_type == "full"
     if not full and scatter.ndim == 3:
         scatter = scatter.diagonal(dim1=-2, dim2=-1)
@@ -45,15 +68,23 @@ def class_covariances(
         )
     dim = moments.mean.shape[1]
     validate_counts(count, dim, full, regularization)
+    pooling = regularization.pooling
     n = count.double().view(-1, *[1] * (scatter.ndim - 1))
-    covariances = (1 - pooling) * scatter / n
-    if pooling:
-        covariances = covariances + pooling * scatter.sum(0) / n.sum()
+    common = pooling * scatter.sum(0) / n.sum() if pooling else None
+    for k in ranges or class_ranges(len(count), scatter[0].numel()):
+        covariances = (1 - pooling) * scatter[k] / n[k]
+        if common is not None:
+            covariances = covariances + common
+        yield k, _shrunk(covariances, regularization.shrinkage)
+
+
+def _shrunk(covariances: Tensor, shrinkage: float) -> Tensor:
+    """Move covariances ``(n, d, d)``, or variances ``(n, d)``, towards multiples of the identity."""
     if not shrinkage:
         return covariances
-    if full:
+    if covariances.ndim == 3:
         scale = covariances.diagonal(dim1=-2, dim2=-1).mean(-1).view(-1, 1, 1)
-        target = scale * torch.eye(dim, dtype=scatter.dtype, device=scatter.device)
+        target = scale * torch.eye(covariances.shape[-1], dtype=covariances.dtype, device=covariances.device)
     else:
         target = covariances.mean(-1, keepdim=True)
     return (1 - shrinkage) * covariances + shrinkage * target
@@ -79,11 +110,12 @@ def validate_counts(count: Tensor, dim: int, full: bool, regularization: Regular
         )
 
 
-def precision_factor(covariances: Tensor) -> Tensor:
+def precision_factor(covariances: Tensor, first: int = 0) -> Tensor:
     """Return A_k with A_kᵀA_k = Σ_k⁻¹: the inverse of the lower Cholesky factor.
 
     Args:
         covariances: Shape ``(K, d, d)``, or variances of shape ``(K, d)``.
+        first: Index of the first class, by which messages name them.
 
     Returns:
         Lower triangular factors of shape ``(K, d, d)``, or 1/σ of shape ``(K, d)``.
@@ -91,34 +123,35 @@ def precision_factor(covariances: Tensor) -> Tensor:
     Raises:
         ValueError: If a covariance is not finite, not symmetric or numerically singular; the message names the class.
     """
-    _refuse(~torch.isfinite(covariances).flatten(1).all(1), "finite", "NaN or infinite values", "check the latents")
+    finite = torch.isfinite(covariances).flatten(1).all(1)
+    _refuse(~finite, first, "finite", "NaN or infinite values", "check the latents")
     if covariances.ndim == 2:
         top, low = covariances.amax(1), covariances.amin(1)
-        _refuse_singular(low, top, covariances.shape[1])
+        _refuse_singular(low, top, covariances.shape[1], first)
         return covariances.rsqrt()
     top = covariances.abs().amax((1, 2))
     skew = (covariances - covariances.mT).abs().amax((1, 2))
-    _refuse(skew > 1e-8 * top, "symmetric", "an asymmetric matrix", "pass (C + Cᵀ)/2 if that is what is meant")
+    _refuse(skew > 1e-8 * top, first, "symmetric", "an asymmetric matrix", "pass (C + Cᵀ)/2 if that is what is meant")
     covariances = (covariances + covariances.mT) / 2
     eigenvalues = torch.linalg.eigvalsh(covariances)
-    _refuse_singular(eigenvalues[:, 0], eigenvalues[:, -1], covariances.shape[1])
+    _refuse_singular(eigenvalues[:, 0], eigenvalues[:, -1], covariances.shape[1], first)
     lower, info = torch.linalg.cholesky_ex(covariances)
-    _refuse(info != 0, "positive definite", "a failing Cholesky factorisation", CURE)
+    _refuse(info != 0, first, "positive definite", "a failing Cholesky factorisation", CURE)
     eye = torch.eye(covariances.shape[1], dtype=covariances.dtype, device=covariances.device)
     factor: Tensor = torch.linalg.solve_triangular(lower, eye.expand_as(lower), upper=False).tril()
     return factor
 
 
-def _refuse_singular(low: Tensor, top: Tensor, dim: int) -> None:
+def _refuse_singular(low: Tensor, top: Tensor, dim: int, first: int) -> None:
     floor = dim * torch.finfo(low.dtype).eps * top
     singular = ~(low > floor)
     if bool(singular.any()):
         k = int(singular.nonzero()[0])
         got = f"one whose eigenvalues run from {float(low[k]):.3g} to {float(top[k]):.3g}"
-        _refuse(singular, "positive definite", got, CURE)
+        _refuse(singular, first, "positive definite", got, CURE)
 
 
-def _refuse(bad: Tensor, expected: str, got: str, cure: str) -> None:
+def _refuse(bad: Tensor, first: int, expected: str, got: str, cure: str) -> None:
     if bool(bad.any()):
-        k = int(bad.nonzero()[0])
+        k = first + int(bad.nonzero()[0])
         raise ValueError(f"Expected the covariance of class {k} to be {expected} but got {got}; {cure}.")

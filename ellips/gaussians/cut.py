@@ -15,12 +15,12 @@ from ellips.gaussians.moments import Moments
 from ellips.gaussians.regularization import Regularization
 from ellips.gaussians.sketch import SketchedMoments
 
-_BATCH_ELEMENTS = 2**22  # of the matrices that are decomposed in one go: 32 MB
+_BATCH_ELEMENTS = 2**20  # of the matrices that are decomposed in one go: 8 MB
 _UPRIGHT = 1e-9  # what directions that are called orthonormal may lack
 
 
 def cut_to_rank(
-    collected: Moments | SketchedMoments, rank: int, regularization: Regularization
+    collected: Moments | SketchedMoments, rank: int, regularization: Regularization, directions: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the common precision factor, directions and scales of a mixture of low rank.
 
@@ -28,6 +28,8 @@ def cut_to_rank(
         collected: Moments with full scatters, or a sketch of them.
         rank: Directions per class; of a sketch at most as many as it was made for.
         regularization: Pooling and shrinkage.
+        directions: Where they are written, some classes at a time, shape ``(K, r, d)``: with many classes nothing of
+            their size is held beside them.
 
     Returns:
         A, q and s of :class:`ellips.gaussians.low_rank.LowRank`, shapes ``(d, d)``, ``(K, r, d)`` and ``(K, r)``.
@@ -55,8 +57,7 @@ def cut_to_rank(
         raise ValueError(
             f"Expected a rank up to {width}, that of the sketch, but got {rank}; sketch with a larger one."
         )
-    # Written in their place: with many classes nothing of their size is held beside them.
-    directions, widths = within.new_empty(len(count), rank, dim), within.new_empty(len(count), rank)
+    widths = within.new_empty(len(count), rank)
     for k in torch.arange(len(count), device=within.device).split(rows):
         f, own = functionals[k], collected.core[k] if isinstance(collected, SketchedMoments) else None
         if own is None:

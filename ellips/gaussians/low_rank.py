@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from ellips.gaussians.structures import TILE_ROWS, Structure, class_tiles, grouped_rows, inverse_factor
+from ellips.gaussians.structures import Structure, class_tiles, grouped_rows, inverse_factor, row_tiles
 
 
 class LowRank(Structure):
@@ -41,9 +42,9 @@ class LowRank(Structure):
         return type(self)(self.shared.detach(), self.directions.detach(), self.scales.detach())
 
     @property
-    def read(self) -> tuple[Tensor, ...]:
+    def read(self) -> Iterator[Tensor]:
         """See :class:`Structure`."""
-        return self.shared, self.directions, self.scales
+        return iter((self.shared, *self.directions.split(1), self.scales))
 
     @property
     def logs(self) -> list[Tensor]:
@@ -64,7 +65,7 @@ class LowRank(Structure):
     def squares(self, z: Tensor, means: Tensor) -> Tensor:
         """See :class:`Structure`."""
         centered = self.centered(means)
-        return torch.cat([self._squares(rows, *centered) for rows in z.split(TILE_ROWS)])
+        return torch.cat([self._squares(rows, *centered) for rows in row_tiles(z)])
 
     def centered(self, means: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return c, the mean of the means, A(μ_k − c), shape ``(K, d)``, and q_kjᵀA(μ_k − c), shape ``(K, r)``."""
@@ -86,7 +87,7 @@ class LowRank(Structure):
         for k in class_tiles(self.num_classes, rank):
             rows = self.directions[k].reshape(-1, dim)
             part = torch.addmm(projected[k].reshape(1, -1), x, rows.mT, beta=-1)
-            parts.append((k, part.view(len(x), k.stop - k.start, rank)))
+            parts.append((k, part.view(x.shape[0], k.stop - k.start, rank)))
         return parts
 
     def pull(self, away: Tensor, classes: Tensor) -> Tensor:

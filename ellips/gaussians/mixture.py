@@ -7,17 +7,18 @@ What the classifier of "Certified Robustness from Approximate Gaussian Mixture S
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from ellips.gaussians.covariance import class_covariances, precision_factor
+from ellips.gaussians.covariance import covariances_by_range, precision_factor
 from ellips.gaussians.cut import cut_to_rank, validate_low_rank
 from ellips.gaussians.moments import Moments
 from ellips.gaussians.parameters import MixtureParameters
 from ellips.gaussians.sketch import SketchedMoments, collector
+from ellips.gaussians.structures import class_ranges
 from ellips.validation import at_least, validate_latents
 
 _LOG_2PI = math.log(2 * math.pi)
@@ -80,7 +81,8 @@ class Mixture(MixtureParameters):
         if not bool(torch.isfinite(means).all()):
             raise ValueError("Expected `means` to be finite but got NaN or infinite values.")
         mixture = cls(classes, dim, covariance_type="diagonal" if diagonal else "full").to(means.device)
-        mixture._set(means, [precision_factor(covariances)], priors)
+        ranges = class_ranges(classes, covariances[0].numel())
+        mixture._set_by_range(means, ((k, covariances[k]) for k in ranges), priors)
         return mixture
 
     @classmethod
@@ -126,7 +128,7 @@ class Mixture(MixtureParameters):
         for _ in range(collected.passes):
             collected.update(z, labels)
             collected.end_pass()
-        return self.fit_collected(collected.compute())
+        return self.fit_collected(collected.held())
 
     def fit_moments(self, count: Tensor, mean: Tensor, scatter: Tensor) -> Self:
         """Fit the Gaussians to per-class moments, with this mixture's regularisation.
@@ -151,7 +153,9 @@ class Mixture(MixtureParameters):
         """Fit the Gaussians to moments, or to a sketch of them, with this mixture's regularisation.
 
         Covariances of low rank are those of the full model cut to the ``rank`` directions of the whitened space in
-        which they differ most from the common one; see :mod:`ellips.gaussians.cut`.
+        which they differ most from the common one; see :mod:`ellips.gaussians.cut`. Others are written into this
+        mixture some classes at a time: beside it and the moments nothing of their size is held. If that fails, the
+        mixture is no longer fitted.
 
         Args:
             collected: From :class:`ellips.gaussians.ClassMoments` or :class:`ellips.gaussians.ClassSketch`.
@@ -159,14 +163,39 @@ class Mixture(MixtureParameters):
         Raises:
             ValueError: As :meth:`fit_moments`, or if a sketch is to give other than covariances of low rank.
         """
+        priors = collected.count.double() / collected.count.sum()
         if self.rank is not None:
-            stored: Sequence[Tensor] = cut_to_rank(collected, self.rank, self.regularization)
+            self._set(collected.mean, self._cut_to_rank(collected, self.rank), priors)
         elif isinstance(collected, Moments):
-            stored = [precision_factor(class_covariances(collected, self.covariance_type, self.regularization))]
+            parts = covariances_by_range(collected, self.covariance_type, self.regularization)
+            self._set_by_range(collected.mean, parts, priors)
         else:
             raise ValueError(f"Expected moments for covariance_type={self.covariance_type!r} but got a sketch.")
-        self._set(collected.mean, stored, collected.count.double() / collected.count.sum())
         return self
+
+    @torch.no_grad()
+    def _cut_to_rank(self, collected: Moments | SketchedMoments, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what is stored of a mixture of low rank; its directions are in their place already."""
+        self._refuse_unfit(collected.mean)
+        self._forget()  # before anything is made: what is remembered of the old mixture takes memory, too
+        version = self.directions._version
+        try:
+            return cut_to_rank(collected, rank, self.regularization, self.directions)
+        except BaseException:
+            if self.directions._version != version:  # some are another fit's
+                self.fitted.fill_(False)
+            raise
+
+    @torch.no_grad()
+    def _set_by_range(self, means: Tensor, parts: Iterable[tuple[slice, Tensor]], priors: Tensor) -> None:
+        """Store a mixture whose covariances come by ranges of classes."""
+        self._refuse_unfit(means)
+        self._forget()  # before anything is made: what is remembered of the old mixture takes memory, too
+        for k, covariances in parts:
+            factors = precision_factor(covariances, k.start)
+            self.fitted.fill_(False)
+            self.precision_factors[k] = factors
+        self._set(means, [self.precision_factors], priors)
 
     # ------------------------------------------------------------------ using it
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any, Literal, Self, get_args
 
 import torch
@@ -15,7 +16,7 @@ from ellips.gaussians.low_rank import LowRank
 from ellips.gaussians.regularization import Regularization
 from ellips.gaussians.structures import Diagonal, Full
 from ellips.precision import keep_dtype
-from ellips.validation import at_least, one_of
+from ellips.validation import at_least, one_of, truth
 
 CovarianceType = Literal["full", "diagonal", "low_rank"]
 STRUCTURES: dict[str, type[Full | Diagonal | LowRank]] = {"full": Full, "diagonal": Diagonal, "low_rank": LowRank}
@@ -76,6 +77,7 @@ class MixtureParameters(nn.Module):
             self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
         self.register_buffer("log_priors", torch.zeros(num_classes, dtype=torch.float64))
         self.register_buffer("fitted", torch.tensor(False))
+        self._known_fitted = False  # what `fitted` held when it was last looked at
         # Derived quantities of the current mixture (see `derived`); never part of the state.
         self._derived: dict[str, Any] = {}
         self._derived_key: tuple[tuple[Tensor, int, int], ...] = ()
@@ -83,22 +85,33 @@ class MixtureParameters(nn.Module):
 
     def _set(self, means: Tensor, stored: Sequence[Tensor], priors: Tensor) -> None:
         """Store a mixture; everything was checked but the priors."""
+        self._refuse_unfit(means)
         if priors.shape != (self.num_classes,):
             raise ValueError(f"Expected `priors` to have shape ({self.num_classes},) but got {tuple(priors.shape)}.")
         if not bool((priors > 0).all()) or abs(float(priors.sum()) - 1) > 1e-6:
             raise ValueError(f"Expected `priors` to be positive and to sum to 1 but got {priors.tolist()}.")
-        mine = (self.means, *(getattr(self, name) for name in self._structure.stored))
-        if any(a.shape != b.shape for a, b in zip(mine, (means, *stored), strict=True)):
+        mine = tuple(getattr(self, name) for name in self._structure.stored)
+        if any(a.shape != b.shape for a, b in zip(mine, stored, strict=True)):
             raise ValueError(
-                f"Expected means and factors of shapes {[tuple(x.shape) for x in mine]} but got "
-                f"{[tuple(x.shape) for x in (means, *stored)]}."
+                f"Expected factors of shapes {[tuple(x.shape) for x in mine]} but got "
+                f"{[tuple(x.shape) for x in stored]}."
             )
         with torch.no_grad():
-            for own, value in zip(mine, (means, *stored), strict=True):
+            self.means.copy_(means)
+            for own, value in zip(mine, stored, strict=True):
                 own.copy_(value)
             self.log_priors.copy_((priors / priors.sum()).log())
             self.fitted.fill_(True)
+            self._known_fitted = True
+        self._forget()
+
+    def _forget(self) -> None:
+        """Let go of derived quantities."""
         self._derived, self._derived_key = {}, ()
+
+    def _refuse_unfit(self, means: Tensor) -> None:
+        if means.shape != self.means.shape:
+            raise ValueError(f"Expected means of shape {tuple(self.means.shape)} but got {tuple(means.shape)}.")
 
     def trainable_(self) -> Self:
         """Turn means, precision factors and log-priors into parameters, to be trained end to end.
@@ -132,8 +145,11 @@ class MixtureParameters(nn.Module):
 
     @property
     def is_fitted(self) -> bool:
-        """Whether there is a mixture to classify with."""
-        return bool(self.fitted)
+        """Whether there is a mixture to classify with; while a graph is written down, as it was before."""
+        found = truth(self.fitted)
+        if found is not None:
+            self._known_fitted = found
+        return self._known_fitted
 
     @property
     def factors(self) -> Tensor:
@@ -195,8 +211,8 @@ class MixtureParameters(nn.Module):
         self._require_fitted()
         kind = self.covariance_type if self.rank is None else f"{self.covariance_type} {self.rank}"
         sha = hashlib.sha256(f"ellips-1 {kind} {self.num_classes} {self.dim}\n".encode())
-        for tensor in (self.means, *self.structure.read, self.log_priors):
-            sha.update(tensor.detach().cpu().contiguous().numpy().astype("<f8").tobytes())
+        for tensor in chain((self.means,), self.structure.read, (self.log_priors,)):
+            sha.update(tensor.detach().cpu().contiguous().numpy().astype("<f8", copy=False).data)
         return sha.hexdigest()
 
     def _require_fitted(self) -> None:
@@ -233,6 +249,12 @@ class MixtureParameters(nn.Module):
         if not fresh:
             self._derived[name] = value
         return value
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        """Load, and look whether what was loaded is fitted."""
+        super()._load_from_state_dict(*args)
+        if not self.fitted.is_meta:
+            self._known_fitted = self.is_fitted
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the derived quantities out of copies and pickles."""

@@ -31,7 +31,7 @@ _FULL_ELEMENTS = 2**24  # of the scatters of all classes, up to which they are k
 _OVERSAMPLING = 10  # p: directions beyond the rank
 _PROBES = 4  # directions that measure what the sketch misses
 _FLOOR = 1e-6  # of the mean variance: what the metric of the sketch is shrunk at least, so that it exists
-_BATCH_ELEMENTS = 2**22
+_BATCH_ELEMENTS = 2**20
 _NONE = Regularization()
 
 

@@ -21,7 +21,7 @@ from ellips.metrics.functional import (
     even_grid,
     validate_certified,
 )
-from ellips.metrics.plotting import draw_curve, new_axes
+from ellips.metrics.plotting import axes_or_new, draw_accuracies, draw_accuracies_over_steps, draw_curve
 from ellips.validation import fraction
 
 
@@ -91,6 +91,34 @@ class CertifiedAccuracy(_CertifiedCounts):
         """
         return clopper_pearson(self.certified, self.total, self.confidence)
 
+    def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: Axes | None = None) -> tuple[Figure, Axes]:
+        """Draw the accuracies over the radius or, of several results, each radius' accuracy over the results.
+
+        Args:
+            val: A result of ``compute`` or ``forward``, or several in order. Without it the result is computed, and
+                its Clopper–Pearson intervals are drawn as well.
+            ax: Axes to draw on; new ones if not given.
+
+        Returns:
+            Figure and axes.
+
+        Raises:
+            ValueError: If there is nothing to draw, or a result has not one value for each radius.
+        """
+        if val is None and int(self.total) == 0:
+            raise ValueError("Expected at least one certified point but got none; call `update` first.")
+        results = [self.compute()] if val is None else [val] if isinstance(val, Tensor) else list(val)
+        expected = (len(self.radii),)
+        if not results or any(result.shape != expected for result in results):
+            got = [tuple(result.shape) for result in results]
+            raise ValueError(f"Expected results of shape {expected}, one value for each radius, but got {got}.")
+        figure, axes = axes_or_new(ax)
+        if val is None or isinstance(val, Tensor):
+            draw_accuracies(axes, self.radii, results[0], self.interval() if val is None else None)
+        else:
+            draw_accuracies_over_steps(axes, self.radii, results)
+        return figure, axes
+
 
 class CertifiedAccuracyCurve(_CertifiedCounts):
     """The curve of certified accuracy over the radius, with its pointwise Clopper–Pearson intervals.
@@ -141,10 +169,7 @@ class CertifiedAccuracyCurve(_CertifiedCounts):
         Returns:
             Figure and axes.
         """
-        axes = ax if ax is not None else new_axes()
-        figure = axes.figure.figure
-        if figure is None:
-            raise ValueError("Expected `ax` to belong to a figure but it belongs to none.")
+        figure, axes = axes_or_new(ax)
         draw_curve(axes, val if val is not None else self.compute(), label)
         return figure, axes
 
@@ -189,3 +214,17 @@ class AverageCertifiedRadius(Metric):
     def compute(self) -> Tensor:
         """Return the mean radius, a float64 scalar; NaN before the first point, ``inf`` if a right one is unbounded."""
         return self.radius_sum / self.total
+
+    def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: Axes | None = None) -> tuple[Figure, Axes]:
+        """Draw the mean radius or, of several results, the means in order.
+
+        Args:
+            val: A result of ``compute`` or ``forward``, or several in order; computed if not given.
+            ax: Axes to draw on; new ones if not given.
+
+        Returns:
+            Figure and axes.
+        """
+        figure, axes = axes_or_new(ax)
+        self._plot(val, axes)  # torchmetrics makes a figure of pyplot's only where it is given no axes
+        return figure, axes

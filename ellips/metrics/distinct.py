@@ -6,9 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
+
+from ellips.metrics.plotting import axes_or_new, draw_histogram
+from ellips.validation import one_of
 
 
 class DistinctRows(Metric):
@@ -76,3 +81,26 @@ class DistinctRows(Metric):
         first = torch.ones_like(ordered, dtype=torch.bool)
         first[1:] = ordered[1:] != ordered[:-1]
         return {name: value[order[first]] for name, value in found.items()}
+
+    def plot(
+        self, val: Mapping[str, Tensor] | None = None, ax: Axes | None = None, column: str | None = None
+    ) -> tuple[Figure, Axes]:
+        """Draw how the values of a column are distributed.
+
+        Args:
+            val: A result of :meth:`rows`; gathered if not given.
+            ax: Axes to draw on; new ones if not given.
+            column: One with a single value per image; None: the first of floating point.
+
+        Returns:
+            Figure and axes.
+
+        Raises:
+            ValueError: If there is no such column.
+        """
+        single = [name for name, empty in self.columns.items() if empty.ndim == 1]
+        name = column or next((name for name in single if self.columns[name].is_floating_point()), None)
+        one_of(single, column=name)
+        figure, axes = axes_or_new(ax)
+        draw_histogram(axes, (val if val is not None else self.rows())[str(name)], str(name))
+        return figure, axes

@@ -14,10 +14,10 @@ LABEL_AND_INDEX: Final = 16
 CACHED: Final = {"float32": 4, "float16": 2, "bfloat16": 2}
 """Bytes of a cached number."""
 
-PEAK: Final = 6
-"""Covariances held at once while a head is fitted or certifies: moments, mixture, and what is being made of them.
+PEAK: Final = {"full": 3, "diagonal": 3, "low_rank": 5}
+"""Covariances held at once while a head is fitted, certifies or is checked: moments, mixture, what is made of them.
 
-Measured: 6 of full ones in a fit; 4.7 of low rank, at K = 1,000, d = 1,024, r = 32.
+Measured: 2.8 of full ones at K = 400, d = 512; 4.7 of low rank at K = 1,000, d = 1,024, r = 32.
 """
 
 OPTIMIZER_COPIES: Final = {"sgd": 1, "adamw": 2}
@@ -125,7 +125,7 @@ def head_sizes(
         proofs: Files of certificates of a run; each holds the mixture that it is about.
         train_mixture: Whether the mixture has parameters.
     """
-    total, mixture = covariance_bytes(*covariances), mixture_bytes(*covariances)
+    total, mixture, held = covariance_bytes(*covariances), mixture_bytes(*covariances), PEAK[covariances[0]]
     checkpoint = checkpoint_bytes(projector, mixture, optimizer, train_mixture=train_mixture)
     return {
         "disk: checkpoints, best and last": 2 * checkpoint,
@@ -133,5 +133,5 @@ def head_sizes(
         "covariances of all classes (T)": total,
         "GPU: encoder and projector": FLOAT32 * (encoder_parameters + sum(projector)),
         "GPU: gradients and optimiser": checkpoint - mixture - FLOAT32 * projector[1],
-        f"GPU: fit and certificates, {PEAK} T": PEAK * total,
+        f"GPU: fit and certificates, {held} T": held * total,
     }

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from rich.console import Console
 from torch import Tensor
 
@@ -18,18 +20,26 @@ from ellips.files import (
     ImageRecord,
     ResultsFolder,
     certificate_from_records,
+    records_to_tensors,
     replace_file,
     save_certificates,
     write_table,
     write_tsv,
 )
+from ellips.reporting.audit import FileOf, audit_section
 from ellips.reporting.curves import LabelledCurve, group_by_claim
 from ellips.reporting.figures import plot_curves, save_figure
-from ellips.reporting.html import ReportImage, choose_images, render_report
+from ellips.reporting.html import ClassTable, Figures, ReportImage, choose_images, class_table, render_report
+from ellips.reporting.latents import plot_latents, plot_radii_by_class, plot_spectra
 from ellips.reporting.summary import GivenRadii, curve_of, label_of, records_by_series, summarize, tabulated_radii
 from ellips.reporting.tables import accuracy_table
-from ellips.types import Series
+from ellips.types import Series, Soundness, Space
 from ellips.versions import versions
+
+
+def no_file(row: int) -> None:
+    """Say that an image has no file of its own."""
+    del row
 
 
 @dataclass
@@ -47,6 +57,8 @@ class RunReport:
         proofs: The classifier and, by position, the latents that were certified; with them, certificates whose latent
             radii can be checked are saved in files.
         kept: By series and position, other latents that its latent radii were proven of.
+        class_names: Of the classes; none: their numbers.
+        file_of: Gives an image's file by its position, or None.
     """
 
     folder: ResultsFolder
@@ -58,6 +70,8 @@ class RunReport:
     info: Mapping[str, Any] = field(default_factory=dict)
     proofs: tuple[Ellips, Mapping[int, Tensor]] | None = None
     kept: Mapping[Series, Mapping[int, Tensor]] = field(default_factory=dict)
+    class_names: Sequence[str] = ()
+    file_of: FileOf = no_file
 
     def summary(self) -> dict[str, Any]:
         """Return the summary, ready for JSON."""
@@ -68,9 +82,9 @@ class RunReport:
         """Write every file and return the summary.
 
         ``<series>.tsv`` for each series, ``certificates.csv`` (full precision), ``summary.json``, curves as PNG and
-        SVG, one pair per space and soundness class, and ``report.html``, which needs no other file. With
-        :attr:`proofs`, also ``<series>.safetensors`` for each series that has a latent part: see
-        :func:`ellips.certificates.check`.
+        SVG, one pair per space and soundness class, radii by class as SVG, and ``report.html``, which needs no other
+        file. With :attr:`proofs`, also ``<series>.safetensors`` for each series that has a latent part (see
+        :func:`ellips.certificates.check`), and the Gaussians as ``latents.svg`` and ``spectra.svg``.
 
         Args:
             images: Images to show in the report; see :meth:`wanted_images`.
@@ -81,14 +95,53 @@ class RunReport:
         write_table(self.folder.table, self.records)
         summary = {**self.summary(), "sha256": {self.folder.table.name: file_digest(self.folder.table)}}
         replace_file(self.folder.summary, json.dumps(summary, indent=1) + "\n")
-        figures: dict[str, str] = {}
+        page = render_report(
+            self.title,
+            summary,
+            self._figures(),
+            list(images),
+            self._class_tables(),
+            audit_section(self.folder, self.file_of),
+        )
+        replace_file(self.folder.report, page)
+        return summary
+
+    def _figures(self) -> Figures:
+        """Draw, and write the drawings."""
+        curves: dict[str, str] = {}
+        radii: dict[str, str] = {}
         for (space, soundness), group in group_by_claim(self.curves()).items():
             figure = plot_curves(group, self.title, self.confidence)
             _, vector = save_figure(figure, *self.folder.curves(space, soundness))
-            figures[f"{space} space, {soundness}"] = vector.read_text(encoding="utf-8")
-        page = render_report(self.title, summary, figures, list(images))
-        replace_file(self.folder.report, page)
-        return summary
+            curves[f"{space} space, {soundness}"] = vector.read_text(encoding="utf-8")
+        for (space, soundness), rows in self._shown_by_class().items():
+            names = self.class_names or None
+            figure = plot_radii_by_class(*records_to_tensors(rows), names, space=space, soundness=soundness)
+            radii[f"{space} space, {soundness}"] = _drawn(figure, self.folder.radii(space, soundness))
+        return Figures(curves, radii, *self._gaussians())
+
+    def _gaussians(self) -> tuple[str, str]:
+        """Draw the mixture and the latents that were certified; of one dimension there is nothing to see."""
+        labels = {record.index: record.label for record in self.records}
+        if self.proofs is None or not labels or self.proofs[0].dim < 2:
+            return "", ""
+        ellips, latents = self.proofs
+        z = torch.stack([latents[index] for index in labels])
+        names = self.class_names or None
+        scatter = plot_latents(ellips, z, torch.tensor(list(labels.values())), names)
+        return _drawn(scatter, self.folder.latents), _drawn(plot_spectra(ellips, names), self.folder.spectra)
+
+    def _shown_by_class(self) -> dict[tuple[Space, Soundness], list[ImageRecord]]:
+        """Return the last series of each space and soundness class, which is that of the best latent certificate."""
+        series = records_by_series(self.records).values()
+        return {(rows[0].space, rows[0].soundness): rows for rows in series}
+
+    def _class_tables(self) -> dict[str, ClassTable]:
+        radii = tabulated_radii(self.records, self.radii)
+        return {
+            f"{space} space, {soundness}": class_table(rows, radii[space], self.class_names)
+            for (space, soundness), rows in self._shown_by_class().items()
+        }
 
     def _save_proofs(self, series: Series, rows: Sequence[ImageRecord]) -> None:
         if self.proofs is None:
@@ -144,3 +197,8 @@ class RunReport:
 def _about_latents(record: ImageRecord) -> bool:
     """Whether the latents that were kept are those that the certificates are about: not where noise moved them."""
     return record.series.method in METHODS and record.soundness != "probabilistic"
+
+
+def _drawn(figure: Figure, path: Path) -> str:
+    """Write a figure and return its text."""
+    return save_figure(figure, path)[0].read_text(encoding="utf-8")

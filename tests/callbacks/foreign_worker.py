@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,15 @@ def evaluate(folder: Path, **options: Any) -> dict[str, Any]:
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
     callbacks = [certification, gaussianity, Remember()]
     trainer = L.Trainer(accelerator="cpu", default_root_dir=folder, callbacks=callbacks, **quiet, **options)
-    shared = trainer.test(Module(), Blobs(SIZE), verbose=False)[0]
-    result: dict[str, Any] = {"shared": shared, "indices": list(seen), "world": trainer.world_size}
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        shared = trainer.test(Module(), Blobs(SIZE), verbose=False)[0]
+    result: dict[str, Any] = {
+        "said": [str(warning.message) for warning in said],
+        "shared": shared,
+        "indices": list(seen),
+        "world": trainer.world_size,
+    }
     seen.clear()
     result["alone"] = trainer.test(Module(), Blobs(SIZE, here=trainer.is_global_zero), verbose=False)[0]
     result["indices alone"], result["rank"] = list(seen), trainer.global_rank

@@ -46,6 +46,12 @@ def test_a_process_that_saw_no_batch_logs_the_same_names_and_numbers(
         assert result["alone"] == pytest.approx(alone["shared"], rel=1e-6, nan_ok=True)
 
 
+def test_nobody_is_told_to_reduce_what_all_processes_have_alike(processes: list[dict[str, Any]]) -> None:
+    said = [message for result in processes for message in result["said"]]
+    assert [message for message in said if "sync_dist" in message] == []
+    assert any("DistributedSampler" in message for message in said), "Lightning's own warnings were not heard"
+
+
 def test_radii_of_the_data_are_those_of_one_process(alone: dict[str, Any], processes: list[dict[str, Any]]) -> None:
     assert len(alone["radii"]) >= 3
     assert [result["radii"] for result in processes] == [alone["radii"]] * 2

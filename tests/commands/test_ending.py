@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
-from ellips.commands import main
-from ellips.commands.ending import REFUSED, STARTED, TRACEBACK, ended, stopping
+from ellips.commands import console, main
+from ellips.commands.ending import STARTED, stopping
+from ellips.commands.messages import BAD_INPUT, DEBUG, in_one_message
 from ellips.errors import EncoderMismatchError, NotFittedError, WeightsNotFoundError
 
 
-def failing(error: BaseException) -> Callable[[], int]:
-    def work() -> int:
+def failing(error: BaseException) -> Callable[[Sequence[str]], int]:
+    def work(given: Sequence[str]) -> int:
         raise error
 
     return work
@@ -33,32 +34,26 @@ def failing(error: BaseException) -> Callable[[], int]:
     ids=lambda error: type(error).__name__,
 )
 def test_what_a_user_can_mend_is_one_message(error: BaseException, capsys: pytest.CaptureFixture[str]) -> None:
-    assert ended(failing(error)) == REFUSED == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: Expected `a`.\n")
-    assert "Traceback" not in said
+    assert in_one_message(failing(error), ["fit"]) == BAD_INPUT == 2
+    assert capsys.readouterr().err == "ellips fit: Expected `a`.\n"
 
 
 def test_an_error_without_words_says_its_kind(capsys: pytest.CaptureFixture[str]) -> None:
-    assert ended(failing(ValueError())) == REFUSED
-    assert capsys.readouterr().err.startswith("error: ValueError\n")
+    assert in_one_message(failing(ValueError()), ["fit"]) == BAD_INPUT
+    assert capsys.readouterr().err == "ellips fit: ValueError\n"
 
 
-def test_mistakes_of_the_program_keep_their_traceback_and_others_show_it_when_asked(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_mistakes_of_the_program_keep_their_traceback_and_others_show_it_when_asked() -> None:
     with pytest.raises(ZeroDivisionError):
-        ended(failing(ZeroDivisionError()))
-    monkeypatch.setenv(TRACEBACK, "1")
+        in_one_message(failing(ZeroDivisionError()), ["fit"])
     with pytest.raises(ValueError, match="a"):
-        ended(failing(ValueError("a")))
+        in_one_message(failing(ValueError("a")), ["fit", DEBUG])
 
 
-def test_codes_pass() -> None:
-    assert [ended(lambda code=code: code) for code in (0, 1, None)] == [0, 1, 0]  # type: ignore[misc]
-    with pytest.raises(SystemExit) as stop:
-        ended(failing(SystemExit(143)))
-    assert stop.value.code == 143
+@pytest.mark.parametrize("code", [0, 1, 2, 130, 143])
+def test_codes_pass(code: int) -> None:
+    assert in_one_message(lambda given: code, []) == code
+    assert in_one_message(failing(SystemExit(code)), []) == code
 
 
 def test_a_program_prints_what_a_call_raises(
@@ -67,8 +62,8 @@ def test_a_program_prints_what_a_call_raises(
     with pytest.raises(FileNotFoundError, match="nowhere"):
         main(["check", "nowhere.safetensors"])
     monkeypatch.setattr(sys, "argv", ["ellips", "check", "nowhere.safetensors"])
-    assert main() == REFUSED
-    assert "error: Expected a file of certificates at nowhere.safetensors but there is none." in capsys.readouterr().err
+    assert console() == BAD_INPUT
+    assert "Expected a file of certificates at nowhere.safetensors but there is none." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

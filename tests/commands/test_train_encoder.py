@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from ellips.commands.train_encoder import train_encoder
+from ellips.encoders import LipNeXtArchitecture
 from tests.shipped import CONFIGS, arguments
 
 HEAD = "ellips.lightning_modules."
@@ -24,9 +25,9 @@ def printed(capsys: pytest.CaptureFixture[str], *given: str) -> Any:  # noqa: AN
 def test_a_flat_configuration_is_that_of_the_lipschitz_encoder(capsys: pytest.CaptureFixture[str]) -> None:
     flat = yaml.safe_load((CONFIGS / "encoders" / "digits_lipschitz.yaml").read_text())["model"]
     assert "class_path" not in flat
-    model = printed(capsys, *arguments("encoders/digits_lipschitz"), "--model.widths=[32]")
+    model = printed(capsys, *arguments("encoders/digits_lipschitz"), "--model.architecture.widths=[32]")
     assert model["class_path"] == f"{HEAD}LipschitzEncoderTraining"
-    assert model["init_args"]["widths"] == [32]
+    assert model["init_args"]["architecture"]["init_args"]["widths"] == [32]
     assert model["init_args"]["margin"] == flat["margin"]
 
 
@@ -37,6 +38,8 @@ def test_a_flat_configuration_is_that_of_the_lipschitz_encoder(capsys: pytest.Ca
         ("cifar10_noise", "NoisyEncoderTraining", "sigma"),
         ("cifar10_adversarial", "AdversarialEncoderTraining", "epsilon"),
         ("digits_denoiser", "DenoiserTraining", "sigma"),
+        ("digits_lipnext", "LipschitzEncoderTraining", "margin"),
+        ("cifar10_lipschitz", "LipschitzEncoderTraining", "margin"),
     ],
 )
 def test_a_configuration_names_its_training(
@@ -47,7 +50,7 @@ def test_a_configuration_names_its_training(
     assert model["init_args"][setting] == 0.125
 
 
-@pytest.mark.parametrize("name", ["cifar10_noise", "cifar10_adversarial", "cifar10_denoiser"])
+@pytest.mark.parametrize("name", ["cifar10_noise", "cifar10_adversarial", "cifar10_denoiser", "cifar10_lipschitz"])
 def test_any_training_on_cifar10_takes_image_files(capsys: pytest.CaptureFixture[str], name: str) -> None:
     with pytest.raises(SystemExit) as stop:
         train_encoder(["fit", *arguments(f"encoders/{name}", "encoders/cifar10_jpeg"), "--print_config"])
@@ -56,6 +59,14 @@ def test_any_training_on_cifar10_takes_image_files(capsys: pytest.CaptureFixture
     assert data["class_path"] == "ellips.datamodules.ImageFolderDataModule"
     assert data["init_args"]["keep_images"]
     assert "download" not in data["init_args"]
+
+
+@pytest.mark.parametrize(("name", "width"), [("cifar10_lipschitz_gpu", 512), ("cifar10_lipschitz_8gpus", 2048)])
+def test_larger_lipschitz_encoders_fit_together(capsys: pytest.CaptureFixture[str], name: str, width: int) -> None:
+    given = printed(capsys, *arguments(f"encoders/{name}"), "--trainer.accelerator=cpu")
+    sizes = given["init_args"]["architecture"]["init_args"]
+    architecture = LipNeXtArchitecture(**{key: tuple(v) if isinstance(v, list) else v for key, v in sizes.items()})
+    assert architecture.widths == (width,)
 
 
 def test_what_is_no_training_of_an_encoder_is_refused(

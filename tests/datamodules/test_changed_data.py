@@ -12,7 +12,8 @@ import torch
 from PIL import Image, ImageFile
 
 from datamodules import ArraySource, BadImageError, CacheMismatchError, ImageFolderDataModule
-from datamodules.folder import Reading, SkipLog, list_images
+from datamodules.folder import Reading, SkipLog
+from datamodules.listing import list_images
 from datamodules.sources import ImageDataset
 from ellips.encoders import FrozenEncoder
 from ellips.validation import validate_pixels

@@ -148,8 +148,8 @@ def differing_fit(kind: CovarianceType) -> dict[str, Tensor]:
     head = EllipsHead(3, 4, None, covariance_type=kind, rank=2 if kind == "low_rank" else None, pooling=0.5)
     head.update(*rows_and_labels())
 
-    def differing(covariances: Tensor) -> Tensor:
-        return precision_factor(covariances) * (1 + dist.get_rank() * 2.0**-50)
+    def differing(covariances: Tensor, first: int = 0) -> Tensor:
+        return precision_factor(covariances, first) * (1 + dist.get_rank() * 2.0**-50)
 
     with (
         mock.patch.object(mixture, "precision_factor", differing),
@@ -179,8 +179,8 @@ def differing_sketch() -> dict[str, Tensor]:
     mine = torch.arange(len(z)) % dist.get_world_size() == dist.get_rank()
     collected = ClassSketch(4, 30, 3)
 
-    def differing(covariances: Tensor) -> Tensor:
-        return precision_factor(covariances) * (1 + dist.get_rank() * 2.0**-50)
+    def differing(covariances: Tensor, first: int = 0) -> Tensor:
+        return precision_factor(covariances, first) * (1 + dist.get_rank() * 2.0**-50)
 
     with mock.patch.object(sketch, "precision_factor", differing):
         for _ in range(collected.passes):

@@ -15,8 +15,9 @@ from lightning_modules.encoder_training import EncoderTraining, images_of
 class Plain(EncoderTraining):
     """A number that is trained for 20 steps."""
 
-    def __init__(self) -> None:
+    def __init__(self, curved: bool = True) -> None:
         super().__init__()
+        self.curved = curved
         self.weight = nn.Parameter(torch.zeros(()))
         self.rates: list[float] = []
 
@@ -25,21 +26,33 @@ class Plain(EncoderTraining):
         return (self.weight - batch[0]).square().mean()
 
     def configure_optimizers(self) -> object:
-        return self.one_cycle(torch.optim.SGD(self.parameters(), lr=2.0), warmup=0.5)
+        optimizer = torch.optim.SGD(self.parameters(), lr=2.0)
+        return (self.one_cycle if self.curved else self.linear_decay)(optimizer, warmup=0.5)
 
     def on_fit_end(self) -> None:
         """Nothing to write."""
 
 
-def test_the_rate_rises_along_half_a_cosine_and_falls_along_another_to_zero() -> None:
-    model = Plain()
+def fitted(curved: bool = True) -> Plain:
+    model = Plain(curved)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = L.Trainer(max_epochs=2, accelerator="cpu", enable_model_summary=False, **quiet)
     trainer.fit(model, DataLoader(TensorDataset(torch.zeros(10))))
+    return model
+
+
+def test_the_rate_rises_along_half_a_cosine_and_falls_along_another_to_zero() -> None:
+    model = fitted()
     rise = [2 * (0.04 + 0.96 * (1 - math.cos(math.pi * i / 10)) / 2) for i in range(10)]
     fall = [1 + math.cos(math.pi * i / 10) for i in range(10)]
     assert model.rates == pytest.approx(rise + fall)
-    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0)
+    assert model.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0)
+
+
+def test_the_rate_rises_along_a_line_and_falls_along_another_to_zero() -> None:
+    model = fitted(curved=False)
+    assert model.rates == pytest.approx([2 * (i + 0.02) / 10.02 for i in range(10)] + [2 - i / 5 for i in range(10)])
+    assert model.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0)
 
 
 def test_batches_without_images_are_refused() -> None:

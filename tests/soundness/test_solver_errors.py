@@ -16,6 +16,7 @@ from torch import Tensor
 from ellips import Ellips
 from ellips.certificates import rounding
 from ellips.certificates.geometries import geometry_of
+from ellips.certificates.geometry import grouped
 from ellips.certificates.pairs import _diagonal_spectrum
 from ellips.certificates.rounding import score_error, whitened_error
 from ellips.certificates.screen import screen
@@ -132,9 +133,10 @@ def test_half_gradients_are_screened_with_the_errors_of_both_classes_added(kind:
         b = length([p - q for p, q in zip(*pulls, strict=True)])
         found = number(seen.half_gradient_norms[0, 1 - own])
         assert found >= b
-        pull = torch.empty(1, 2, ellips.dim, dtype=dtype)
-        geometry._pulling(dtype)((z - geometry.center).to(dtype), slice(0, 2), pull)  # type: ignore[attr-defined]
-        computed = exact((pull[0, 1] - pull[0, 0]).double())
+        x, shifted = (z - geometry.center).to(dtype), geometry._pulled.to(dtype)  # type: ignore[attr-defined]
+        pull = geometry._pulling(slice(0, 2), shifted)(x)[0, 1 - own]  # type: ignore[attr-defined]
+        held = geometry.apply(x, grouped(seen.prediction))[0] - shifted[own]
+        computed = exact((pull - held).double())
         bound = length(computed) * (1 + gamma(ellips.dim // 2 + 1, unit)) + slip
         assert bound <= found <= length(computed) * (1 + gamma(2 * ellips.dim + 9, unit)) + 12 * slip
         error = number(geometry.half_gradient_error((z - geometry.center).norm(), *torch.tensor([own, 1 - own])))

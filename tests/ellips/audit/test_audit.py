@@ -11,9 +11,13 @@ pytest.importorskip("art", reason="the audit's attacks come with the extra `benc
 from ellips.audit import (
     AttackSettings,
     AuditedImage,
+    Course,
     attack_balls,
+    attack_batches,
+    audit_batch,
     audit_series,
     latent_target,
+    number_of_attacks,
     steepest_slopes,
     verdict,
 )
@@ -108,6 +112,46 @@ def test_attacks_stay_in_the_ball_and_on_images_if_asked() -> None:
             distance = torch.linalg.vector_norm((moved - image.double()).flatten(1), dim=1)
             assert (distance <= radius).all()
             assert not clip or (0 <= moved.min() and moved.max() <= 1)
+
+
+def test_what_is_broken_is_not_attacked_again_and_the_cheapest_attack_comes_first() -> None:
+    model, image, label = classifier(0.5)
+    radius = torch.linspace(0.4, 0.5, SIZE, dtype=torch.float64)  # the first has the smallest, and gets AutoAttack
+    asked: list[str] = []
+
+    def all_but_the_first(name: str, moved: torch.Tensor) -> torch.Tensor:
+        asked.append(name)
+        return torch.arange(SIZE) > 0
+
+    counts: list[int] = []
+    found = attack_balls(model, image, radius, (label + 1) % 3, QUICK, all_but_the_first, Course(counts.append))
+    assert asked == list(found) == ["pgd", "pgd at the rival", "autoattack"]
+    changed = [(moved - image.double()).flatten(1).norm(dim=1) > 0 for moved in found.values()]
+    assert bool(changed[0].sum() > 1), "the first attack tries every point"
+    assert not changed[1][1:].any()
+    assert not changed[2][1:].any()
+    assert sum(counts) == number_of_attacks(SIZE, QUICK)
+    asked.clear()
+    nothing = attack_balls(model, image, radius, label, QUICK, lambda name, moved: torch.ones(SIZE, dtype=torch.bool))
+    assert list(nothing) == ["pgd"]
+
+
+def test_an_audit_whose_time_is_up_makes_the_first_attack_and_says_what_it_left_out() -> None:
+    model, image, label = classifier(0.5)
+    certificate = model.certify(image, KnownConstant(1e-9))  # far too large radii
+    rows = records_from_certificate(
+        certificate, torch.arange(SIZE), label, series=Series("input", "exact", "known"), seconds=0.0
+    )
+    rows = [replace(row, radius=max(row.radius, 1e-6)) for row in rows]
+    target = ByConstant(KnownConstant(1e-9)).target(model.chain)
+    (batch,) = attack_batches(rows, QUICK)
+    found = audit_batch(batch, image, target, Course(end=float("-inf")))
+    assert {entry.violated_by for entry in found} <= {"pgd", None}
+    assert [entry.cut_short for entry in found] == [entry.violated_by is None for entry in found]
+    assert all(entry.slope is None for entry in found)
+    assert verdict(found)["cut_short"] == sum(entry.cut_short for entry in found)
+    whole = audit_batch(batch, image, target)
+    assert not any(entry.cut_short for entry in whole)
 
 
 def test_a_smoothed_encoder_is_judged_by_its_own_predictions() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from ellips.encoders.augmentation import add_noise, flip_and_shift, step_generator
+from ellips.encoders.augmentation import add_noise, cut_out, flip_and_shift, step_generator
 
 CPU = torch.device("cpu")
 
@@ -52,3 +52,20 @@ def test_mirroring_and_moving_can_each_be_left_out() -> None:
     which = [torch.equal(new, old.flip(2)) for new, old in zip(mirrored, images, strict=True)]
     assert [torch.equal(new, old) for new, old in zip(mirrored, images, strict=True)] == [not flag for flag in which]
     assert 0 < sum(which) < 20
+
+
+def test_one_square_of_each_image_is_blank_and_every_pixel_can_be_its_middle() -> None:
+    images = torch.rand(800, 2, 6, 5) / 4
+    result = cut_out(images, 3, step_generator(CPU, 0))
+    blank = result == 0.5
+    assert torch.equal(blank[:, 0], blank[:, 1])
+    assert torch.equal(result[~blank], images[~blank])
+    squares = {tuple(image.flatten().tolist()) for image in blank[:, 0]}
+    wanted = set()
+    for row in range(6):
+        for column in range(5):
+            square = torch.zeros(6, 5, dtype=torch.bool)
+            square[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2] = True
+            wanted.add(tuple(square.flatten().tolist()))
+    assert squares == wanted
+    assert cut_out(images, 0, step_generator(CPU, 0)) is images

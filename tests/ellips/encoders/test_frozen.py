@@ -259,10 +259,12 @@ def test_a_shipped_name_is_an_encoder_with_its_architecture(name: str) -> None:
     assert encoder.fingerprint() == FrozenEncoder(encoder.backbone).fingerprint()
 
 
-def test_a_shipped_encoder_brings_the_classifier_it_was_trained_with() -> None:
-    record, head = shipped_provenance("cifar10_noise"), LinearHead("cifar10_noise")
+@pytest.mark.parametrize(("name", "features"), [("cifar10_noise", 128), ("cifar10_lipschitz", 64)])
+def test_a_shipped_encoder_brings_the_classifier_it_was_trained_with(name: str, features: int) -> None:
+    record, head = shipped_provenance(name), LinearHead(name)
     assert file_digest(SHIPPED_FOLDER / record["head"]["file"]) == record["head"]["sha256"]
-    assert (head.in_features, head.num_classes) == (record["feature_dim"], 10)
+    assert (head.in_features, head.num_classes) == (features, 10)
+    assert record.get("feature_dim", features) == features
     with pytest.raises(WeightsNotFoundError, match="cifar10_noise"):
         LinearHead("digits")
 

@@ -47,13 +47,16 @@ def test_what_is_exported_is_one_lipschitz_whatever_the_weights_were(
     assert encoder(images).shape == (20, architecture.feature_dim)
 
 
-def test_the_shipped_encoder_is_one_lipschitz_and_what_its_record_says() -> None:
-    record = json.loads((SHIPPED_FOLDER / "digits_lipschitz.json").read_text())
-    path = SHIPPED_FOLDER / "digits_lipschitz.safetensors"
+@pytest.mark.parametrize(("name", "megabytes"), [("digits_lipschitz", 2), ("cifar10_lipschitz", 4)])
+def test_a_shipped_encoder_is_one_lipschitz_and_what_its_record_says(name: str, megabytes: int) -> None:
+    record = json.loads((SHIPPED_FOLDER / f"{name}.json").read_text())
+    path = SHIPPED_FOLDER / f"{name}.safetensors"
     assert file_digest(path) == record["sha256"]
-    assert path.stat().st_size <= 2 * 2**20
-    encoder = LipschitzEncoder("digits_lipschitz")
+    assert path.stat().st_size <= megabytes * 2**20
+    encoder = LipschitzEncoder(name)
     assert encoder.constant == pytest.approx(record["proven_constant"], rel=1e-9)
+    assert encoder.constant <= 1.000001
+    assert abs(record["proven_constant_before_division"] - 1) < 1e-4
     assert not encoder.training
     assert not any(parameter.requires_grad for parameter in encoder.parameters())
 

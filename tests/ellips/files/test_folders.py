@@ -39,6 +39,7 @@ def test_results_lie_where_they_always_did(tmp_path: Path) -> None:
     found = [
         *(folder.config, folder.journal, folder.settings, folder.table, folder.summary, folder.report, *folder.audit),
         *(folder.tsv(image), folder.proofs(latent), *folder.curves("input", "estimated")),
+        *(folder.radii("input", "estimated"), folder.latents, folder.spectra),
     ]
     assert [str(path.relative_to(tmp_path)) for path in found] == [
         "config.yaml",
@@ -53,6 +54,9 @@ def test_results_lie_where_they_always_did(tmp_path: Path) -> None:
         "latent-exact.safetensors",
         "curve_input_estimated.png",
         "curve_input_estimated.svg",
+        "radii_input_estimated.svg",
+        "latents.svg",
+        "spectra.svg",
     ]
     with pytest.raises(FrozenInstanceError):
         folder.path = Path()  # type: ignore[misc]

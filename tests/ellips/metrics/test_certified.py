@@ -3,10 +3,13 @@
 import pickle
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from scipy.stats import binomtest
 from torch import Tensor
 
@@ -172,6 +175,46 @@ def test_plot_draws_on_the_given_axes_and_on_new_ones() -> None:
     assert (figure, axes) == (again, same)
     assert [line.get_label() for line in axes.get_lines()] == ["a", "b"]
     np.testing.assert_array_equal(axes.get_lines()[0].get_ydata(), metric.compute().accuracy.numpy())
+
+
+def test_accuracies_are_drawn_with_their_intervals_and_over_results() -> None:
+    metric = CertifiedAccuracy(RADII)
+    with pytest.raises(ValueError, match="call `update` first"):
+        metric.plot()
+    results = [metric(*batch) for batch in batches()]
+    figure, axes = metric.plot()
+    assert figure is axes.figure
+    points, _, (bars,) = axes.containers[0]
+    np.testing.assert_array_equal(points.get_ydata(), metric.compute().numpy())
+    lower, upper = metric.interval()
+    ends = np.array([segment[:, 1] for segment in bars.get_segments()])
+    np.testing.assert_allclose(ends, torch.stack((lower, upper), 1).numpy())
+    _, axes = metric.plot(results)
+    np.testing.assert_array_equal([line.get_ydata() for line in axes.get_lines()], torch.stack(results).T.numpy())
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["0", "0.25", "0.5", "1", "1.5"]
+    assert metric.plot(results[0], ax=axes) == (axes.figure, axes)
+    for wrong in ([], torch.ones(2), [torch.ones(5), torch.tensor(1.0)]):
+        with pytest.raises(ValueError, match=r"one value for each radius, but got \["):
+            metric.plot(wrong)
+
+
+def test_the_mean_radius_is_drawn_and_no_figure_of_pyplot_is_made() -> None:
+    metric = AverageCertifiedRadius()
+    results = [metric(*batch) for batch in batches()]
+    figure, axes = metric.plot()
+    assert figure is axes.figure
+    assert axes.get_lines()[0].get_ydata()[0] == metric.compute()
+    _, axes = metric.plot(results)
+    np.testing.assert_array_equal(axes.get_lines()[0].get_ydata(), torch.stack(results).numpy())
+    assert plt.get_fignums() == []
+    with pytest.raises(ValueError, match="belong to a figure"):
+        metric.plot(ax=_without_a_figure())
+
+
+def _without_a_figure() -> Axes:
+    axes = Figure().add_subplot()
+    axes.remove()
+    return axes
 
 
 GOOD = (torch.ones(2), torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.int64))

@@ -142,3 +142,20 @@ def test_two_processes_both_have_every_image_once(tmp_path: Path) -> None:
         assert results.keys() == SHARES.keys()
         for name, share in SHARES.items():
             check(results[name], sorted({i for batches in share for batch in batches for i in batch}))
+
+
+def test_a_column_is_drawn() -> None:
+    rows = DistinctRows(latent=torch.empty(0, 2), radius=torch.empty(0), label=torch.empty(0, dtype=torch.int64))
+    radius = torch.tensor([0.5, 1.0, torch.inf, 2.0])
+    rows.update(torch.arange(4), latent=torch.zeros(4, 2), radius=radius, label=torch.tensor([0, 0, 1, 1]))
+    rows.update(torch.tensor([0]), latent=torch.zeros(1, 2), radius=radius[:1], label=torch.tensor([0]))  # a copy
+    figure, axes = rows.plot()
+    assert figure is axes.figure
+    assert axes.get_xlabel() == "radius (1 not finite)"
+    assert sum(patch.get_height() for patch in axes.patches) == 3
+    _, axes = rows.plot({"label": torch.tensor([1, 1])}, column="label")
+    assert axes.get_xlabel() == "label"
+    assert sum(patch.get_height() for patch in axes.patches) == 2
+    for column in ("latent", "depth"):
+        with pytest.raises(ValueError, match=r"`column` to be one of \('index', 'radius', 'label'\)"):
+            rows.plot(column=column)

@@ -1,0 +1,300 @@
+"""What 1-Lipschitz encoders of two architectures reach in the same time, and what staying orthogonal costs.
+
+    python -m benchmarks.lipschitz_encoders [--quick] [--json FILE] [--cifar FOLDER] [--minutes M] [--full]
+
+LipNeXt (orthogonal products and shifts) against deel-torchlip's layers, on scikit-learn's digits or, with ``--cifar``,
+on CIFAR-10 as image files (``train/<class>``, ``test/<class>``). Both have the same objective, augmentation and batch
+size, and take turns, some steps each, until each has trained for ``--minutes``; learning rates follow the share of the
+time that has gone. ``--full`` means 90 minutes instead of 15 and trains LipNeXt at three more margins, too, for the
+frontier between accuracy and radius. Each network is exported and proven. Two classifiers stand on its features: its
+own linear one with the certificate of pairwise margins, and Gaussians with exact radii, whose regularisation is chosen
+on the validation split for each radius by itself. All accuracies are those of the test split. Ratios:
+
+- ``certified_36_over_torchlip``: certified accuracy at 36/255 by pairwise margins, LipNeXt's over torchlip's.
+- ``ellips_over_margin_36``, ``..._mean_radius``: on LipNeXt's features, the Gaussians chosen for 36/255 over its own
+  linear classifier.
+- ``orthogonal_over_plain_step``: steps a second over those of the same network whose matrices are free, with AdamW.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks._common import interleaved_seconds, make_parser, median_ratio, report
+from ellips import Ellips
+from ellips.datamodules import ImageFolderDataModule, Split
+from ellips.encoders import (
+    EncoderArchitecture,
+    FrozenEncoder,
+    LinearHead,
+    LipNeXtArchitecture,
+    LipschitzArchitecture,
+    LipschitzEncoder,
+)
+from ellips.encoders.augmentation import step_generator
+from ellips.gaussians.moments import ClassMoments
+from ellips.lightning_modules import LipschitzEncoderTraining
+from ellips.regularization_search import RegularizationSearch, select_regularization
+from ellips.splits import digits_part
+
+RADII = (36 / 255, 0.25, 72 / 255, 108 / 255, 0.5, 1.0)
+SHOWN = (0.0, *RADII)
+SEARCH = {"pooling": (0.5, 0.8, 0.95, 1.0), "shrinkage": (0.03, 0.1, 0.3, 0.6, 0.8)}
+WARMUP = 0.03  # of the time
+TURN = 20  # steps before the other one's turn
+BATCH = 500  # images that are evaluated at once
+Parts = dict[str, tuple[Tensor, Tensor]]  # images (N, C, H, W) with bytes, and labels, of train, val and test
+
+
+@dataclass(frozen=True)
+class Task:
+    """A data set with the trainings that are compared on it.
+
+    Attributes:
+        parts: Images and labels.
+        architectures: LipNeXt and torchlip's, of about as many weights.
+        rates: Their peak learning rates.
+        training: What both trainings are given besides.
+        batch_size: Images for each step.
+        margins: Of the frontier, for ``--full``.
+    """
+
+    parts: Parts
+    architectures: dict[str, EncoderArchitecture]
+    rates: dict[str, float]
+    training: dict[str, Any]
+    batch_size: int
+    margins: tuple[float, ...]
+
+
+def digits_task() -> Task:
+    """Scikit-learn's digits."""
+    parts = {part: digits_part(part) for part in ("train", "val", "test")}
+    return Task(
+        {part: ((images * 255).round().byte(), labels) for part, (images, labels) in parts.items()},
+        {
+            "lipnext": LipNeXtArchitecture((1, 8, 8), (2,), (64,), (4,), 0.25, 16),
+            "torchlip": LipschitzArchitecture((1, 8, 8), (), (128, 128), 16),
+        },
+        {"lipnext": 5e-3, "torchlip": 5e-3},
+        {"objective": "emma", "temperature": 4.0, "margin": 1.0, "noise": 0.1},
+        64,
+        (0.5, 1.5, 2.0),
+    )
+
+
+def cifar_task(folder: Path) -> Task:
+    """CIFAR-10 as image files, with the settings of ``configs/encoders/cifar10_lipschitz.yaml``."""
+    data = ImageFolderDataModule(FrozenEncoder(torch.nn.Flatten()), folder, val_fraction=0.1)
+    parts: Parts = {}
+    split: Split
+    for split in ("train", "val", "test"):
+        source = data.source(split)
+        parts[split] = source.read(list(range(len(source))))[0], torch.from_numpy(source.labels)
+    return Task(
+        parts,
+        {
+            "lipnext": LipNeXtArchitecture((3, 32, 32), (4,), (192,), (8,), 0.25, 64),
+            "torchlip": LipschitzArchitecture((3, 32, 32), (32, 64, 96), (), 64),
+        },
+        {"lipnext": 1e-3, "torchlip": 2e-3},
+        {"objective": "emma", "temperature": 4.0, "margin": 0.5, "noise": 0.0, "flip": True, "shift": 2},
+        128,
+        (0.25, 0.75, 1.0),
+    )
+
+
+class Contender:
+    """A training that counts its own seconds.
+
+    Args:
+        task: The data and the settings.
+        name: Which architecture.
+        budget: Seconds of steps.
+        free: Let the matrices be any, with AdamW: what staying orthogonal costs.
+        **changes: To the task's training.
+    """
+
+    def __init__(self, task: Task, name: str, budget: float, free: bool = False, **changes: Any) -> None:
+        torch.manual_seed(0)
+        self.module = LipschitzEncoderTraining(
+            int(task.parts["train"][1].max()) + 1,
+            task.architectures[name],
+            learning_rate=task.rates[name],
+            export_name=name,
+            **{**task.training, **changes},
+        )
+        parameters = self.module.parameters()
+        self.optimizer = torch.optim.AdamW(parameters, lr=1e-4) if free else self.module.make_optimizer()
+        self.peaks = [group["lr"] for group in self.optimizer.param_groups]
+        self.images, self.labels = task.parts["train"]
+        self.batch_size = task.batch_size
+        self.budget, self.spent, self.steps = budget, 0.0, 0
+        self.rows = self._rows()
+
+    def _rows(self) -> Iterator[Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        while True:
+            for rows in torch.randperm(len(self.labels), generator=generator).split(self.batch_size):
+                if len(rows) == self.batch_size:
+                    yield rows
+
+    def step(self) -> None:
+        """Train on one batch."""
+        share = min(self.spent / self.budget, 1.0)
+        factor = min((share + 1e-3) / (WARMUP + 1e-3), (1 - share) / (1 - WARMUP))
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = factor * peak
+        rows = next(self.rows)
+        images = self.module.changed(self.images[rows].float() / 255, step_generator(torch.device("cpu"), self.steps))
+        self.optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.images.shape[1] > 1):
+            loss = self.module.loss(self.module(images), self.labels[rows])
+        loss.backward()
+        self.optimizer.step()
+        self.steps += 1
+
+    def turn(self) -> None:
+        """Train on some batches, unless the time has gone."""
+        for _ in range(TURN):
+            if self.spent >= self.budget:
+                return
+            start = time.perf_counter()
+            self.step()
+            self.spent += time.perf_counter() - start
+
+
+def train(contenders: Sequence[Contender]) -> None:
+    """Let them take turns until each has had its time."""
+    while any(each.spent < each.budget for each in contenders):
+        for each in contenders:
+            each.turn()
+
+
+def evaluate(task: Task, contender: Contender, folder: Path) -> dict[str, Any]:
+    """Export and prove a network, and certify the test split by its own classifier and by Gaussians."""
+    path = folder / f"{contender.module.export_name}.safetensors"
+    record = contender.module.export(path)
+    encoder = FrozenEncoder(LipschitzEncoder(path))
+    features = {part: _encode(encoder, images) for part, (images, _) in task.parts.items()}
+    classifier = contender.module.classifier
+    with torch.no_grad():
+        prediction, radius = classifier.certify(LinearHead(path.with_stem(f"{path.stem}-head"))(features["test"]))
+    labels = task.parts["test"][1]
+    constant = record["proven_constant"]
+    return {
+        "steps": contender.steps,
+        "seconds": contender.spent,
+        "weights": sum(parameter.numel() for parameter in contender.module.encoder.parameters()),
+        "constant_before_division": record["proven_constant_before_division"],
+        "margin": summary(prediction, radius / constant, labels),
+        **gaussians(task, features, constant),
+    }
+
+
+def gaussians(task: Task, features: dict[str, Tensor], constant: float) -> dict[str, Any]:
+    """Fit Gaussians, choose their regularisation for each radius on the validation split, certify the test split."""
+    labels = {part: labels for part, (_, labels) in task.parts.items()}
+    moments = ClassMoments(int(labels["train"].max()) + 1, features["train"].shape[1])
+    moments.update(features["train"], labels["train"])
+    found, known = {}, {}
+    for limit in RADII:
+        search = RegularizationSearch(limit * constant, **SEARCH)
+        best, _ = select_regularization(moments.compute(), features["val"], labels["val"], search)
+        if best.regularization not in known:
+            ellips = Ellips(*moments.compute().mean.shape)
+            ellips.regularization = best.regularization
+            ellips.fit_moments(*moments.compute())
+            with torch.no_grad():
+                certificate = ellips.certify(features["test"])
+            known[best.regularization] = summary(certificate.prediction, certificate.radius / constant, labels["test"])
+        found[f"{limit:.4g}"] = {"regularization": str(best.regularization), **known[best.regularization]}
+    return {"ellips": found[f"{RADII[0]:.4g}"], "ellips_chosen_for": found}
+
+
+@torch.no_grad()
+def _encode(encoder: FrozenEncoder, images: Tensor) -> Tensor:
+    return torch.cat([encoder.encode(part.float() / 255) for part in images.split(BATCH)])
+
+
+def summary(prediction: Tensor, radius: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Certified accuracy in per cent at each radius, and the mean radius, 0 where wrong."""
+    right = prediction == labels
+    accuracy = {f"{r:.4g}": round(100 * float((right & (radius >= r)).double().mean()), 2) for r in SHOWN}
+    mean = float(torch.where(right, radius.double(), 0.0).clamp_max(1e3).mean())
+    return {"certified_accuracy": accuracy, "mean_radius": mean}
+
+
+def step_ratio(task: Task, rounds: int) -> tuple[float, dict[str, list[float]]]:
+    """Time single steps with orthogonal and with free matrices."""
+    contenders = {"orthogonal": Contender(task, "lipnext", 1e9), "plain": Contender(task, "lipnext", 1e9, free=True)}
+    times = interleaved_seconds({name: each.step for name, each in contenders.items()}, rounds, warmup=3)
+    return median_ratio(times["plain"], times["orthogonal"]), times
+
+
+def measure(task: Task, minutes: float, rounds: int, frontier: bool) -> tuple[dict[str, float], dict[str, Any]]:
+    """Train, evaluate and time.
+
+    Returns:
+        The ratios by name, and what they were made of.
+    """
+    budget = 60 * minutes
+    contenders = {name: Contender(task, name, budget) for name in task.architectures}
+    if frontier:
+        contenders |= {f"lipnext_{m:g}": Contender(task, "lipnext", budget, margin=m) for m in task.margins}
+    over_plain, times = step_ratio(task, rounds)
+    train(list(contenders.values()))
+    with tempfile.TemporaryDirectory() as folder:
+        found = {name: evaluate(task, each, Path(folder)) for name, each in contenders.items()}
+    first = f"{RADII[0]:.4g}"
+    ours, theirs = found["lipnext"], found["torchlip"]
+    margin, ellips = ours["margin"], ours["ellips"]
+    ratios = {
+        "certified_36_over_torchlip": _over(*(each["margin"]["certified_accuracy"][first] for each in (ours, theirs))),
+        "ellips_over_margin_36": _over(ellips["certified_accuracy"][first], margin["certified_accuracy"][first]),
+        "ellips_over_margin_mean_radius": _over(ellips["mean_radius"], margin["mean_radius"]),
+        "orthogonal_over_plain_step": over_plain,
+    }
+    spread = {name: [min(values), sorted(values)[rounds // 2], max(values)] for name, values in times.items()}
+    return ratios, {"networks": found, "step_seconds_min_median_max": spread}
+
+
+def _over(first: float, second: float) -> float:
+    return first / second if second else float("inf")
+
+
+def main(args: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run the benchmark."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--cifar", type=Path, default=None, metavar="FOLDER", help="CIFAR-10 as image files")
+    parser.add_argument("--minutes", type=float, default=None, help="of training for each network; 15 unless given")
+    parser.add_argument("--full", action="store_true", help="90 minutes, and the frontier of four margins")
+    given: argparse.Namespace = parser.parse_args(args)
+    minutes = given.minutes or (90.0 if given.full else 0.1 if given.quick else 15.0)
+    rounds = 5 if given.quick else 31
+    task = digits_task() if given.cifar is None else cifar_task(given.cifar)
+    ratios, measurements = measure(task, minutes, rounds, given.full)
+    settings = {
+        "data": "digits" if given.cifar is None else "CIFAR-10 as image files",
+        "minutes": minutes,
+        "quick": given.quick,
+        "batch_size": task.batch_size,
+        "rates": task.rates,
+        "architectures": {name: each.to_record() for name, each in task.architectures.items()},
+        **task.training,
+    }
+    return report("lipschitz_encoders", ratios, settings, measurements=measurements, json_file=given.json)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,44 @@
+"""What MkDocs does beside rendering: pages that lie at the repository's root, and roles in docstrings."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).parents[1]
+PAGES = ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
+# Of the site; what else a page of the repository's root names has no place on it, and stays as text.
+_LINK = re.compile(r"\[([^\]]+)\]\(([^)#\s]+)(#[^)\s]*)?\)")
+_ROLE = re.compile(r":(?:class|func|meth|mod|data|attr|exc|obj):<code>~?([^<]+)</code>")
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages of the repository's root."""
+    for name in PAGES:
+        files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:  # noqa: ANN401 - MkDocs' own
+    """Turn links between pages and files of the repository into links of the site."""
+    at_root = page.file.src_uri in PAGES
+
+    def link(found: re.Match[str]) -> str:
+        text, path, part = found[1], found[2], found[3] or ""
+        if "://" in path or path.startswith("mailto:"):
+            return found[0]
+        target = path.removeprefix("docs/") if at_root else path.removeprefix("../")
+        if at_root and not path.startswith("docs/") and target not in PAGES:
+            return text
+        return f"[{text}]({target}{part})"
+
+    return _LINK.sub(link, markdown)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Show what docstrings refer to as code."""
+    return _ROLE.sub(r"<code>\1</code>", html)
