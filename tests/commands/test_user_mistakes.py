@@ -49,7 +49,10 @@ MISTAKES: list[tuple[str, tuple[str, ...]]] = [
     (f"{FIT} --trainer.precision=bf16-true", ("bf16-true", "bf16-mixed")),
     # ---- encoders and their weights
     (f"{FIT} --data.encoder.init_args.model=resnet9999 --data.encoder.init_args.weights=random", ("resnet9999",)),
-    (f"{FIT} --data.encoder.init_args.weights=no.pth", ("'no.pth'", "fetch the state dict")),
+    (
+        f"{FIT} --data.encoder.init_args.model=test_resnet --data.encoder.init_args.weights=no.pth",
+        ("'no.pth'", "fetch the state dict"),
+    ),
     (f"{FIT} --data.encoder.init_args.precision=64", ("precision", "'32'")),
     # ---- runs and loggers
     (f"{FIT} --name taken", ("already holds a run", "another --name")),
@@ -67,7 +70,7 @@ MISTAKES: list[tuple[str, tuple[str, ...]]] = [
     (f"{FOLDER}=~/nowhere", ("home/nowhere/train", "missing")),
     (f"{FOLDER}=pictures/train/cat", ("cat/train", "missing")),
     (f"{FOLDER}=flat", ("flat/train", "one sub-folder per class")),
-    (f"{FOLDER}=differing", ("differing/test", "'dog'")),
+    (f"{FOLDER}=differing --data.init_args.val_dir=test", ("differing/test", "'dog'")),
     (f"{FOLDER}=empty", ("empty", "every class folder", "cat")),
     # ---- certification, and what reads its results
     (f"{CERTIFY} --methds=[exact]", ("--methds", "Did you mean --methods?")),
