@@ -15,7 +15,7 @@ from rich.console import Console
 from commands.certify import certify
 from datamodules import DigitsDataModule
 from ellips import Ellips, FrozenEncoder
-from ellips.commands import main
+from ellips.commands import console, main
 from ellips.files import RunFolder, save_certificates
 from ellips.reporting.sweep import SweepRun, read_run, sweep_table
 
@@ -147,7 +147,7 @@ def test_commands_refuse_before_anything_is_written(
         sys, "argv", ["ellips", *(word.replace("CHECKPOINT", str(digits_checkpoint)) for word in words)]
     )
     try:
-        code: object = main()
+        code: object = console()
     except SystemExit as stop:  # as jsonargparse and argparse refuse options
         code = stop.code
     out, err = capsys.readouterr()
