@@ -72,7 +72,7 @@ docs: $(VENV)/.installed-docs
 
 # The site and the report in a browser: Chromium of the system, or that of `playwright install chromium`.
 test-docs: docs $(VENV)/.installed-test
-	$(RUN) -m pytest tests/ellips/reporting/test_report_in_a_browser.py
+	$(RUN) -m pytest tests/test_site.py tests/ellips/reporting/test_report_in_a_browser.py
 
 # The figures of the pages, and the notebook with what it prints, anew.
 figures: $(VENV)/.installed-docs

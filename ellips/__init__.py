@@ -27,4 +27,6 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - a class
     if name not in _WITH_ENCODERS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     with without_collection():
-        return getattr(import_module(_WITH_ENCODERS[name]), name)
+        found = getattr(import_module(_WITH_ENCODERS[name]), name)
+    globals()[name] = found  # parsers look names up again and again
+    return found

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import ellips
+
 ROOT = Path(__file__).parents[1]
 SHELLS = ("lightning_modules", "datamodules", "callbacks", "commands")
 # From the bottom up; what stands in one line does not import each other, nor anything above it.
@@ -137,3 +139,8 @@ def test_no_source_file_is_too_long_to_read() -> None:
     for path in top:
         lines = path.read_text(encoding="utf-8").splitlines()
         assert sum(bool(line.strip()) and not line.strip().startswith("#") for line in lines) <= 60, path
+
+
+def test_what_is_imported_when_asked_for_is_asked_for_once() -> None:
+    # Parsers look names up hundreds of times a command; each time it would cost what an import does.
+    assert ellips.FrozenEncoder is vars(ellips)["FrozenEncoder"]
