@@ -96,7 +96,7 @@ ROWS: list[tuple[list[str], str]] = [
     (["certify", *DATA, "--ckpt_path=CHECKPOINT", "--certifiers=[{class_path: no.Such}]"], "no.Such"),
     (["certify", *DATA, "--ckpt_path=EMPTY"], "EMPTY.*whole checkpoint"),
     (["certify", *DATA, "--ckpt_path=TEXT"], "TEXT.*whole checkpoint"),
-    (["certify", "--config=TEXT"], "some words"),
+    (["certify", "--config=TEXT"], "TEXT: expected a configuration with sections"),
     (["encode"], "`data` section"),
     (["encode", "--config=nowhere.yaml"], "`--config` to be a file but got nowhere.yaml"),
     (["encode", *DATA], "`cache_dir`"),
