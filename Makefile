@@ -11,7 +11,7 @@ LIPSCHITZ := --config configs/data/digits_lipschitz.yaml
 CERTIFY = $(RUN) certify.py $(DIGITS) --name demo
 SLOW := faults or slurm
 
-.PHONY: demo test test-faults test-slurm test-newcomers test-wheel test-lowest mutants lint docs test-docs figures clean
+.PHONY: demo test test-faults test-slurm test-newcomers test-wheel test-lowest mutants fuzz lint docs test-docs figures clean
 
 # A fit that was interrupted is started anew: only the stamp says that it ended. Results lie in runs/demo*/.
 demo: $(DEMO)/.fitted $(DEMO)_lipschitz/.fitted $(DEMO)_smoothed/.fitted
@@ -41,8 +41,9 @@ $(DEMO)_smoothed/.fitted: | $(VENV)/.installed
 test: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m "not ($(SLOW))"
 
+# One line for each fault, with its outcome.
 test-faults: $(VENV)/.installed-test
-	$(RUN) -m pytest -m faults
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m faults -v
 
 test-slurm: $(VENV)/.installed-test
 	$(RUN) -m pytest -m slurm
@@ -77,6 +78,10 @@ test-docs: docs $(VENV)/.installed-test
 figures: $(VENV)/.installed-docs
 	$(RUN) docs/figures.py
 	$(RUN) -m jupyter execute --inplace docs/notebooks/digits.ipynb
+
+# What reads files of others, on bytes that nobody wrote: each reader for so many seconds.
+fuzz: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(RUN) -m tests.fuzzing --seconds $(or $(SECONDS),600) $(TARGETS)
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .

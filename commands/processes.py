@@ -12,6 +12,8 @@ from jsonargparse import ArgumentParser, Namespace
 from lightning.fabric.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from .ending import STARTED
+
 PATIENCE = timedelta(days=30)
 """How long processes wait for each other: their shares may differ by hours, and torch gives up after 30 minutes."""
 
@@ -49,4 +51,5 @@ def launch(options: Namespace) -> L.Fabric:
         strategy=DDPStrategy(timeout=PATIENCE) if several else "auto",
     )
     fabric.launch()
+    STARTED[:] = getattr(fabric.strategy.launcher, "procs", [])
     return fabric

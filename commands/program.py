@@ -8,9 +8,12 @@ from importlib import import_module
 
 from ellips.distributed import close_process_group
 
+from .ending import stopping
 from .messages import in_one_message
 
 FIT_COMMANDS = ("fit", "validate", "test", "predict")
+LIGHTNING = (*FIT_COMMANDS, "train-encoder", "certify")
+"""Commands that Lightning's trainer stops at a signal, when the batch is done."""
 COMMANDS = {
     "fit": "train a projector and fit the Gaussians",
     "validate": "validate a checkpoint",
@@ -37,7 +40,11 @@ def main(args: Sequence[str] | None = None) -> int:
         args: The command line without the program's name; None: that of this process.
 
     Returns:
-        The exit code.
+        The exit code: 0 where all is done, 1 where a result is incomplete or does not hold, 2 where the input cannot be
+        used.
+
+    Raises:
+        SystemExit: With 143 after SIGTERM and 130 after SIGINT.
     """
     given = list(sys.argv[1:] if args is None else args)
     name = given[0] if given else "--help"
@@ -55,7 +62,8 @@ def main(args: Sequence[str] | None = None) -> int:
     elif name in FIT_COMMANDS:
         module, rest = "training", given
     run: Callable[[Sequence[str]], int | None] = getattr(import_module(f"ellips.commands.{module}"), function)
-    code = run(rest)
+    with stopping(at_sigterm=name not in LIGHTNING):
+        code = run(rest)
     close_process_group()
     return code or 0
 

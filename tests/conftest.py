@@ -1,12 +1,17 @@
 import gc
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 from datamodules import DigitsDataModule
 from ellips.encoders import FrozenEncoder
 from ellips.head import EllipsHead
+
+# A test that takes long is no test that fails: machines differ, and so does what else they do.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 def pytest_collection_finish() -> None:

@@ -9,8 +9,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ellips.types import LipschitzBound, Soundness, Space, weakest
-from ellips.validation import all_at_least
+from ellips.types import SPACES, LipschitzBound, Soundness, Space, weakest
+from ellips.validation import all_at_least, one_of
 
 Method = Literal["exact", "pairwise", "theorem"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -58,6 +58,7 @@ class Certificate:
 
     def __post_init__(self) -> None:
         weakest(self.soundness)
+        one_of(SPACES, space=self.space)
         for name, value in {**self.tensors(), **self.diagnostics}.items():
             if value.shape != self.prediction.shape or value.ndim != 1:
                 raise ValueError(

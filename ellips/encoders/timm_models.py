@@ -46,6 +46,11 @@ def create_timm(
         ValueError: If timm does not know the name, no weights are named, or they do not fit the architecture.
         WeightsNotFoundError: If the weights are not where they were looked for.
     """
+    if name in shipped_names():
+        raise ValueError(
+            f"Expected no `weights` with the shipped encoder {name!r}, which has its own, but got {str(weights)!r}; "
+            "leave them out, or name the architecture that they are for."
+        )
     if not timm.is_model(name.partition(".")[0]):
         close = timm.list_models(f"*{name.partition('.')[0][:6]}*")[:5]
         raise ValueError(f"Expected `model` to be a timm model name but got {name!r}; similar names: {close}.")

@@ -19,7 +19,7 @@ from ellips.gaussians.moments import Moments
 from ellips.gaussians.parameters import MixtureParameters
 from ellips.gaussians.sketch import SketchedMoments, collector
 from ellips.gaussians.structures import class_ranges
-from ellips.validation import validate_latents
+from ellips.validation import at_least, validate_latents
 
 _LOG_2PI = math.log(2 * math.pi)
 
@@ -277,7 +277,9 @@ class Mixture(MixtureParameters):
 
         Raises:
             NotFittedError: If no mixture was fitted.
+            ValueError: If ``n`` is below 1.
         """
+        at_least(1, n=n)
         self._require_fitted()
         device = self.means.device
         labels = torch.multinomial(self.priors, n, replacement=True, generator=generator)

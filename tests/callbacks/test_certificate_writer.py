@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,8 +35,9 @@ def image(index: int) -> CertifiedImage:
 
 
 @pytest.fixture
-def journal(tmp_path: Path) -> Journal:
-    return Journal(ResultsFolder(tmp_path), [SERIES], {"seed": 0})
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    with Journal(ResultsFolder(tmp_path), [SERIES], {"seed": 0}) as found:
+        yield found
 
 
 def test_images_of_an_interrupted_run_are_not_written_again(journal: Journal) -> None:

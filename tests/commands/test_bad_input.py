@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,95 @@ def test_certify_refuses_before_any_image_is_certified(
     with pytest.raises(ValueError, match=message):
         certify(data, ckpt_path=str(digits_checkpoint), out=str(tmp_path / "out"), **arguments)
     assert not (tmp_path / "out").exists()
+
+
+DATA = [
+    *("--data=ellips.datamodules.DigitsDataModule", "--data.encoder=ellips.encoders.FrozenEncoder"),
+    *("--data.encoder.model=test_resnet", "--data.encoder.weights=digits"),
+]
+QUIET = [*DATA, "--trainer.logger=false", "--trainer.accelerator=cpu"]
+ROWS: list[tuple[list[str], str]] = [
+    (["fit"], "data"),
+    (["fit", "--config=nowhere.yaml"], "nowhere.yaml"),
+    (["fit", *QUIET, "--model.latent_dim=many"], "latent_dim"),
+    (["fit", *QUIET, "--model.latent_dim=0"], "`latent_dim` to be at least 1 but got 0"),
+    (["fit", *QUIET, "--model.shrinkage=2"], "`shrinkage` to be in"),
+    (["fit", *QUIET, "--model.lattent_dim=4"], "lattent_dim"),
+    (["fit", *QUIET, "--model.latent_norm=cube"], "latent_norm"),
+    (["fit", *QUIET, "--data.batch_size=0"], "`batch_size` to be at least 1 but got 0"),
+    (["fit", *QUIET, "--data.encoder.weights=nowhere.pth"], "nowhere.pth"),
+    (["fit", *QUIET, "--data.encoder.precision=8"], "precision"),
+    (["fit", *QUIET, "--data=ellips.datamodules.NoSuchModule"], "NoSuchModule"),
+    (["fit", *QUIET, "--ckpt_path=https://example.org/x.ckpt"], "a checkpoint on this machine but got https"),
+    (["test", *QUIET], "best.ckpt or .*last.ckpt but there is neither"),
+    (["test", *QUIET, "--ckpt_path=nowhere.ckpt"], "nowhere.ckpt"),
+    (["certify"], "data"),
+    (["certify", *DATA], "best.ckpt or .*last.ckpt but there is neither"),
+    (["certify", *DATA, "--ckpt_path=nowhere.ckpt"], "a checkpoint at nowhere.ckpt but there is none"),
+    (["certify", *DATA, "--ckpt_path=CHECKPOINT", "--max=none"], "max"),
+    (["certify", *DATA, "--ckpt_path=CHECKPOINT", "--split=all"], "`split` to be one of"),
+    (["certify", *DATA, "--ckpt_path=CHECKPOINT", "--certifiers=[{class_path: no.Such}]"], "no.Such"),
+    (["certify", *DATA, "--ckpt_path=EMPTY"], "EMPTY.*whole checkpoint"),
+    (["certify", *DATA, "--ckpt_path=TEXT"], "TEXT.*whole checkpoint"),
+    (["certify", "--config=TEXT"], "some words"),
+    (["encode"], "`data` section"),
+    (["encode", "--config=nowhere.yaml"], "`--config` to be a file but got nowhere.yaml"),
+    (["encode", *DATA], "`cache_dir`"),
+    (["encode", *DATA, "--data.cache_dir=cache", "--splits=[all]"], "splits"),
+    (["encode", *DATA, "--data.cache_dir=cache", "--data.shard_rows=0"], "`shard_rows` to be at least 1 but got 0"),
+    (["check"], "file"),
+    (["check", "nowhere.safetensors"], "a file of certificates at nowhere.safetensors but there is none"),
+    (["check", "EMPTY"], "EMPTY.*safetensors file"),
+    (["check", "TEXT"], "TEXT.*safetensors file"),
+    (["check", "."], "a file of certificates at . but there is none"),
+    (["audit"], "folder"),
+    (["audit", "nowhere"], "config.yaml, which `ellips certify` writes, but there is none"),
+    (["audit", ".", "--attack.steps=0"], "`steps` to be at least 1 but got 0"),
+    (["audit", ".", "--max=few"], "max"),
+    (["compare"], "runs"),
+    (["compare", "nowhere"], "nowhere"),
+    (["compare", "nowhere.tsv:exact"], "nowhere.tsv"),
+    (["compare", "TEXT:sure"], "sure"),
+    (["compare", "TEXT:exact"], "TEXT:exact/certificates.csv, which `ellips certify` writes, but there is none"),
+    (["collect"], "runs"),
+    (["collect", "nowhere"], "nowhere"),
+    (["theory", "localization", "nowhere.ckpt"], "a checkpoint at nowhere.ckpt but there is none"),
+    (["theory", "localization", "CHECKPOINT", "--epsilon=-1"], "`epsilon` to be at least 0 but got -1"),
+    (["theory", "localization", "CHECKPOINT", "--epsilon=far"], "epsilon"),
+    (["theory", "normality", "nowhere"], "nowhere.* but there is none"),
+    (["theory", "fate", "nowhere"], "fate"),
+    (["plan", *DATA, "--counts={train: 3}"], "`counts` of train, val, test and classes but got none of"),
+    (["plan", *DATA, "--images_per_second=fast"], "images_per_second"),
+    (["train-encoder", "fit"], "data"),
+    (["train-encoder", "fit", "--config=nowhere.yaml"], "nowhere.yaml"),
+    (["no-such-command"], "usage: ellips COMMAND"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), ROWS, ids=lambda value: None if isinstance(value, str) else value[:1])
+def test_commands_refuse_before_anything_is_written(
+    words: list[str],
+    message: str,
+    digits_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("TEXT").write_text("some words\n")
+    Path("EMPTY").touch()
+    monkeypatch.setattr(
+        sys, "argv", ["ellips", *(word.replace("CHECKPOINT", str(digits_checkpoint)) for word in words)]
+    )
+    try:
+        code: object = main()
+    except SystemExit as stop:  # as jsonargparse and argparse refuse options
+        code = stop.code
+    out, err = capsys.readouterr()
+    assert code == 2, err
+    assert "Traceback" not in err
+    assert re.search(message, " ".join(f"{out} {err}".split())), err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["EMPTY", "TEXT"], "something was written"
 
 
 @pytest.mark.parametrize("most", ["0", "-1"])

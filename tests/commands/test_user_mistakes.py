@@ -49,6 +49,7 @@ MISTAKES: list[tuple[str, tuple[str, ...]]] = [
     (f"{FIT} --trainer.precision=bf16-true", ("bf16-true", "bf16-mixed")),
     # ---- encoders and their weights
     (f"{FIT} --data.encoder.init_args.model=resnet9999 --data.encoder.init_args.weights=random", ("resnet9999",)),
+    (f"{FIT} --data.encoder.init_args.weights=no.pth", ("'no.pth'", "leave them out")),
     (
         f"{FIT} --data.encoder.init_args.model=test_resnet --data.encoder.init_args.weights=no.pth",
         ("'no.pth'", "fetch the state dict"),
