@@ -100,7 +100,7 @@ def check_manifest(folder: Path, plan: Plan) -> None:
     if differing:
         lines = [f"  {key}: expected {expected.get(key)!r} but got {found.get(key)!r}" for key in sorted(differing)]
         raise CacheMismatchError(
-            f"The feature cache {folder} was made from something else:\n"
+            f"The feature cache {folder} was made from something else, as its {MANIFEST} says:\n"
             + "\n".join(lines)
             + "\n"
             + (_REPLACED if differing == {_TIMES_KEY} else "")

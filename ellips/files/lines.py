@@ -161,7 +161,12 @@ class LineJournal:
         text, digits = line[: -2 * SIZE], line[-2 * SIZE :]
         if checksum(text.encode(), self._key).hex() != digits:
             raise ValueError(f"{path}: expected each line to have its checksum but {CURE}")
-        parsed: dict[str, Any] = json.loads(text)
+        try:
+            parsed = json.loads(text)
+        except (ValueError, RecursionError):
+            parsed = None
+        if not isinstance(parsed, dict) or parsed.keys() != {"name", "result"}:
+            raise ValueError(f"{path}: expected each line to be JSON with `name` and `result` but {CURE}")
         return parsed
 
     def delete(self) -> None:

@@ -85,7 +85,7 @@ def test_unanimous_votes_give_no_infinity() -> None:
             (gradient,) = torch.autograd.grad(value, latents)
             assert bool(torch.isfinite(value))
             assert bool(torch.isfinite(gradient).all())
-    assert float(VoteRadius(2.0, COPIES, "fitted")(latents, labels, ellips)) == 0
+    assert float(VoteRadius(2.0, COPIES, "fitted")(latents, labels, ellips).detach()) == 0
 
 
 def test_descending_the_hinge_raises_the_share_of_votes() -> None:
