@@ -69,6 +69,7 @@ def brief(message: str) -> str:
     if caught := _WORKER.match(message):
         message = caught[2]
     lines = [line for line in message.strip().splitlines() if line.strip() and not _NOISE.fullmatch(line)]
+    lines = [re.sub(r"^\s*- ", "", lines[0])] if len(lines) == 1 else lines
     text = re.sub(r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1", "\n".join(lines)) or message.strip()
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ... ({DEBUG} shows all)"
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from commands.certify import certify
 from datamodules import DigitsDataModule
 from ellips import Ellips, FrozenEncoder
-from ellips.commands import main
+from ellips.commands import console, main
 from ellips.files import RunFolder, save_certificates
 from ellips.reporting.sweep import SweepRun, read_run, sweep_table
 
@@ -96,7 +96,7 @@ ROWS: list[tuple[list[str], str]] = [
     (["certify", *DATA, "--ckpt_path=CHECKPOINT", "--certifiers=[{class_path: no.Such}]"], "no.Such"),
     (["certify", *DATA, "--ckpt_path=EMPTY"], "EMPTY.*whole checkpoint"),
     (["certify", *DATA, "--ckpt_path=TEXT"], "TEXT.*whole checkpoint"),
-    (["certify", "--config=TEXT"], "some words"),
+    (["certify", "--config=TEXT"], "TEXT: expected a configuration with sections"),
     (["encode"], "`data` section"),
     (["encode", "--config=nowhere.yaml"], "`--config` to be a file but got nowhere.yaml"),
     (["encode", *DATA], "`cache_dir`"),
@@ -147,7 +147,7 @@ def test_commands_refuse_before_anything_is_written(
         sys, "argv", ["ellips", *(word.replace("CHECKPOINT", str(digits_checkpoint)) for word in words)]
     )
     try:
-        code: object = main()
+        code: object = console()
     except SystemExit as stop:  # as jsonargparse and argparse refuse options
         code = stop.code
     out, err = capsys.readouterr()

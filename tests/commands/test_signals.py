@@ -38,11 +38,13 @@ FIT = [
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
     """Whatever happens, the test runner gets its handlers back."""
+    outside = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore SIGINT
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield
     for number, handler in before.items():
         assert signal.getsignal(number) == handler, "a command left a handler behind"
         signal.signal(number, handler)
+    signal.signal(signal.SIGINT, outside)
 
 
 def counted(kind: type | ModuleType, method: str, number: int, after: int, patch: pytest.MonkeyPatch) -> list[int]:

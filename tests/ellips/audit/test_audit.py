@@ -138,20 +138,18 @@ def test_what_is_broken_is_not_attacked_again_and_the_cheapest_attack_comes_firs
 
 def test_an_audit_whose_time_is_up_makes_the_first_attack_and_says_what_it_left_out() -> None:
     model, image, label = classifier(0.5)
-    certificate = model.certify(image, KnownConstant(1e-9))  # far too large radii
-    rows = records_from_certificate(
-        certificate, torch.arange(SIZE), label, series=Series("input", "exact", "known"), seconds=0.0
-    )
-    rows = [replace(row, radius=max(row.radius, 1e-6)) for row in rows]
-    target = ByConstant(KnownConstant(1e-9)).target(model.chain)
+    rows, target = claims(ByConstant(KnownConstant(0.2)), model, image, label)  # radii that are too large
+    rows = [row for row in rows if row.radius > 0]
+    points = image[[row.index for row in rows]]
     (batch,) = attack_batches(rows, QUICK)
-    found = audit_batch(batch, image, target, Course(end=float("-inf")))
+    found = audit_batch(batch, points, target, Course(end=float("-inf")))
     assert {entry.violated_by for entry in found} <= {"pgd", None}
     assert [entry.cut_short for entry in found] == [entry.violated_by is None for entry in found]
     assert all(entry.slope is None for entry in found)
     assert verdict(found)["cut_short"] == sum(entry.cut_short for entry in found)
-    whole = audit_batch(batch, image, target)
+    whole = audit_batch(batch, points, target)
     assert not any(entry.cut_short for entry in whole)
+    assert all(entry.slope is not None for entry in whole)
 
 
 def test_a_smoothed_encoder_is_judged_by_its_own_predictions() -> None:
