@@ -1,4 +1,4 @@
-"""What MkDocs does beside rendering: pages that lie at the repository's root, and roles in docstrings."""
+"""What MkDocs does beside rendering: pages that lie at the repository's root."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ ROOT = Path(__file__).parents[1]
 PAGES = ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
 # Of the site; what else a page of the repository's root names has no place on it, and stays as text.
 _LINK = re.compile(r"\[([^\]]+)\]\(([^)#\s]+)(#[^)\s]*)?\)")
-_ROLE = re.compile(r":(?:class|func|meth|mod|data|attr|exc|obj):<code>~?([^<]+)</code>")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -37,8 +36,3 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:  # noqa: ANN401
         return f"[{text}]({target}{part})"
 
     return _LINK.sub(link, markdown)
-
-
-def on_page_content(html: str, **_: Any) -> str:
-    """Show what docstrings refer to as code."""
-    return _ROLE.sub(r"<code>\1</code>", html)
