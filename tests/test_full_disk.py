@@ -25,10 +25,10 @@ pytestmark = pytest.mark.faults
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of one megabyte, of which the file `ballast` takes as much as a test lets it."""
+    """A disk of eight megabytes, of which the file `ballast` takes as much as a test lets it."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, text=True)
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", folder], capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"a disk of its own cannot be mounted here: {done.stderr.strip()}")
     yield folder

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,6 +56,7 @@ def save_certificates(
 
     Raises:
         ValueError: If lengths disagree, or as :meth:`Ellips.validate`.
+        OSError: If it cannot be written, as on a full disk.
     """
     path, z = Path(path), ellips.validate(z).detach()
     if len(z) != len(certificate) or (index is not None and len(index) != len(z)):
@@ -81,9 +84,18 @@ def save_certificates(
         metadata = {"format": _FORMAT, "about": json.dumps(about)}
         partial.touch()
         mode = partial.stat().st_mode  # safetensors makes files that only their owner may read
-        save_file(tensors, partial, metadata)
+        try:
+            save_file(tensors, partial, metadata)
+        except SafetensorError as error:
+            raise _as_os_error(error, path) from error
         partial.chmod(mode)
     return path
+
+
+def _as_os_error(error: SafetensorError, path: Path) -> Exception:
+    """Return what the system said, which safetensors has in its message alone; the error itself if it is another."""
+    number = re.search(r"os error (\d+)", str(error))
+    return OSError(int(number[1]), os.strerror(int(number[1])), str(path)) if number else error
 
 
 def load_certificates(path: str | Path) -> SavedCertificates:
