@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -103,8 +104,9 @@ def test_a_run_that_was_cut_off_ends_as_an_undisturbed_one(folder: Path) -> None
 
 
 def test_a_killed_run_goes_on_from_its_last_epoch(cli: RunFolderCLI, folder: Path) -> None:
-    assert (folder / "runs" / "small" / "checkpoints" / "last.ckpt").is_file()
-    longer = train_encoder([*FIT_SMALL, "--name=small", "--ckpt_path=last", "--trainer.max_epochs=6"])
+    shutil.copytree(folder / "runs" / "small", folder / "runs" / "longer")  # others look at the run as it ended
+    assert (folder / "runs" / "longer" / "checkpoints" / "last.ckpt").is_file()
+    longer = train_encoder([*FIT_SMALL, "--name=longer", "--ckpt_path=last", "--trainer.max_epochs=6"])
     assert longer.trainer.current_epoch == 6
     assert longer.model.start["weights"] != cli.model.start["weights"] or longer.trainer.global_step == 6 * 19
 

@@ -11,7 +11,13 @@ from scipy.stats import multivariate_normal
 from ellips import Ellips
 from ellips.reporting.latents import plot_latents, plot_radii_by_class, plot_spectra
 
-GENERATOR = torch.Generator().manual_seed(0)
+GENERATOR = torch.Generator()
+
+
+@pytest.fixture(autouse=True)
+def anew() -> None:
+    """Every test draws the same, whichever came before."""
+    GENERATOR.manual_seed(0)
 
 
 def mixture(classes: int = 3, dim: int = 2) -> Ellips:
