@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import lightning as L
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from datamodules.base import Split, SplitDataModule
+from datamodules.gaussian_mixture import Points
 from datamodules.sampling import RowsDataset
 from ellips.types import FeatureBatch
 
@@ -39,7 +36,7 @@ class SyntheticFeatures(SplitDataModule):
     ) -> None:
         super().__init__(batch_size=batch_size, eval_batch_size=256, seed=0, images_per_class=images_per_class)
         self.classes, self.dim, self.per_class = classes, dim, per_class
-        self._drawn: dict[Split, _Rows] = {}
+        self._drawn: dict[Split, Points] = {}
 
     @property
     def class_names(self) -> list[str]:
@@ -59,25 +56,8 @@ class SyntheticFeatures(SplitDataModule):
             features = torch.randn(len(labels), self.dim, generator=torch.Generator().manual_seed(len(split)))
             for own in range(0, len(labels), self.classes):
                 features[own : own + self.classes] += 0.2 * centers
-            self._drawn[split] = _Rows(features, labels)
+            self._drawn[split] = Points(features, labels)
         return self._drawn[split]
-
-
-class _Rows(RowsDataset[FeatureBatch]):
-    def __init__(self, features: Tensor, target: Tensor) -> None:
-        self.features, self.target = features, target
-
-    def __len__(self) -> int:
-        return len(self.features)
-
-    def __getitem__(self, rows: Sequence[int]) -> FeatureBatch:
-        index = torch.as_tensor(rows)
-        return FeatureBatch(self.features[index], self.target[index], index)
-
-    @property
-    def labels(self) -> NDArray[np.int64]:
-        labels: NDArray[np.int64] = self.target.numpy()
-        return labels
 
 
 class StagePeaks(L.Callback):

@@ -12,18 +12,18 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from torch import Tensor
 
-from ellips.certificates import Certificate, Method, Prover, confirm
+from ellips.certificates import Method
 from ellips.datamodules.folder import BadImageError, Reading
 from ellips.datamodules.listing import is_picture
-from ellips.files import RunFolder, replace_file
-from ellips.input_certifiers import InputCertifier, as_certifier
+from ellips.files import ImageRecord, RunFolder, replace_file
+from ellips.files.records import ABSTAIN
+from ellips.input_certifiers import InputCertifier
+from ellips.lightning_modules import Certifier
 from ellips.lipschitz import ConstantSource
 from ellips.pipeline import ImageClassifier
-from ellips.precision import full_precision
 from ellips.progress import ImageProgress
-from ellips.types import Soundness, Space
+from ellips.types import ImageBatch, Soundness, Space
 from ellips.validation import at_least
 
 from .limits import limit_configurations
@@ -71,70 +71,52 @@ def certify_pictures(
 
     Raises:
         BadImageError: If some cannot be used; all of them are named.
+        ValueError: If a certifier's claim does not cover so many pictures.
     """
     at_least(1, batch_size=batch_size)
     classifier = ImageClassifier.from_run(run)
+    certifier = Certifier(classifier, () if certifiers else (method,), certifiers, method)
+    certifier.validate_run(len(files))
+    certifier.on_predict_start()
     reading = Reading(**{"convert": True, **classifier.description.get("reading", {})})
-    _refuse_bad(files, reading)
-    prover, rows = Prover(classifier.head.ellips), list[PictureRow]()
-    with ImageProgress("Certifying", len(files)) as progress, full_precision():
-        for part in _batches(files, reading, batch_size):
-            images = torch.stack([_image(reading, file) for file in part])
-            for certificate in _certificates(classifier, images, certifiers, method, prover):
-                rows += _rows(part, certificate, classifier.class_names)
+    rows: dict[int, list[PictureRow]] = {}
+    with ImageProgress("Certifying", len(files)) as progress:
+        for part in _batches(_sizes(files, reading), batch_size):
+            images = torch.stack([reading.read(files[i]) for i in part]).permute(0, 3, 1, 2).float() / 255
+            batch = ImageBatch(images, torch.full((len(part),), ABSTAIN), torch.tensor(part))  # of no known class
+            for found in certifier.predict_step(batch, 0):
+                (i,) = {record.index for record in found.records}
+                rows[i] = [_row(files[i], record, classifier.class_names) for record in found.records]
             progress.advance(len(part))
-    place = {file: i for i, file in enumerate(map(str, files))}
-    return sorted(rows, key=lambda row: place[row.file])
+    return [row for i in range(len(files)) for row in rows[i]]
 
 
-def _certificates(
-    classifier: ImageClassifier,
-    images: Tensor,
-    certifiers: Sequence[InputCertifier | ConstantSource],
-    method: Method,
-    prover: Prover,
-) -> Iterator[Certificate]:
-    chain = classifier.chain
-    with torch.no_grad():
-        latents = classifier.latents(images)
-        latent = confirm(chain.ellips, latents, chain.ellips.certify(latents, method=method), prover)
-        if not certifiers:
-            yield latent
-        for certifier in certifiers:
-            yield as_certifier(certifier).certify(chain, images, latents, latent)
+def _row(file: Path, record: ImageRecord, names: Sequence[str] | None) -> PictureRow:
+    k = record.prediction
+    name = _ABSTAINED if k == ABSTAIN else str(k) if names is None else names[k]
+    return PictureRow(str(file), name, record.radius, record.series.space, record.soundness)
 
 
-def _rows(files: Sequence[Path], certificate: Certificate, names: Sequence[str] | None) -> list[PictureRow]:
-    found = []
-    for file, k, radius in zip(files, certificate.prediction.tolist(), certificate.radius.tolist(), strict=True):
-        name = _ABSTAINED if k < 0 else str(k) if names is None else names[k]
-        found.append(PictureRow(str(file), name, radius, certificate.space, certificate.soundness))
-    return found
-
-
-def _image(reading: Reading, file: Path) -> Tensor:
-    image: Tensor = reading.read(file).permute(2, 0, 1).float() / 255
-    return image
-
-
-def _batches(files: Sequence[Path], reading: Reading, size: int) -> Iterator[list[Path]]:
-    """Cut files into batches of pictures of one size: without ``resize`` and ``crop`` they come as they are."""
-    same: dict[tuple[int, ...], list[Path]] = {}
-    for file in files:
-        same.setdefault(tuple(reading.read(file).shape), []).append(file)
-    for group in same.values():
-        yield from (group[start : start + size] for start in range(0, len(group), size))
-
-
-def _refuse_bad(files: Sequence[Path], reading: Reading) -> None:
-    bad = []
+def _sizes(files: Sequence[Path], reading: Reading) -> list[tuple[int, ...]]:
+    """Return the shapes of pictures; all that cannot be used are named at once."""
+    shapes, bad = [], []
     for file in files:
         try:
-            reading.read(file)
+            shapes.append(tuple(reading.read(file).shape))
         except BadImageError as error:
             bad.append(str(error))
     if bad:
         raise BadImageError("\n".join([f"{len(bad)} of {len(files)} pictures cannot be used:", *bad[:20]]))
+    return shapes
+
+
+def _batches(shapes: Sequence[tuple[int, ...]], size: int) -> Iterator[list[int]]:
+    """Cut positions into batches of pictures of one size: without ``resize`` and ``crop`` they come as they are."""
+    same: dict[tuple[int, ...], list[int]] = {}
+    for i, shape in enumerate(shapes):
+        same.setdefault(shape, []).append(i)
+    for group in same.values():
+        yield from (group[start : start + size] for start in range(0, len(group), size))
 
 
 def pictures_in(folder: Path) -> list[Path]:

@@ -66,7 +66,7 @@ class GaussianMixtureDataModule(SplitDataModule):
         self.components = components
         self.distance = distance
         self.variances = variances
-        self._splits: dict[Split, _Points] = {}
+        self._splits: dict[Split, Points] = {}
 
     @property
     def class_names(self) -> list[str]:
@@ -101,12 +101,12 @@ class GaussianMixtureDataModule(SplitDataModule):
         if split not in self._splits:
             generator = torch.Generator().manual_seed(self.seed * 3 + SPLITS.index(split))
             points, labels = self.mixture.sample(self.sizes[split], generator)
-            self._splits[split] = _Points(points.float(), labels)
+            self._splits[split] = Points(points.float(), labels)
         return self._splits[split]
 
 
-class _Points(RowsDataset[FeatureBatch]):
-    """Points ``(N, 2)`` with labels ``(N,)``."""
+class Points(RowsDataset[FeatureBatch]):
+    """Features ``(N, D)`` with labels ``(N,)``, in memory."""
 
     def __init__(self, points: Tensor, labels: Tensor) -> None:
         self.points = points
@@ -121,5 +121,6 @@ class _Points(RowsDataset[FeatureBatch]):
 
     @property
     def labels(self) -> NDArray[np.int64]:
+        """See :class:`RowsDataset`."""
         labels: NDArray[np.int64] = self.target.numpy()
         return labels

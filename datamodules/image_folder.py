@@ -6,6 +6,7 @@ import atexit
 import re
 import shutil
 import tempfile
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -93,8 +94,7 @@ class ImageFolderDataModule(EncodedDataModule):
 
     def description(self) -> dict[str, Any]:
         """Names of the classes, and how files are read."""
-        reading = {name: getattr(self.reading, name) for name in ("mode", "resize", "crop", "convert")}
-        return {**super().description(), "reading": reading}
+        return {**super().description(), "reading": asdict(self.reading)}
 
     def make_source(self, split: Split) -> FolderSource:
         """List the files of a split."""

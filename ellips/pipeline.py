@@ -91,7 +91,8 @@ class ImageClassifier(nn.Module):
         """
         folder = RunFolder(Path(run))
         path = Path(run) if Path(run).is_file() else folder.checkpoint()
-        return cls._of(load_checkpoint(path), path, encoder or _recorded_encoder(path, folder))
+        checkpoint = load_checkpoint(path)
+        return cls._of(checkpoint, path, encoder or _recorded_encoder(checkpoint, path, folder))
 
     @classmethod
     def from_checkpoint(cls, path: str | PathLike[str], encoder: FrozenEncoder | nn.Module) -> ImageClassifier:
@@ -170,9 +171,9 @@ class ImageClassifier(nn.Module):
         return {"encoder": f"sha256:{state_digest(self.encoder)}", "head": f"sha256:{state_digest(self.head)}"}
 
 
-def _recorded_encoder(path: Path, folder: RunFolder) -> FrozenEncoder | nn.Module:
+def _recorded_encoder(checkpoint: Mapping[str, Any], path: Path, folder: RunFolder) -> FrozenEncoder | nn.Module:
     """Build the encoder that a checkpoint describes, or else the configuration of its run."""
-    found, where = (load_checkpoint(path).get("data") or {}).get("encoder"), path
+    found, where = (checkpoint.get("data") or {}).get("encoder"), path
     if found is None and folder.config.is_file():
         settings, where = read_configuration(folder.config), folder.config
         found = ((settings.get("data") or {}).get("init_args") or {}).get("encoder")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from datamodules.folder import Reading
 from ellips import FrozenEncoder, ImageClassifier
 from ellips.certificates import Certificate
 from ellips.commands import main
@@ -60,7 +62,7 @@ def test_the_configuration_is_short() -> None:
 def test_the_checkpoint_says_what_it_is_about(work: Path) -> None:
     recorded = torch.load(RUN.best, weights_only=True)["data"]
     assert recorded["class_names"] == list(CLASSES)
-    assert recorded["reading"] == {"mode": "L", "resize": None, "crop": None, "convert": False}
+    assert recorded["reading"] == asdict(Reading("L"))
     assert recorded["encoder"]["init_args"]["model"] == "digits"
 
 
@@ -143,6 +145,21 @@ def test_radii_on_the_image(work: Path) -> None:
     assert [float(row["radius"]) for row in rows] == pytest.approx(certificate.radius.tolist(), rel=1e-4)
 
 
+def test_more_pictures_than_share_alpha_are_refused(work: Path, tmp_path: Path) -> None:
+    """What two pictures share alpha for is not true of four together."""
+
+    def options(count: int) -> str:
+        given = f"{{sigma: 0.1, num_samples: 100, num_images: {count}}}"
+        return f"--certifiers=[{{class_path: ellips.input_certifiers.SmoothedDecision, init_args: {given}}}]"
+
+    words = ["predict", "pictures/test/one", "--out", str(tmp_path / "votes.csv")]
+    with pytest.raises(ValueError, match=f"num_images=2 images to share alpha=.* but got {TEST}"):
+        main([*words, options(2)])
+    assert not (tmp_path / "votes.csv").exists()
+    assert main([*words, options(TEST)]) == 0
+    assert {row["soundness"] for row in rows_of(tmp_path / "votes.csv")} == {"probabilistic"}
+
+
 def test_a_picture_without_a_class_has_none(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original: Any = ImageClassifier.from_run
 
@@ -158,7 +175,9 @@ def test_a_picture_without_a_class_has_none(work: Path, tmp_path: Path, monkeypa
         return classifier
 
     monkeypatch.setattr(ImageClassifier, "from_run", abstaining)
-    monkeypatch.setattr("ellips.commands.pictures.confirm", lambda ellips, z, certificate, prover: certificate)
+    monkeypatch.setattr(
+        "ellips.lightning_modules.certifier.confirm", lambda ellips, z, certificate, prover: certificate
+    )
     assert main(["predict", "pictures/test/one", "--out", str(tmp_path / "none.csv")]) == 0
     found = rows_of(tmp_path / "none.csv")
     assert {(row["class"], float(row["radius"])) for row in found} == {("none (abstained)", 0.0)}

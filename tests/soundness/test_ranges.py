@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -86,6 +87,22 @@ def test_a_changed_classifier_is_noticed_however_it_was_changed(kind: str, chang
     assert float(ellips.scale) == float(fresh.scale)
     if change is _through_numpy:
         assert float(ellips.scale) != scale
+
+
+@pytest.mark.parametrize("through", ["numpy", "data", "torch"])
+def test_numbers_written_above_the_diagonal_later_are_not_read(through: str) -> None:
+    """Triangular factors are used as they lie in the mixture, uncut; they need not stay triangular."""
+    ellips = random_mixture("full", 3, 4, seed=1)
+    z = random_points(ellips, 20, 1)
+    before = [ellips.certify(z, method) for method in METHODS]  # what is known of the factors is remembered by now
+    scores, held = ellips(z), ellips.precision_factors
+    above: Any = {"numpy": held.numpy(), "data": held.data, "torch": held}[through]
+    above[:, 0, 1:] = 7.0
+    assert torch.equal(ellips(z), scores)
+    for method, expected in zip(METHODS, before, strict=True):
+        found = ellips.certify(z, method)
+        assert torch.equal(found.radius, expected.radius)
+        assert check(ellips, z, found).all()
 
 
 def test_every_bit_and_every_place_counts() -> None:
