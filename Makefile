@@ -66,7 +66,7 @@ test-wheel: $(VENV)/.installed-test
 mutants: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(RUN) -m tests.mutants $(MODULES)
 
-# The documentation site, strictly, into site/. What the pages show is run by `make test`.
+# The documentation site, strictly, into site/. What the pages show is tested by `make test`.
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
