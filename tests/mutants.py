@@ -2,12 +2,14 @@
 
 ``python -m tests.mutants [MODULE ...]`` judges every mutant of the modules in `tests/mutants.toml` by the tests that it
 names. torch is imported once; a forked child then serves each mutant's source to the one module that is mutated, so
-that no file is changed. It fails where a mutant survives that the table does not accept, with a reason.
+that no file is changed. It fails where a mutant survives that the table does not accept, with a reason. ``--table``
+prints, of what was judged, how many mutants each module has, and what became of them.
 """
 
 from __future__ import annotations
 
 import argparse
+import compileall
 import gc
 import hashlib
 import importlib
@@ -24,7 +26,7 @@ import sys
 import time
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from importlib.metadata import entry_points
@@ -41,10 +43,17 @@ TABLE = ROOT / "tests" / "mutants.toml"
 # Imported before the children are forked. None of the project, which would be there before the mutant is.
 LIBRARIES = "torch torch.export torch._dynamo lightning torchmetrics torchvision timm scipy.stats scipy.optimize flint \
 hypothesis sklearn.discriminant_analysis matplotlib.pyplot jsonargparse".split()
-QUIET = """-q -x --tb=no --noconftest -p no:cacheprovider -p no:warnings -p no:unraisableexception
+QUIET = """-q -x --tb=no --assert=plain --noconftest -p no:cacheprovider -p no:warnings -p no:unraisableexception
 -p no:threadexception""".split()
 NOT_LOADED = 9
 _PATIENCE = 20
+_GRACE, _LONGER = 10, 5  # seconds of the processor, and times what a test takes otherwise: more counts as noticed
+KINDS = {
+    "spare": "a bound with more to spare",
+    "safe": "in the harmless direction",
+    "same": "no difference to any result",
+    "proven": "a proposal, proven or lowered by the kernel",
+}
 
 
 class _Mutated(importlib.machinery.SourceFileLoader):
@@ -71,10 +80,20 @@ class _Server:
 
 
 class _Judge:
-    """Runs the likeliest tests first, writes into a pipe how each ends, and stops at the first failure."""
+    """Runs the likeliest tests first, writes into a pipe how each ends, and stops at the first failure.
 
-    def __init__(self, pipe: int, order: Mapping[str, float], too_slow: set[str]) -> None:
+    Each test has so many seconds of the processor; those without a limit have the run's.
+    """
+
+    def __init__(self, pipe: int, order: Mapping[str, float], too_slow: set[str], limits: Mapping[str, float]) -> None:
         self.pipe, self.order, self.too_slow, self.used = pipe, order, too_slow, time.process_time()
+        self.limits = limits
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        if nodeid in self.limits:
+            most = resource.getrlimit(resource.RLIMIT_CPU)[1]
+            end = min(math.ceil(time.process_time() + self.limits[nodeid]), most)
+            resource.setrlimit(resource.RLIMIT_CPU, (end, most))
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         items[:] = [item for item in items if item.nodeid not in self.too_slow]
@@ -90,10 +109,17 @@ class _Judge:
 
 @dataclass
 class Verdict:
-    """How a run of the tests ended: the exit status, negative where it was killed, with the reports of the tests."""
+    """How a run of the tests ended.
+
+    Attributes:
+        status: The exit status, negative where it was killed.
+        reports: Of the tests.
+        seconds: Of the processor.
+    """
 
     status: int
     reports: list[dict[str, Any]]
+    seconds: float
 
 
 def run(file: str, source: str, tests: Sequence[str], limit: float, judge: Callable[[int], object]) -> Verdict:
@@ -118,9 +144,10 @@ def run(file: str, source: str, tests: Sequence[str], limit: float, judge: Calla
         text += more
     if more is None:
         os.killpg(child, signal.SIGKILL)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    _, status, used = os.wait4(child, 0)
     os.close(reading)
-    return Verdict(status, [json.loads(line) for line in text.decode().splitlines()])
+    reports = [json.loads(line) for line in text.decode().splitlines()]
+    return Verdict(os.waitstatus_to_exitcode(status), reports, used.ru_utime + used.ru_stime)
 
 
 def _read(pipe: int, seconds: float) -> bytes | None:
@@ -129,42 +156,89 @@ def _read(pipe: int, seconds: float) -> bytes | None:
 
 
 class Module:
-    """A module, its tests, and which of them are likely to notice a mutant soon."""
+    """A module, its tests, and which of them are likely to notice a mutant soon.
 
-    def __init__(self, file: str, tests: Sequence[str], too_slow: float) -> None:
-        self.file, self.tests, self.source = file, tests, (ROOT / file).read_text()
-        self.digest = _digest(str(too_slow), *(path.read_text() for test in tests for path in _files(test)))
+    Args:
+        file: The module.
+        tests: Files, folders or single tests.
+        too_slow: Seconds; slower tests are left out.
+        caught: Which tests have noticed mutants of the module before, and how many.
+    """
+
+    def __init__(self, file: str, tests: Sequence[str], too_slow: float, caught: Counter[str] | None = None) -> None:
+        self.file, self.source = file, (ROOT / file).read_text()
+        texts = {test: [path.read_text() for path in _files(test)] for test in tests}
+        self.tests = {_digest(str(too_slow), test, *texts[test]): test for test in tests}
         self.too_slow, self.limit = too_slow, 600.0
         self.seconds: dict[str, float] = {}
-        self.caught = Counter[str]()
+        self.caught = Counter[str]() if caught is None else caught
 
-    def prepare(self) -> None:
-        """Run the tests on the module as it is.
+    def prepare(self, digests: set[str]) -> None:
+        """Run tests on the module as it is.
 
         Raises:
             RuntimeError: If they fail, or do not load the module.
         """
-        verdict = run(self.file, self.source, self.tests, self.limit, lambda pipe: _Judge(pipe, {}, set()))
+        tests = [test for digest, test in self.tests.items() if digest in digests]
+        verdict = run(self.file, self.source, tests, self.limit, lambda pipe: _Judge(pipe, {}, set(), {}))
         failed = [report["test"] for report in verdict.reports if report["failed"]]
         if verdict.status:
             raise RuntimeError(f"Expected the tests of {self.file} to pass but got {verdict.status}: {failed}.")
         for report in verdict.reports:
             self.seconds[report["test"]] = self.seconds.get(report["test"], 0.0) + report["seconds"]
-        slow = {test for test, seconds in self.seconds.items() if seconds > self.too_slow}
-        self.seconds = {test: seconds for test, seconds in self.seconds.items() if test not in slow}
-        self.left_out, self.limit = slow, 20 + 4 * sum(self.seconds.values())
+        self.take(self.seconds)
 
-    def judge(self, mutant: str) -> dict[str, Any]:
-        """Return whether a mutant survives, or which test notices it."""
+    def take(self, seconds: Mapping[str, float]) -> None:
+        """Take over how long the tests take."""
+        self.left_out = {test for test, of in seconds.items() if of > self.too_slow}
+        self.seconds = {test: of for test, of in seconds.items() if test not in self.left_out}
+        self.limit = 20 + 4 * sum(self.seconds.values())
+
+    def judge(self, mutant: str, digests: set[str], first: str | None = None) -> dict[str, Any]:
+        """Return whether a mutant survives some of the tests, or which one notices it."""
         order = {test: (1 + 20 * self.caught[test]) / (0.02 + seconds) for test, seconds in self.seconds.items()}
-        start = time.monotonic()
-        verdict = run(self.file, mutant, self.tests, self.limit, lambda pipe: _Judge(pipe, order, self.left_out))
+        order[first or ""] = math.inf
+        limits = {test: _GRACE + _LONGER * seconds for test, seconds in self.seconds.items()}
+        tests = [test for digest, test in self.tests.items() if digest in digests]
+        verdict = run(self.file, mutant, tests, self.limit, lambda pipe: _Judge(pipe, order, self.left_out, limits))
         by = next((report["test"] for report in verdict.reports if report["failed"]), f"exit {verdict.status}")
-        if verdict.status == 0:
-            by = None
+        survived = verdict.status == 0
+        return {"survived": survived, "by": None if survived else by, "seconds": round(verdict.seconds, 2)}
+
+
+class Results:
+    """What was judged: kept by the mutant's whole source, and, if it survived, by the tests that it survived."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.noticed: set[tuple[str, str]] = set()
+        self.survived: dict[tuple[str, str], set[str]] = {}
+        self.by: dict[tuple[str, str], str] = {}  # of a mutant by name: what is around it may have changed
+        self.caught: dict[str, Counter[str]] = {}
+        self.passed: dict[tuple[str, str], dict[str, float]] = {}  # how long tests took that modules pass
+        for line in path.read_text().splitlines() if path.exists() else ():
+            self._take(json.loads(line))
+
+    def _take(self, record: dict[str, Any]) -> None:
+        file, key = record["file"], (record["file"], record["digest"])
+        if "passed" in record:
+            self.passed[file, record["tests"] + record["digest"]] = record["passed"]
+        elif record["survived"]:
+            self.survived.setdefault(key, set()).update(record["tests"].split())
         else:
-            self.caught[by] += 1
-        return {"survived": by is None, "by": by, "seconds": round(time.monotonic() - start, 2)}
+            self.noticed.add(key)
+            self.by[file, record["mutant"]] = record["by"]
+            self.caught.setdefault(file, Counter())[record["by"]] += 1
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Keep a record."""
+        with self.path.open("a") as lines:
+            lines.write(json.dumps(record) + "\n")
+        self._take(record)
+
+    def left(self, key: tuple[str, str], tests: Iterable[str]) -> set[str]:
+        """Return the tests that a mutant has not survived yet; none if one has noticed it."""
+        return set() if key in self.noticed else set(tests) - self.survived.get(key, set())
 
 
 # ------------------------------------------------------------------ all of them
@@ -185,6 +259,8 @@ def _import_libraries() -> None:
         importlib.import_module(name)
     for plugin in entry_points(group="pytest11"):
         plugin.load()
+    for folder in ("ellips", "tests"):  # once, where each child would do it anew
+        compileall.compile_dir(ROOT / folder, quiet=1)
     import hypothesis
     import torch
 
@@ -196,36 +272,62 @@ def _import_libraries() -> None:
     gc.freeze()
 
 
+def find_mutants(module: Module, skipped: str, every: int = 1) -> dict[str, tuple[str, tuple[str, str]]]:
+    """Return the source and the key in the results of each mutant, by name."""
+    found = {name: mutant for name, mutant in mutants(module.source).items() if not re.search(skipped, name)}
+    return {name: (found[name], (module.file, _digest(found[name]))) for name in list(found)[::every]}
+
+
 def judge_all(files: Sequence[str], table: Mapping[str, Any], given: argparse.Namespace) -> dict[str, list[str]]:
     """Judge the mutants of modules, and return the names of those that survive, by module."""
-    known: dict[tuple[str, str, str | None], dict[str, Any]] = {}
-    for line in given.results.read_text().splitlines() if given.results.exists() else ():
-        old = json.loads(line)
-        known[old["file"], old["digest"], old["tests"] if old["survived"] else None] = old
-    survived = {(file, digest) for file, digest, tests in known if tests}
+    results = Results(given.results)
     alive: dict[str, list[str]] = {}
     for file in files:
-        module = Module(file, table["tests"][file], given.slowest)
-        found = {
-            name: mutant for name, mutant in mutants(module.source).items() if not re.search(table["skipped"], name)
-        }
-        found = dict(list(found.items())[:: given.every])
-        keys = {name: (file, _digest(mutant)) for name, mutant in found.items()}
-        todo = [name for name, key in keys.items() if (*key, None) not in known and (*key, module.digest) not in known]
-        todo.sort(key=lambda name: (file, keys[name][1]) in survived)  # those that survived other tests come last
+        module = Module(file, table["tests"][file], given.slowest, results.caught.setdefault(file, Counter()))
+        found = find_mutants(module, table["skipped"], given.every)
+        left = {name: results.left(key, module.tests) for name, (_, key) in found.items()}
+        todo = [name for name in found if left[name]]
+        todo.sort(key=lambda name: found[name][1] in results.survived)  # those that survived other tests come last
         if todo:
-            module.prepare()
+            tests = " ".join(sorted(set().union(*(left[name] for name in todo))))
+            source = _digest(module.source)
+            if (file, tests + source) in results.passed:
+                module.take(results.passed[file, tests + source])
+            else:
+                module.prepare(set(tests.split()))
+                seconds = {**module.seconds, **dict.fromkeys(module.left_out, math.inf)}
+                results.add({"file": file, "digest": source, "tests": tests, "passed": seconds})
         for count, name in enumerate(todo, 1):
-            verdict = module.judge(found[name])
-            record = {"file": file, "mutant": name, "digest": keys[name][1], "tests": module.digest, **verdict}
-            with given.results.open("a") as lines:
-                lines.write(json.dumps(record) + "\n")
-            known[(*keys[name], module.digest if record["survived"] else None)] = record
-            if record["survived"]:
+            mutant, key = found[name]
+            verdict = module.judge(mutant, left[name], results.by.get((file, name)))
+            tests = " ".join(sorted(left[name]))
+            results.add({"file": file, "mutant": name, "digest": key[1], "tests": tests, **verdict})
+            if verdict["survived"]:
                 print(f"{file} {count}/{len(todo)} SURVIVED {name}", flush=True)
-        alive[file] = [name for name, key in keys.items() if (*key, None) not in known]
+        alive[file] = [name for name, (_, key) in found.items() if key not in results.noticed]
         print(f"{file}: {len(found)} mutants, {len(found) - len(alive[file])} noticed", flush=True)
     return alive
+
+
+def print_table(files: Sequence[str], table: Mapping[str, Any], given: argparse.Namespace) -> None:
+    """Print, of what was judged, how many mutants each module has, and what became of them."""
+    results = Results(given.results)
+    columns = ["mutants", "noticed", *KINDS, "survive", "not judged"]
+    print(f"| {' | '.join(['module', *columns])} |\n|---|{'---|' * len(columns)}")
+    whole = Counter[str]()
+    for file in files:
+        module = Module(file, table["tests"][file], given.slowest)
+        kinds = {n: entry["kind"] for entry in table["accepted"] if entry["module"] == file for n in entry["mutants"]}
+        row = Counter[str]()
+        for name, (_, key) in find_mutants(module, table["skipped"]).items():
+            left = results.left(key, module.tests)
+            noticed = key in results.noticed
+            row["noticed" if noticed else "not judged" if left else kinds.get(name, "survive")] += 1
+        row["mutants"] = sum(row.values())
+        whole += row
+        print(f"| {' | '.join([f'`{file}`', *(str(row[column]) for column in columns)])} |", flush=True)
+    print(f"| {' | '.join(['all', *(str(whole[column]) for column in columns)])} |\n")
+    print("\n".join(f"- {kind}: {what}" for kind, what in KINDS.items()))
 
 
 def main() -> int:
@@ -236,7 +338,11 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=ROOT / "runs" / "mutants.jsonl", help="judged ones are skipped")
     parser.add_argument("--slowest", type=float, default=6.0, help="seconds; slower tests are left out")
     parser.add_argument("--every", type=int, default=1, help="judge a sample: one mutant in so many")
+    parser.add_argument("--table", action="store_true", help="judge nothing: print what was judged")
     given = parser.parse_args()
+    if given.table:
+        print_table(given.modules, table, given)
+        return 0
     given.results.parent.mkdir(parents=True, exist_ok=True)
     _import_libraries()
     alive = judge_all(given.modules, table, given)

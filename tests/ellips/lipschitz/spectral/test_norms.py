@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from ellips.lipschitz.capture.graph import UnprovenOperationError
-from ellips.lipschitz.spectral.norms import convolution_norm, gram_norm, matrix_norm, resize_matrices
+from ellips.lipschitz.spectral.norms import convolution_norm, finite, gram_norm, matrix_norm, resize_matrices, times
 
 # out, in, kernel, stride, dilation, groups, padding, height, width
 CONVOLUTIONS = [
@@ -46,6 +46,38 @@ def test_no_frequency_is_left_out(axis: int) -> None:
         basis = torch.eye(size, dtype=torch.float64).view(-1, 1, *shape)
         matrix = functional.conv2d(basis, weight, padding=(1 - axis, axis)).flatten(1)
         assert convolution_norm(weight, shape) >= float(torch.linalg.matrix_norm(matrix, ord=2))
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("dilation", [1, 2, 3, 5])
+def test_taps_that_lie_far_apart_do_not_meet_behind_the_edge(dilation: int, axis: int) -> None:
+    """They would cancel on a torus that is too small."""
+    taps = torch.tensor([1.0, -1.0, 1.0], dtype=torch.float64)
+    for size in range(1, 8):
+        shape, spread, padding = [1, 1], [1, 1], [0, 0]
+        shape[axis], spread[axis], padding[axis] = size, dilation, 2 * dilation
+        weight = taps.view(1, 1, *((3, 1) if axis == 0 else (1, 3)))
+        basis = torch.eye(size, dtype=torch.float64).view(-1, 1, *shape)
+        matrix = functional.conv2d(basis, weight, padding=padding, dilation=spread).flatten(1)
+        assert convolution_norm(weight, shape, dilation=spread) >= float(torch.linalg.matrix_norm(matrix, ord=2))
+
+
+@pytest.mark.parametrize("norm", [torch.inf, -torch.inf, torch.nan, -1e-300])
+def test_a_norm_is_a_number_and_not_negative(norm: float) -> None:
+    with pytest.raises(UnprovenOperationError, match="finite"):
+        finite(norm)
+    with pytest.raises(UnprovenOperationError, match="finite"):
+        times(1.0, norm)
+    with pytest.raises(UnprovenOperationError, match="finite"):
+        times(norm, 0.0)
+
+
+def test_products_that_leave_the_range_of_numbers_are_refused() -> None:
+    assert times(3.0, 0.5) == 1.5
+    assert times(0.0, 1e-300) == times(1e-300, 0.0) == 0.0
+    for left, right in ((1e-200, 1e-100), (1e-291, 1.0), (1.0, 1e-291), (1e200, 1e200)):
+        with pytest.raises(UnprovenOperationError, match=r"range of numbers|finite"):
+            times(left, right)
 
 
 def test_a_single_number_has_its_own_norm() -> None:
@@ -101,3 +133,14 @@ def test_a_resize_from_32_to_224_has_the_known_norm(mode: str, known: float) -> 
         lambda images, size: functional.interpolate(images, size=size, mode=mode), (32, 32), (224, 224)
     )
     assert abs(matrix_norm(tall) * matrix_norm(wide) - known) < 0.05
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize(("size", "out"), [((5, 7), (3, 9)), ((4, 3), (6, 2)), ((2, 6), (2, 3))])
+def test_a_resize_is_its_two_matrices(size: tuple[int, int], out: tuple[int, int], antialias: bool) -> None:
+    def resize(images: torch.Tensor, to: list[int]) -> torch.Tensor:
+        return functional.interpolate(images, size=to, mode="bilinear", antialias=antialias)
+
+    images = torch.rand(1, 1, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    tall, wide = resize_matrices(resize, size, out)
+    torch.testing.assert_close(tall @ images @ wide.T, resize(images, list(out)))
