@@ -269,6 +269,31 @@ def test_matrices_a_little_above_singular_are_proven(size: int) -> None:
     assert usable.any()
 
 
+def test_classes_of_one_shape_take_no_errors_from_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many problems as dimensions, of very different sizes: where b vanishes, there is only what it rounds by."""
+    pulls: list[Tensor] = []
+
+    def spy(stiff: Tensor, b: Tensor, corner: Tensor) -> Tensor:
+        pulls.append(b)
+        return torch.zeros(len(b), dtype=torch.bool)
+
+    monkeypatch.setattr(verify, "_arrow", spy)
+    ellips = Ellips(5, 4)
+    ellips.precision_factors[:] = torch.eye(4, dtype=ALL)
+    ellips.means[:4] = torch.eye(4, dtype=ALL) * 2.0 ** torch.tensor([0, 40, -20, 7]).double()
+    ellips.fitted.fill_(True)
+    kernel, z, one = Kernel(ellips), ellips.means[:4], torch.ones(4, dtype=ALL)
+    p, r = torch.arange(4), torch.full((4,), 4)
+    kernel.unreached(z, (p, r), 9 * one, one, one)
+    for i in range(4):
+        row = slice(i, i + 1)
+        kernel.unreached(z[row], (p[row], r[row]), 9 * one[row], one[row], one[row])
+        for j in range(4):
+            size = float(ellips.means[i, i])
+            assert float(pulls[-1][0, j]) == pytest.approx(size if i == j else rounding(12) * size, rel=1e-9)
+    assert torch.allclose(pulls[0], torch.cat(pulls[1:]), rtol=1e-10, atol=0)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1.0, 0.0, 1e-200, 1e305])
 @pytest.mark.parametrize("place", [(0, 0), (2, 2), (2, 0), (1, 0)])
 def test_numbers_out_of_range_prove_nothing(value: float, place: tuple[int, int]) -> None:
