@@ -68,6 +68,7 @@ AFFINE: dict[str, Function] = {
     "a matrix from the left": lambda x: torch.mm(WEIGHT.to(x), x.flatten(1).T).T,
     "large means": lambda x: x + functional.adaptive_avg_pool2d(x, 1),
     "means of windows that overlap": lambda x: functional.adaptive_avg_pool2d(x, (3, 4)),
+    "means of windows smaller than a pixel": lambda x: functional.adaptive_avg_pool2d(x, (8, 18)),
     "resized and resized": lambda x: functional.interpolate(x, (7, 3), mode="bilinear").flip(2),
     "resized with its corners": lambda x: functional.interpolate(x, (9, 5), mode="bicubic", align_corners=True),
     "resized and added": lambda x: x[:, :, :, :4] + functional.interpolate(x, (4, 4), mode="bilinear"),
@@ -94,6 +95,9 @@ AFFINE: dict[str, Function] = {
     "a sum with what drops nothing": lambda x: x + 2 * functional.dropout(x, 0.3, training=False),
     "a sum with copies": lambda x: x + 2 * x.clone().contiguous().detach(),
     "a sum with what is padded": lambda x: functional.pad(x, (1, 0)) + 2 * functional.pad(x, (0, 1)),
+    "a norm after a convolution": lambda x: functional.batch_norm(
+        functional.conv2d(x, KERNEL.to(x), padding=1), torch.zeros(3).to(x), torch.tensor([1e-4, 4.0, 1.0]).to(x)
+    ),
     "a norm after a layer": lambda x: functional.batch_norm(
         functional.linear(x.flatten(1), WEIGHT.to(x)), torch.zeros(5).to(x), VARIANCE.to(x)
     ),
@@ -361,6 +365,8 @@ REFUSED: dict[str, Function] = {
     "windows cut beyond their padding": lambda x: functional.avg_pool2d(x, (4, 3), 3, (1, 0), ceil_mode=True),
     "statistics of the image": lambda x: functional.batch_norm(x, x.mean((0, 2, 3)), torch.ones(2).to(x)),
     "a variance of zero": lambda x: functional.batch_norm(x, torch.zeros(2), torch.zeros(2), eps=0.0),
+    "windows cut at the end": lambda x: functional.avg_pool2d(x, (2, 3), 3, ceil_mode=True),
+    "windows cut by what pads them": lambda x: functional.avg_pool2d(x, (2, 3), 3, (1, 0), ceil_mode=True),
     "cut windows": lambda x: functional.avg_pool2d(x, (3, 4), stride=2, ceil_mode=True),
     "sorted positions": lambda x: x.sort(1)[1].to(x),
     "another length": lambda x: torch.linalg.vector_norm(x, ord=1, dim=1),
