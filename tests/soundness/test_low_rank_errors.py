@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ellips import Ellips
 from ellips.certificates import verify_low_rank
+from ellips.certificates.ties import StoredClass, _square, margin_sign
 from ellips.certificates.verify import rounding
 from ellips.certificates.verify_low_rank import LowRankFarRivals, LowRankKernel
 from tests.soundness.generators import Draw
@@ -225,3 +226,24 @@ def test_matrices_behind_bends_have_the_errors_that_theory_asks_for(monkeypatch:
             asked = float(gamma(3 * dim + 6)) * size * size.sum(1, keepdim=True)
             assert (error >= asked).all()
             assert (error <= 3 * asked + 1e-30).all()
+
+
+def test_squares_that_ties_are_decided_by_are_exact() -> None:
+    """‖y‖² − Σ (1 − s²)(q·y)² in rational numbers, and its sign against a class without directions."""
+    for seed in range(20):
+        draw = Draw(seed)
+        ellips = drawn(draw, 3, 2, draw.integer(-3, 3))
+        z, a = draw.normal(3), matrix(ellips.precision_factors)
+        found: list[tuple[Fraction, StoredClass]] = []
+        for k in range(2):
+            y = [dot(row, [p - m for p, m in zip(exact(z), exact(ellips.means[k]), strict=True)]) for row in a]
+            pairs = zip(exact(ellips.scales[k]), ellips.directions[k], strict=True)
+            square = dot(y, y) - sum((1 - s * s) * dot(exact(q), y) ** 2 for s, q in pairs)
+            of = (ellips.precision_factors.tolist(), 0.0, ellips.directions[k].tolist(), ellips.scales[k].tolist())
+            found.append((square, StoredClass(ellips.means[k].tolist(), *of)))
+            assert _square(z.tolist(), found[-1][1]) == square
+        (first, one), (second, other) = found
+        other = other._replace(scales=one.scales)  # of one determinant: the squares alone decide
+        square = _square(z.tolist(), other)
+        assert margin_sign(z.tolist(), one, other) == (square > first) - (square < first)
+        assert first != second
