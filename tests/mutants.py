@@ -286,7 +286,7 @@ def judge_all(files: Sequence[str], table: Mapping[str, Any], given: argparse.Na
         module = Module(file, table["tests"][file], given.slowest, results.caught.setdefault(file, Counter()))
         found = find_mutants(module, table["skipped"], given.every)
         left = {name: results.left(key, module.tests) for name, (_, key) in found.items()}
-        todo = [name for name in found if left[name]]
+        todo = [name for name in found if left[name] and re.search(given.only, name)]
         todo.sort(key=lambda name: found[name][1] in results.survived)  # those that survived other tests come last
         if todo:
             tests = " ".join(sorted(set().union(*(left[name] for name in todo))))
@@ -304,8 +304,10 @@ def judge_all(files: Sequence[str], table: Mapping[str, Any], given: argparse.Na
             results.add({"file": file, "mutant": name, "digest": key[1], "tests": tests, **verdict})
             if verdict["survived"]:
                 print(f"{file} {count}/{len(todo)} SURVIVED {name}", flush=True)
-        alive[file] = [name for name, (_, key) in found.items() if key not in results.noticed]
-        print(f"{file}: {len(found)} mutants, {len(found) - len(alive[file])} noticed", flush=True)
+        noticed = {name for name, (_, key) in found.items() if key in results.noticed}
+        alive[file] = [n for n, (_, key) in found.items() if n not in noticed and not results.left(key, module.tests)]
+        unknown = len(found) - len(noticed) - len(alive[file])
+        print(f"{file}: {len(found)} mutants, {len(noticed)} noticed, {unknown} not judged", flush=True)
     return alive
 
 
@@ -338,6 +340,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=ROOT / "runs" / "mutants.jsonl", help="judged ones are skipped")
     parser.add_argument("--slowest", type=float, default=6.0, help="seconds; slower tests are left out")
     parser.add_argument("--every", type=int, default=1, help="judge a sample: one mutant in so many")
+    parser.add_argument("--only", default="", help="judge those whose name matches this regular expression, no others")
     parser.add_argument("--table", action="store_true", help="judge nothing: print what was judged")
     given = parser.parse_args()
     if given.table:
@@ -348,7 +351,11 @@ def main() -> int:
     alive = judge_all(given.modules, table, given)
     accepted = {(entry["module"], name) for entry in table.get("accepted", ()) for name in entry["mutants"]}
     left = [(file, name) for file, names in alive.items() for name in names if (file, name) not in accepted]
-    gone = [(f, name) for f, name in sorted(accepted) if given.every == 1 and f in alive and name not in alive[f]]
+    gone = [
+        (f, name)
+        for f, name in sorted(accepted)
+        if given.every == 1 and not given.only and f in alive and name not in alive[f]
+    ]
     for what, which in (("Accepted, but noticed or not there", gone), ("Survived", left)):
         for file, name in which:
             print(f"{what}: {file}: {name}")
