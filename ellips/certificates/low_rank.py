@@ -112,7 +112,8 @@ class LowRankGeometry(Geometry):
     @cached_property
     def spread(self) -> Tensor:
         """√(Σ_j (E_kj ‖q_kj‖)²), shape ``(K,)``."""
-        return (self.strengths * self.lengths).norm(dim=1)
+        spread: Tensor = (self.strengths * self.lengths).norm(dim=1)
+        return spread
 
     def reach(self, norm: Tensor, classes: Tensor) -> Tensor:
         """Bound ‖P_k(z − μ_k)‖ in the sense in which its rounding goes with it, here and in the verified kernel.
