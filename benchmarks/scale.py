@@ -1,8 +1,8 @@
 """ImageNet's size, rehearsed: everything behind the encoder with 1,000 classes in 1,024 dimensions, and a ViT-L/14.
 
-``python -m benchmarks.scale [--quick] [--gigabytes G] [--stages NAME ...] [--json FILE]``. T is what full covariances of all classes take,
-K d² float64 numbers: 8.4 GB. Every stage runs in processes of its own; its peak counts all that they hold, Python and
-torch as well (Linux).
+``python -m benchmarks.scale [--quick] [--gigabytes G] [--stages NAME ...] [--json FILE]``. T is what full covariances
+of all classes take, K d² float64 numbers: 8.4 GB. Every stage runs in processes of its own; its peak counts all that
+they hold, Python and torch as well (Linux).
 
 - ``pipeline``: ``train.py`` with ``configs/model/paper_imagenet.yaml`` on synthetic features, in one process and in
   two: it trains an epoch, fits, selects regularisation, certifies, writes a checkpoint, and is then resumed from it.
