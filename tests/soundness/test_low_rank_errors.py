@@ -49,6 +49,14 @@ def strengths(ellips: Ellips, k: int) -> tuple[list[Fraction], list[Fraction], F
     return a, lengths, sum((x * y * y for x, y in zip(a, lengths, strict=True)), Fraction(0))
 
 
+def pull_strength(ellips: Ellips, k: int) -> Fraction:
+    """κ': the less of κ and ρ √(Σ a_j² ‖q_j‖²), ρ² the largest sum of a row of |QQᵀ|."""
+    a, lengths, kappa = strengths(ellips, k)
+    rows = [exact(q) for q in ellips.directions[k]]
+    widest = max((sum(abs(dot(p, q)) for q in rows) for p in rows), default=Fraction(0))
+    return min(kappa, root(widest) * length([x * y for x, y in zip(a, lengths, strict=True)])) if rows else kappa
+
+
 def needed(ellips: Ellips, z: Tensor, k: int, y: list[Fraction]) -> Fraction:
     """What item 3 takes for the error of a score, and the verified kernel for the rest of it."""
     d, r = ellips.dim, ellips.scales.shape[1]
@@ -111,14 +119,14 @@ def test_logarithms_of_scales_have_their_errors() -> None:
 
 @pytest.mark.parametrize(("dim", "rank"), [(1, 0), (1, 1), (2, 1), (5, 3), (12, 10), (40, 3)])
 def test_entries_and_pulls_have_the_operations_that_theory_counts(dim: int, rank: int) -> None:
-    """Items 1 and 2: γ_{3d+2r+2} (κ_r + κ_p) n nᵀ, and γ_{4d+r+4} (1 + κ) n h."""
+    """Items 1 and 2: γ_{3d+2r+2} (κ'_r + κ'_p) n nᵀ, and γ_{4d+r+4} (1 + κ') n h."""
     ellips = drawn(Draw(dim), dim, rank, 3)
     kernel = LowRankKernel(ellips)
     assert kernel.entries >= 3 * dim + 2 * rank + 2
     assert kernel.ops >= 4 * dim + rank + 4
     n = [length(c) for c in columns(matrix(ellips.precision_factors))]
     for k in range(2):
-        _, _, kappa = strengths(ellips, k)
+        kappa = pull_strength(ellips, k)
         for found, plain, own in zip(kernel.columns[k], kernel.plain, n, strict=True):
             assert number(found) ** 2 >= (1 + kappa) * own * own * (1 - 64 * U)
             assert number(plain) >= own * (1 - 64 * U)
