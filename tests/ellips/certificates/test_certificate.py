@@ -21,10 +21,10 @@ def _bound(constant: list[float], ball: list[float], soundness: str = "estimated
 
 
 def test_the_input_radius_is_the_smaller_of_ratio_and_ball() -> None:
-    certificate = _certificate([1.0, 1.0, math.inf, math.inf, 0.0, 1.0, math.inf])
-    bound = _bound([2.0, 0.5, 3.0, 1.0, 0.0, math.inf, math.inf], [9.0, 0.7, 0.4, math.inf, 5.0, 1.0, 1.0])
+    certificate = _certificate([1.0, 1.0, math.inf, math.inf, 0.0, 1.0, math.inf, 0.3])
+    bound = _bound([2.0, 0.5, 3.0, 1.0, 0.0, math.inf, math.inf, 1.0], [9.0, 0.7, 0.4, math.inf, 5.0, 1.0, 1.0, 8.0])
     moved = certificate.to_input(bound)
-    expected = torch.tensor([0.5, 0.7, 0.4, math.inf, 0.0, 0.0, 0.0]).double()
+    expected = torch.tensor([0.5, 0.7, 0.4, math.inf, 0.0, 0.0, 0.0, 0.3]).double()
     torch.testing.assert_close(moved.radius, expected, rtol=1e-6, atol=0)
     assert (moved.radius * bound.constant.double() <= certificate.radius)[:2].all()
     assert (moved.space, moved.soundness, moved.source) == ("input", "estimated", "test")
@@ -86,3 +86,4 @@ def test_parts_join_to_the_whole() -> None:
     joined = Certificate.cat([whole[:1], whole[1:]])
     assert torch.equal(joined.radius, whole.radius)
     assert len(joined) == 3
+    assert torch.equal(Certificate.cat([whole]).radius, whole.radius)
