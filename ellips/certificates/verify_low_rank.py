@@ -41,9 +41,9 @@ class LowRankKernel(Kernel):
     """
 
     def __init__(self, mixture: Mixture) -> None:
-        factor, directions, scales = (
+        means, factor, directions, scales = (
             x.detach().to("cpu", torch.float64, copy=True)
-            for x in (mixture.precision_factors, mixture.directions, mixture.scales)
+            for x in (mixture.means, mixture.precision_factors, mixture.directions, mixture.scales)
         )
         (classes, self.rank), dim = scales.shape, mixture.dim
         # Logarithms of scales and priors, which the offsets are made of, are those of a mixture with these numbers.
@@ -51,7 +51,7 @@ class LowRankKernel(Kernel):
         logs.precision_factors = scales if self.rank else torch.ones(classes, 1, dtype=torch.float64)
         logs.log_priors = mixture.log_priors.detach()
         super().__init__(logs)
-        self.means, self.directions, self.scales = mixture.means.detach().to("cpu", torch.float64), directions, scales
+        self.means, self.directions, self.scales = means, directions, scales
         self.dim, self.diagonal, self.factors = dim, False, factor.tril_().unsqueeze(0)
         self.entries, self.ops = 3 * dim + 2 * self.rank + 8, 4 * dim + self.rank + 8
         lengths = directions.norm(dim=2)
