@@ -98,14 +98,15 @@ def test_scores_have_the_errors_that_theory_asks_for(power: int) -> None:
     hold(drawn(Draw(0), 12, 10, power), Draw(1).normal(1, 12))
 
 
-@pytest.mark.parametrize("along", [0.0, 2.0**-45, 2.0**-20, 1.0])
-@pytest.mark.parametrize("scale", [2.0**30, 2.0**50])
+@pytest.mark.parametrize("along", [0.0, 2.0**-45, 2.0**-20, 2.0**-5, 1.0])
+@pytest.mark.parametrize("scale", [2.0**10, 2.0**30, 2.0**50])
 def test_scores_have_their_errors_where_what_is_taken_off_is_nearly_nothing(along: float, scale: float) -> None:
     """y all but at right angles to a direction that weighs much: its own error, once or squared, is all there is."""
     for dim in (2, 3, 7):
         directions = torch.eye(dim, dtype=ALL)[1].expand(2, 1, dim)
         ellips = mixture(torch.eye(dim, dtype=ALL), directions, torch.full((2, 1), scale, dtype=ALL))
-        hold(ellips, torch.eye(dim, dtype=ALL)[:1] + along * torch.eye(dim, dtype=ALL)[1:2])
+        for size in (1.0, 2.0**-30):
+            hold(ellips, size * (torch.eye(dim, dtype=ALL)[:1] + along * torch.eye(dim, dtype=ALL)[1:2]))
 
 
 @pytest.mark.parametrize("steep", [20, 60])
@@ -150,6 +151,19 @@ def test_lengths_of_columns_are_above_what_underflow_leaves() -> None:
         assert (kernel.columns >= 2.0**-power).all()
 
 
+@pytest.mark.parametrize(
+    ("size", "scale", "usable"),
+    [(0.5, 3.0, True), (0.499, 3.0, False), (2.0, 3.0, True), (2.001, 3.0, False), (1.0, -(2.0**99), True),
+     (1.0, 2.0**101, False), (1.0, -(2.0**101), False), (1.0, math.nan, False), (math.nan, 3.0, False)],
+)  # fmt: skip
+def test_numbers_beyond_what_the_proof_takes_are_not_used(size: float, scale: float, usable: bool) -> None:
+    directions, scales = torch.ones(2, 2, 2, dtype=ALL) / 2**0.5, torch.full((2, 2), 3.0, dtype=ALL)
+    directions[1, 1], scales[1, 1] = size * torch.eye(2, dtype=ALL)[0], scale
+    kernel = LowRankKernel(mixture(torch.eye(2), directions, scales))
+    assert bool(kernel.factors.isfinite().all()) == usable
+    assert bool(kernel.factors.isfinite().any()) == usable
+
+
 def test_classes_are_of_one_shape_only_if_directions_and_scales_are() -> None:
     directions = torch.eye(2, dtype=ALL).unsqueeze(1)
     scales = torch.full((2, 1), 3.0, dtype=ALL)
@@ -181,20 +195,21 @@ def test_pulls_of_one_shape_have_their_errors_and_no_others(monkeypatch: pytest.
     ellips = Ellips(5, 4, covariance_type="low_rank", rank=1)
     ellips.precision_factors[:] = torch.diag(torch.tensor([1.0, 2.0, 4.0, 8.0]))
     ellips.directions[:], ellips.scales[:] = torch.eye(4)[:1], 3.0
-    sizes = 2.0 ** torch.tensor([0, 40, -20, 7]).double()
+    sizes = torch.tensor([-1.0, 2.0**40, -(2.0**-20), 2.0**7], dtype=ALL)
     ellips.means[:] = torch.tensor([3.0, -5.0, 1.0, 2.0])
     ellips.means[:4] += torch.diag(sizes)
     ellips.fitted.fill_(True)
     kernel, z, one = LowRankKernel(ellips), ellips.means[:4], torch.ones(4, dtype=ALL)
     p, r = torch.arange(4), torch.full((4,), 4)
     kernel.unreached(z, (p, r), 9 * one, one, one)
-    n = kernel.columns[4]
+    n, precision = kernel.columns[4], ellips.precisions[4].diagonal()
     for i in range(4):
         row = slice(i, i + 1)
         kernel.unreached(z[row], (p[row], r[row]), 9 * one[row], one[row], one[row])
+        assert float(pulls[-1][0, i]) >= float((precision * sizes)[i].abs()) * (1 - 1e-15)
         for j in range(4):
             if i != j:
-                error = float(n[j] * n[i] * sizes[i])
+                error = float(n[j] * n[i] * sizes[i].abs())
                 assert float(gamma(4 * 4 + 1 + 4)) * error <= float(pulls[-1][0, j]) <= rounding(4 * 4 + 1 + 10) * error
     assert torch.allclose(pulls[0], torch.cat(pulls[1:]), rtol=1e-10, atol=0)
 
