@@ -109,6 +109,12 @@ def test_scores_have_their_errors_where_what_is_taken_off_is_nearly_nothing(alon
             hold(ellips, size * (torch.eye(dim, dtype=ALL)[:1] + along * torch.eye(dim, dtype=ALL)[1:2]))
 
 
+def test_scores_have_their_errors_where_many_directions_are_one() -> None:
+    """Everything is taken off along one axis: sums of many terms, all of one sign."""
+    axis = torch.eye(32, dtype=ALL)[:1]
+    hold(mixture(torch.eye(32), axis.expand(2, 30, 32), torch.full((2, 30), 2.0**10)), axis)
+
+
 @pytest.mark.parametrize("steep", [20, 60])
 def test_scores_have_their_errors_where_whitening_cancels(steep: int) -> None:
     """A v is small and ‖A‖‖v‖ is not; also where the errors are hardly numbers."""
