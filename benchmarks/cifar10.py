@@ -76,7 +76,12 @@ def measure(setting: Setting, store: Store, stages: Sequence[str] = STAGES) -> d
 
 
 def _latent(setting: Setting, store: Store) -> dict[str, Any]:
-    works = {"latent": latent.classifiers, "objectives": latent.objectives, "theory": latent.theory}
+    works = {
+        "latent": latent.classifiers,
+        "latent-accurate": latent.most_accurate,
+        "objectives": latent.objectives,
+        "theory": latent.theory,
+    }
     return {name: store.part(name, partial(work, setting, store)) for name, work in works.items()}
 
 

@@ -18,7 +18,7 @@ Parts = Mapping[str, Any]
 def facts_of(parts: Parts) -> dict[str, Any]:
     """Return every number of the page."""
     return {
-        "latent": _latent(parts["latent"]),
+        "latent": _latent(parts["latent"], parts["latent-accurate"]),
         "objectives": {
             name: {**summary(row, latent.RADII, row["unit"]), "regularization": row["regularization"]}
             for name, row in parts["objectives"].items()
@@ -35,10 +35,10 @@ def facts_of(parts: Parts) -> dict[str, Any]:
     }
 
 
-def _latent(found: Mapping[str, Any]) -> dict[str, Any]:
+def _latent(found: Mapping[str, Any], accurate: Mapping[str, Any]) -> dict[str, Any]:
     rows = {
         name: {**summary(row, latent.RADII, found["unit"]), "regularization": row.get("regularization")}
-        for name, row in found["rows"].items()
+        for name, row in (found["rows"] | {"full_accurate_exact": accurate}).items()
         if row is not None
     }
     return {"dim": found["dim"], "rows": rows}

@@ -83,7 +83,7 @@ def test_stages_of_a_run_that_was_stopped_go_on_from_what_was_finished(
     out: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     parts = {path: path.read_text() for path in sorted((out / "parts").rglob("*.json"))}
-    assert len(parts) == 9
+    assert len(parts) == 10
     lost = [path for path in parts if path.parent.name == "votes-60" or path.name == "objectives.json"]
     for path in lost:
         path.unlink()
