@@ -7,6 +7,7 @@ from typing import Any
 
 from benchmarks._cifar10 import votes
 from benchmarks._cifar10.data import ADVERSARIAL, LIPSCHITZ, NOISY, SIGMA
+from benchmarks._cifar10.estimates import HALVINGS, REACH
 from benchmarks._cifar10.reading import reading
 from benchmarks._cifar10.votes import ALPHA, STOPPING
 
@@ -221,8 +222,9 @@ def _estimated(facts: Facts, settings: Mapping[str, Any]) -> str:
         "latent radii over an estimated constant, at most 0.5, the ball that is spoken of. The paper's numbers are "
         f"of this kind. CLEVER here: {sizes['clever_batches']} batches of {sizes['clever_samples']} points (the paper: "
         f"500 of 1,024).\n\n{table(head, accuracy)}\n\nWhat such radii are worth: attacks on each claim at its own "
-        f"radius ({sizes['steps']} steps), and the nearest image of another class that attacks found within 2. Where "
-        f"the last column is near 1 or above, an estimate claims what an attack refutes, or nearly.\n\n"
+        f"radius ({sizes['steps']} steps), and the nearest image of another class that attacks found within 2, by "
+        f"halving, to within {REACH / 2**HALVINGS:.2g}. Where the last column is near 1 or above, an estimate claims "
+        "what an attack refutes, or nearly.\n\n"
         f"{table(columns, numbers)}"
     )
 
@@ -264,7 +266,7 @@ def _cost_names() -> dict[str, tuple[str, str]]:
         "votes_early": (f"ELLIPS votes, early stopping, n ≤ {votes.MANY:,}", "probabilistic"),
         f"smoothed_encoder_{votes.FEW}": (f"encoder smoothed, n = {votes.FEW:,}", "probabilistic"),
         "jacobian": ("Jacobian norm at the image", "estimated"),
-        "clever": ("CLEVER, with the settings below", "estimated"),
+        "clever": ("CLEVER, with the settings above", "estimated"),
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -14,9 +13,9 @@ from PIL import Image
 
 from benchmarks import cifar10
 from benchmarks._cifar10.data import Sizes, linear_certificate
-from benchmarks._cifar10.reading import better, wins
 from benchmarks._cifar10.store import Store, even_rows, spread_rows
 from ellips import automatic_regularization
+from tests.benchmarks.test_cifar10_page import check_page
 
 TINY = Sizes(
     images=10,
@@ -118,19 +117,6 @@ def test_a_whole_run_ends_with_a_page_of_every_kind_of_claim(pictures: Path, tmp
     assert {**again, "costs": None} == {**found, "costs": None}  # seconds are others
 
 
-def check_page(text: str, folder: Path) -> None:
-    for word in ("`exact`", "`deterministic`", "`probabilistic`", "no guarantee", "violations", "Mardia"):
-        assert word in text
-    figures = re.findall(r"!\[.*?\]\(([\w.]+)\)", text)
-    assert len(figures) == 3
-    for figure in figures:
-        assert (folder / figure).stat().st_size > 1000, figure
-    tables = re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE)
-    assert len(tables) >= 11
-    for table in tables:
-        assert len({line.count("|") for line in table.splitlines()}) == 1, table
-
-
 def test_a_folder_of_another_run_is_refused(out: Path, pictures: Path) -> None:
     with pytest.raises(ValueError, match="name another folder with --out"):
         cifar10.main([*arguments(pictures, out), "--seed", "1"])
@@ -175,10 +161,3 @@ def test_the_linear_margin_is_the_distance_to_the_nearest_boundary() -> None:
         gaps = [(z[i].double() @ (weight[top] - weight[k]) + bias[top] - bias[k]) for k in away]
         distance = [float(gap / (weight[top] - weight[k]).norm()) for gap, k in zip(gaps, away, strict=True)]
         assert float(radius[i]) == pytest.approx(min(distance))
-
-
-def test_the_reading_says_what_the_numbers_say() -> None:
-    assert [better(*pair) for pair in ((2.0, 1.0), (1.0, 2.0), (1.0, 1.0))] == ["above", "below", "equal to"]
-    ours = {"certified_accuracy": {"0": 50.0, "0.1": 30.0, "0.2": 20.0, "0.3": 1.0}}
-    theirs = {"certified_accuracy": {"0": 60.0, "0.1": 20.0, "0.2": 20.0, "0.3": 2.0}}
-    assert wins(ours, theirs) == (1, 1, 1)
