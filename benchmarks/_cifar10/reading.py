@@ -129,8 +129,8 @@ def _estimates(facts: Facts) -> str:
         f"{c['jacobian']['broken']} of {c['jacobian']['attacked']} and {c['clever']['broken']} of "
         f"{c['clever']['attacked']}: there CLEVER says {c['clever']['constant_median']:.2f} (median). Radii by "
         f"CLEVER are {b['clever']['radius_over_nearest']:.2f} and {c['clever']['radius_over_nearest']:.2f} times "
-        "(medians) as far as the nearest adversarial image that was found: what is known of them is that these attacks, "
-        "which are short, did not refute more. That is no certificate."
+        "(medians) as far as the nearest adversarial image that was found: what is known of them is that these "
+        "attacks, which are short, did not refute more. That is no certificate."
     )
 
 
