@@ -36,9 +36,9 @@ def choose_automatically(
 
     Settings that leave a covariance singular are passed over; with positive shrinkage and pooling, only classes without
     images make all of them so. At most 1,000 images are looked at, one of every n of the split by ``index``, the same
-    in any number of processes; the radius is the mean over so many of them that images times classes stay within 100,000.
-    The held-out data must be neither the training split nor the one that results are reported on. Over several
-    processes each passes its own share, and all return the same.
+    in any number of processes; the radius is the mean over so many of them that images times classes stay within
+    100,000. The held-out data must be neither the training split nor the one that results are reported on. Over
+    several processes each passes its own share, and all return the same.
 
     Args:
         ellips: What is fitted with each setting in turn; it is left with one of them, and has to be fitted anew.
