@@ -21,6 +21,7 @@ from ellips.gaussians import CovarianceType
 from ellips.gaussians.shrinkage import Estimator, fit_shrunk
 from ellips.head import EllipsHead, eval_mode, keep_from_broadcasts
 from ellips.losses import CodingRateReduction, Isotropy, LatentLoss, Objective
+from ellips.progress import followed
 from ellips.projector import LatentNorm
 from ellips.regularization_search import RegularizationSearch
 from ellips.types import FeatureBatch, HeadOutput
@@ -213,7 +214,7 @@ class GenEllips(L.LightningModule):
         else:
             self.head.reset()
             for _ in range(self.head.moments.passes):
-                for batch in datamodule.fit_dataloader():
+                for batch in self._followed(datamodule.fit_dataloader(), "Fitting the Gaussians"):
                     if self.trainer.received_sigterm:  # which Lightning itself looks at between training batches alone
                         raise SIGTERMException
                     batch = self.trainer.strategy.batch_to_device(batch, self.device)
@@ -224,11 +225,18 @@ class GenEllips(L.LightningModule):
         self.mixture_step = self.trainer.global_step
         self._warn_if_slow(time.monotonic() - start)
 
+    def _followed(self, loader: Iterable[Any], title: str) -> Iterable[Any]:
+        """Show how far a pass over a split is, if it takes long and the trainer shows how far it is itself."""
+        trainer, total = self.trainer, len(getattr(loader, "dataset", ()))
+        show = total > 0 and trainer.is_global_zero and trainer.progress_bar_callback is not None
+        options = {"processes": trainer.world_size, "show": show}
+        return followed(loader, title, total, lambda batch: len(batch.label), **options)
+
     def _all_latents(self, loader: Iterable[Any]) -> tuple[Tensor, Tensor, Tensor]:
         """Return this process's eval-mode latents, labels and positions of a whole split."""
         latents, labels, index = [], [], []
         with eval_mode(self.head), torch.no_grad():
-            for batch in loader:
+            for batch in self._followed(loader, "Computing latents"):
                 batch = self.trainer.strategy.batch_to_device(batch, self.device)
                 latents.append(self.head.latents(batch.feature))
                 labels.append(batch.label)
