@@ -173,6 +173,7 @@ def run(
     args: Sequence[str] | None,
     *,
     subclass_mode_model: bool = False,
+    parser_kwargs: dict[str, Any] | None = None,
 ) -> RunFolderCLI:
     """Run one subcommand: fit, validate, test or predict.
 
@@ -181,6 +182,7 @@ def run(
         module: What is trained.
         args: The command line without the program's name; None: that of this process.
         subclass_mode_model: Whether the configuration names a subclass of ``module`` by its ``class_path``.
+        parser_kwargs: Of the parser, such as the name of the program.
 
     Returns:
         The finished command, with ``trainer``, ``model`` and ``datamodule``.
@@ -200,6 +202,7 @@ def run(
             subclass_mode_data=True,
             save_config_callback=KeepConfig,
             parser_class=TrainingParser,
+            parser_kwargs=parser_kwargs,
             auto_configure_optimizers=False,
             seed_everything_default=0,
             args=options,
