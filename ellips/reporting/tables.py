@@ -72,7 +72,7 @@ class FoldedTable:
         widths = [2 + max(map(_width, (heading, *cells))) for heading, cells in self.columns]
         # Long names are folded, before figures are moved beneath.
         first = min(max(map(_width, (self.heading, *self.names))), max(options.max_width // 4, _SHORTEST_NAME))
-        room, start = options.max_width - first - 2, 0
+        room, start = options.max_width - first - 4, 0  # a name has its padding, and a table an empty edge
         while start < len(self.columns):
             stop = start + 1
             while stop < len(self.columns) and sum(widths[start : stop + 1]) <= room:

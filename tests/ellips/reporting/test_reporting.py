@@ -71,9 +71,9 @@ def test_a_table_shows_percentages_with_intervals() -> None:
 @pytest.mark.parametrize("width", [60, 80, 200])
 def test_a_table_of_many_radii_goes_on_beneath_and_nothing_is_cut_off(width: int) -> None:
     console, radii = Console(record=True, width=width), [0.0625 * k for k in range(20)]
-    points = certified_accuracy_curve(torch.rand(8), torch.ones(8), torch.ones(8, dtype=torch.int64), radii=radii)
+    points = certified_accuracy_curve(torch.rand(8), *2 * [torch.ones(8, dtype=torch.int64)], radii=radii)
     rows = [LabelledCurve(f"a method with a long name [{i}]", points, "latent", "exact") for i in range(2)]
-    console.print(accuracy_table(rows, "Title", extra=[("ms", ["12,300", "1"])]))
+    console.print(accuracy_table(rows, "Title", extra=[("ms", ["12,300", "7,890"])]))
     text = console.export_text()
     assert "…" not in text
     assert max(map(len, text.splitlines()[4:])) <= width
