@@ -18,6 +18,7 @@ from ellips.checkpoints import load_checkpoint
 from ellips.files import RUNS, RunFolder, replace_file
 from ellips.lightning_modules import GenEllips
 from ellips.types import Series
+from ellips.validation import at_least
 
 from .limits import limit_configurations
 from .messages import Brief
@@ -76,6 +77,7 @@ class RunFolderCLI(LightningCLI):
         """Refuse to overwrite a run, and log into its folder unless the configuration names another logger."""
         config = self.config[self.subcommand]
         folder = RunFolder.named(config.name)
+        at_least(1, check_val_every_n_epoch=config.trainer.check_val_every_n_epoch)  # Lightning divides by it
         if self.subcommand == "fit":
             if config.ckpt_path == "last":
                 config.ckpt_path = str(folder.requeued() or "last")
