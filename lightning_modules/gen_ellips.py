@@ -21,7 +21,6 @@ from ellips.gaussians import CovarianceType
 from ellips.gaussians.shrinkage import Estimator, fit_shrunk
 from ellips.head import EllipsHead, eval_mode, keep_from_broadcasts
 from ellips.losses import CodingRateReduction, Isotropy, LatentLoss, Objective
-from ellips.progress import followed
 from ellips.projector import LatentNorm
 from ellips.regularization_search import RegularizationSearch
 from ellips.types import FeatureBatch, HeadOutput
@@ -29,6 +28,7 @@ from ellips.validation import one_of
 
 from .optimization import Optimization
 from .origin import check_origin
+from .passes import followed_batches, naming_classes
 from .regularizing import AUTO, choose, choose_auto, described
 
 _SHRINKAGE = 0.1  # gives a covariance to a class with fewer images than the latents have dimensions
@@ -214,7 +214,7 @@ class GenEllips(L.LightningModule):
         else:
             self.head.reset()
             for _ in range(self.head.moments.passes):
-                for batch in self._followed(datamodule.fit_dataloader(), "Fitting the Gaussians"):
+                for batch in followed_batches(self.trainer, datamodule.fit_dataloader(), "Fitting the Gaussians"):
                     if self.trainer.received_sigterm:  # which Lightning itself looks at between training batches alone
                         raise SIGTERMException
                     batch = self.trainer.strategy.batch_to_device(batch, self.device)
@@ -225,18 +225,11 @@ class GenEllips(L.LightningModule):
         self.mixture_step = self.trainer.global_step
         self._warn_if_slow(time.monotonic() - start)
 
-    def _followed(self, loader: Iterable[Any], title: str) -> Iterable[Any]:
-        """Show how far a pass over a split is, if it takes long and the trainer shows how far it is itself."""
-        trainer, total = self.trainer, len(getattr(loader, "dataset", ()))
-        show = total > 0 and trainer.is_global_zero and trainer.progress_bar_callback is not None
-        options = {"processes": trainer.world_size, "show": show}
-        return followed(loader, title, total, lambda batch: len(batch.label), **options)
-
     def _all_latents(self, loader: Iterable[Any]) -> tuple[Tensor, Tensor, Tensor]:
         """Return this process's eval-mode latents, labels and positions of a whole split."""
         latents, labels, index = [], [], []
         with eval_mode(self.head), torch.no_grad():
-            for batch in self._followed(loader, "Computing latents"):
+            for batch in followed_batches(self.trainer, loader, "Computing latents"):
                 batch = self.trainer.strategy.batch_to_device(batch, self.device)
                 latents.append(self.head.latents(batch.feature))
                 labels.append(batch.label)
@@ -261,11 +254,10 @@ class GenEllips(L.LightningModule):
 
     def _refresh_mixture(self) -> None:
         """Fit the Gaussians if they are older than the projector; trained ones are fitted once, to start from."""
-        if self.train_mixture:
-            if not self.head.ellips.is_fitted:
+        stale = self.mixture_step != self.trainer.global_step
+        if not self.head.ellips.is_fitted if self.train_mixture else stale:
+            with naming_classes(getattr(getattr(self.trainer, "datamodule", None), "class_names", ())):
                 self.fit_mixture()
-        elif self.mixture_step != self.trainer.global_step:
-            self.fit_mixture()
 
     def _check_mixture_settings(self) -> None:
         one_of(("moments", *get_args(Estimator)), covariance_estimator=self.covariance_estimator)
