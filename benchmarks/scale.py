@@ -1,8 +1,8 @@
 """ImageNet's size, rehearsed: everything behind the encoder with 1,000 classes in 1,024 dimensions, and a ViT-L/14.
 
-``python -m benchmarks.scale [--quick] [--gigabytes G] [--json FILE]``. T is what full covariances of all classes take,
-K d² float64 numbers: 8.4 GB. Every stage runs in processes of its own; its peak counts all that they hold, Python and
-torch as well (Linux).
+``python -m benchmarks.scale [--quick] [--gigabytes G] [--stages NAME ...] [--json FILE]``. T is what full covariances
+of all classes take, K d² float64 numbers: 8.4 GB. Every stage runs in processes of its own; its peak counts all that
+they hold, Python and torch as well (Linux).
 
 - ``pipeline``: ``train.py`` with ``configs/model/paper_imagenet.yaml`` on synthetic features, in one process and in
   two: it trains an epoch, fits, selects regularisation, certifies, writes a checkpoint, and is then resumed from it.
@@ -52,6 +52,7 @@ SIZES = {"classes": 1000, "dim": 1024, "hidden": 2048, "rank": 32, "per_class": 
 QUICK = {"classes": 40, "dim": 32, "hidden": 48, "rank": 4, "per_class": 8, "points": 32, "batch": 80}
 VIT, QUICK_VIT = "vit_large_patch14_clip_quickgelu_224", "test_vit"
 ENCODED, SAMPLED = 4, (2, 4)  # images; batches and points of each for CLEVER
+STAGES = ("pipeline_1", "pipeline_2", "full", "encoder", "ddp", "low_rank_memory", "low_rank")
 STEPS, WARM_STEPS = 12, 3
 CERTIFIED, CHECKED = 64, 4  # points of the full model
 
@@ -244,27 +245,34 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
     """Run the rehearsal and print its JSON object."""
     parser = make_parser(__doc__)
     parser.add_argument("--gigabytes", type=float, default=20.0, help="memory that the full model may take")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="what is run; an hour in all")
     parser.add_argument("--rounds", type=int, default=5, help="repetitions of which the median is taken")
     options: argparse.Namespace = parser.parse_args(args)
     sizes, model = (QUICK, QUICK_VIT) if options.quick else (SIZES, VIT)
     dim, rounds = sizes["dim"], 2 if options.quick else options.rounds
     largest = min(sizes["classes"], int(options.gigabytes * 1e9 / (FULL_PEAK * dim * dim * 8)))
     found: dict[str, Any] = {"t_gigabytes": sizes["classes"] * dim**2 * 8 / 1e9}
-    for name, stage in {
+    stages: dict[str, Callable[[], dict[str, Any]]] = {
         "pipeline_1": lambda: _in_folder(sizes, 1),
         "pipeline_2": lambda: _in_folder(sizes, 2),
         "full": lambda: apart(full, largest, dim),
         "encoder": lambda: apart(encoder, model, sizes),
         "ddp": lambda: ddp(sizes),
         "low_rank_memory": lambda: low_rank.memory(sizes["classes"], dim, sizes["rank"]),
-    }.items():
-        found[name] = stage()
+    }
+    ratios: dict[str, float] = {}
+    for name in (name for name in STAGES if name in options.stages):
+        if name == "low_rank":
+            measured = {key: sizes[key] for key in ("classes", "dim", "rank", "points")}
+            ratios, found[name] = low_rank.measure(**measured, rounds=rounds)
+        else:
+            found[name] = stages[name]()
         print(name, json.dumps(found[name]), file=sys.stderr, flush=True)
-    measured = {key: sizes[key] for key in ("classes", "dim", "rank", "points")}
-    ratios, found["low_rank"] = low_rank.measure(**measured, rounds=rounds)
+    if "ddp" in found:
+        ratios["ddp_step_over_one_process"] = found["ddp"].pop("ratio")
     return report(
         "scale",
-        {**ratios, "ddp_step_over_one_process": found["ddp"].pop("ratio")},
+        ratios,
         {**sizes, "encoder": model, "gigabytes": options.gigabytes, "rounds": rounds, "quick": options.quick},
         measurements=found,
         json_file=options.json,

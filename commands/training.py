@@ -64,7 +64,10 @@ class RunFolderCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ANN401 - Lightning's
         """Parse, and look at the settings that Lightning takes from a checkpoint before it imports what they name."""
-        super().parse_arguments(parser, args)
+        with warnings.catch_warnings():
+            # It is this program's own command line that is handed on, without the command's name.
+            warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+            super().parse_arguments(parser, args)
         subcommand = self.config.get("subcommand")
         config = self.config[subcommand] if subcommand else self.config
         path = config.get("ckpt_path")
@@ -194,9 +197,7 @@ def run(
     """
     limit_configurations()
     options: Any = None if args is None else list(args)
-    with warnings.catch_warnings(), codes_of_signals():
-        # It is this program's own command line that is handed on, without the command's name.
-        warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+    with codes_of_signals():
         return command(
             module,
             L.LightningDataModule,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import re
 import shutil
 import tempfile
@@ -41,6 +42,8 @@ class ImageFolderDataModule(EncodedDataModule):
         val_dir: Sub-folder with validation images; None: they are set apart from the training images.
         test_dir: Sub-folder with the test images.
         val_fraction: Share of the training images set apart where there is no ``val_dir``, stratified, by ``seed``.
+        more_train_dir: Sub-folder, or a path, with further training images of the same classes, such as generated ones;
+            they stand behind those of ``train_dir``, and none of them is set apart for validation.
         mode: ``"RGB"`` or ``"L"`` (grey): what the images are expected to be.
         convert: Convert 8-bit images of another mode; False refuses them.
         resize: Length of the shorter side after resizing; None: as they are.
@@ -68,6 +71,7 @@ class ImageFolderDataModule(EncodedDataModule):
         val_dir: str | None = None,
         test_dir: str = "test",
         val_fraction: float = 0.1,
+        more_train_dir: str | None = None,
         mode: Literal["RGB", "L"] = "RGB",
         convert: bool = False,
         resize: int | None = None,
@@ -85,6 +89,7 @@ class ImageFolderDataModule(EncodedDataModule):
         self.val_dir = val_dir
         self.test_dir = test_dir
         self.val_fraction = val_fraction
+        self.more_train_dir = more_train_dir
         self.reading = Reading(mode, convert, resize, crop, resizing, scaled_decoding)
         self.on_bad_image = on_bad_image
         self._log = _temporary_log() if on_bad_image == "skip" else None
@@ -106,6 +111,11 @@ class ImageFolderDataModule(EncodedDataModule):
         if split != "test" and self.val_dir is None:
             rows = self._set_apart(folder, labels, split)
             files, labels = [files[row] for row in rows], labels[rows]
+        if split == "train" and self.more_train_dir is not None:
+            more, more_labels = list_images(self._more_folder(self.more_train_dir), self.class_names)
+            there = os.path.relpath(self._more_folder(self.more_train_dir), folder)
+            files = [*files, *(os.path.join(there, file) for file in more)]
+            labels = np.concatenate([labels, more_labels])
         return FolderSource(f"folder/{split}", folder, files, labels, self.reading, self._log)
 
     def _set_apart(self, folder: Path, labels: NDArray[np.int64], split: Split) -> NDArray[np.int64]:
@@ -121,6 +131,23 @@ class ImageFolderDataModule(EncodedDataModule):
             f"{len(set(labels.tolist()))} classes are too few with val_fraction={self.val_fraction:g}; "
             "name a folder of validation pictures (val_dir), raise val_fraction, or add pictures."
         ) from cause
+
+    def _more_folder(self, more: str) -> Path:
+        """Return where further training images are; never among those that anything is chosen or reported on.
+
+        Raises:
+            ValueError: If it is the folder of a split, or lies in one or around it.
+        """
+        folder = self.root / Path(more).expanduser()
+        others = {self.root / name for name in (self.train_dir, self.val_dir, self.test_dir) if name is not None}
+        found = folder.resolve()
+        for other in sorted(others):
+            if found.is_relative_to(other.resolve()) or other.resolve().is_relative_to(found):
+                raise ValueError(
+                    f"Expected `more_train_dir` to be apart from the images of the splits but got {folder}, which "
+                    f"shares some with {other}; move the further training images into a folder of their own."
+                )
+        return folder
 
     def check_skipped(self, split: Part, skipped: dict[int, str]) -> None:
         """Accept a cache that lacks images if they may be skipped, and remember to list them."""

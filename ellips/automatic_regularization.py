@@ -20,6 +20,7 @@ POOLING: Final = (0.0, 0.25, 0.5, 0.75, 1.0)
 SHRINKAGE: Final = (0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.75)  # all positive: a class may have fewer images than dimensions
 START: Final = Regularization(0.5, 0.1)
 MAX_IMAGES: Final = 1000  # held-out images that settings are scored on; more would cost more and decide little
+MAX_RIVALS: Final = 100_000  # of those that are certified with each setting: with 1,000 classes 100 images, in seconds
 
 
 def choose_automatically(
@@ -35,8 +36,9 @@ def choose_automatically(
 
     Settings that leave a covariance singular are passed over; with positive shrinkage and pooling, only classes without
     images make all of them so. At most 1,000 images are looked at, every n-th of the split by ``index``, the same in
-    any number of processes. The held-out data must be neither the training split nor the one that results are reported
-    on. Over several processes each passes its own share, and all return the same.
+    any number of processes; the radius is the mean over so many of them that images times classes stay within 100,000.
+    The held-out data must be neither the training split nor the one that results are reported on. Over several
+    processes each passes its own share, and all return the same.
 
     Args:
         ellips: What is fitted with each setting in turn; it is left with one of them, and has to be fitted anew.
@@ -54,16 +56,17 @@ def choose_automatically(
     """
     validate_latents(latents, ellips.dim, "latents")
     validate_labels(labels, ellips.num_classes, len(latents))
-    kept = index % max(1, -(-_total(labels) // MAX_IMAGES)) == 0
-    latents, labels = latents[kept], labels[kept]
+    kept = index % (step := _step(_total(labels), MAX_IMAGES)) == 0
+    latents, labels, index = latents[kept], labels[kept], index[kept]
     count, target = _total(labels), torch.zeros(len(labels), dtype=torch.float64, device=latents.device)
+    certified = index % (step * _step(count, max(1, MAX_RIVALS // ellips.num_classes))) == 0
     tried: dict[Regularization, Candidate] = {}
     here = START
     while True:
         for setting in _lines_through(here):
             if setting not in tried:
                 ellips.regularization = setting
-                tried[setting] = score(ellips, moments, latents, labels, target, "exact")
+                tried[setting] = score(ellips, moments, latents, labels, target, "exact", certified)
         candidates = list(tried.values())
         best = _best(candidates, count)
         if best is None:
@@ -91,6 +94,11 @@ def _best(candidates: Sequence[Candidate], count: int) -> Candidate | None:
     level = top - math.sqrt(share * (1 - share) / count)
     accurate = [candidate for candidate in usable if candidate.accuracy >= level]
     return max(accurate, key=lambda candidate: (candidate.relative_radius, candidate.accuracy))
+
+
+def _step(total: int, most: int) -> int:
+    """Return the least n of which every n-th are at most so many."""
+    return max(1, -(-total // most))
 
 
 def _total(labels: Tensor) -> int:

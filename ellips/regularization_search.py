@@ -151,7 +151,13 @@ def select_regularization(
 
 @torch.no_grad()
 def score(
-    ellips: Ellips, moments: Moments | SketchedMoments, latents: Tensor, labels: Tensor, target: Tensor, method: Method
+    ellips: Ellips,
+    moments: Moments | SketchedMoments,
+    latents: Tensor,
+    labels: Tensor,
+    target: Tensor,
+    method: Method,
+    certified: Tensor | None = None,
 ) -> Candidate:
     """Fit a setting, that of ``ellips.regularization``, and say what it achieves on held-out latents of all processes.
 
@@ -162,6 +168,7 @@ def score(
         labels: Shape ``(N,)``.
         target: Shape ``(N,)``, float64: target radii.
         method: Certificate that is counted.
+        certified: Shape ``(N,)``, bool: the rows that radii are taken of; None: all. Predictions are taken of all.
 
     Raises:
         ValueError: If there are no latents in any process.
@@ -170,18 +177,19 @@ def score(
         ellips.fit_collected(moments)
     except ValueError:  # singular: the search is there to step over such settings
         return Candidate(ellips.regularization, float("nan"), float("nan"), float("nan"))
-    sums = latents.new_zeros(5, dtype=torch.float64)
-    if len(labels):
-        certificate = ellips.certify(latents, method)
-        correct = certificate.prediction == labels
-        radius = certificate.radius.where(correct, torch.zeros_like(certificate.radius))
-        held = (radius >= target) & correct
-        finite = radius.where(radius.isfinite(), torch.zeros_like(radius))
-        relative = (radius / ellips.scale).clamp(max=1)
-        sums = torch.stack([torch.ones_like(radius), correct.double(), held.double(), finite, relative]).sum(1)
+    taken = torch.ones_like(labels, dtype=torch.bool) if certified is None else certified
+    certificate = ellips.certify(latents[taken], method)
+    correct = certificate.prediction == labels[taken]
+    right = correct.sum() + (ellips.predict(latents[~taken]) == labels[~taken]).sum()
+    radius = certificate.radius.where(correct, torch.zeros_like(certificate.radius))
+    held = (radius >= target[taken]) & correct
+    finite = radius.where(radius.isfinite(), torch.zeros_like(radius))
+    relative = (radius / ellips.scale).clamp(max=1)
+    sizes = [torch.tensor(float(len(x)), dtype=torch.float64, device=latents.device) for x in (labels, radius)]
+    sums = torch.stack([*sizes, *(x.double().sum() for x in (right, held, finite, relative))])
     if world_size() > 1:
         dist.all_reduce(sums)
-    count, *totals = sums.tolist()
-    if not count:
+    count, certificates, correct_ones, *totals = sums.tolist()
+    if not certificates:
         raise ValueError("Expected held-out latents to choose the regularisation on but got none.")
-    return Candidate(ellips.regularization, *(total / count for total in totals))
+    return Candidate(ellips.regularization, correct_ones / count, *(total / certificates for total in totals))

@@ -70,7 +70,7 @@ class EncoderTraining(L.LightningModule):
                 "precision": str(self.trainer.precision),
                 **self.recipe,
             },
-            "data": {"datamodule": _name_of(getattr(self.trainer, "datamodule", None)), "part": "train"},
+            "data": _described_data(getattr(self.trainer, "datamodule", None)),
             "validation": metrics,
             "made_with": made_with(*self.packages),
         }
@@ -120,6 +120,17 @@ def images_of(batch: FeatureBatch | ImageBatch) -> Tensor:
     if batch.image is None:
         raise ValueError("Expected batches with images but got features alone; set keep_images=True on the datamodule.")
     return batch.image
+
+
+def _described_data(data: object) -> dict[str, Any]:
+    """Return what an encoder was trained on, for the record."""
+    described = {"datamodule": _name_of(data), "part": "train"}
+    augment, more = (getattr(data, name, None) for name in ("augment", "more_train_dir"))
+    if augment is not None:
+        described["augment"] = _name_of(augment)
+    if more is not None:
+        described["more_train_dir"] = Path(more).name
+    return described
 
 
 def _name_of(value: object) -> str | None:

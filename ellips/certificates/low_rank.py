@@ -71,6 +71,17 @@ class LowRankGeometry(Geometry):
         return (self.strengths * self.lengths.square()).sum(1)
 
     @cached_property
+    def pull_sizes(self) -> Tensor:
+        """κ'_k = min(κ_k, ‖Q_k‖ √(Σ_j (E_kj ‖q_kj‖)²)), shape ``(K,)``: for products with vectors, as κ is for squares.
+
+        ‖Q‖² is at most the largest sum of a row of |QQᵀ|, next to 1 where directions are orthonormal.
+        """
+        rows = self.lengths.new_ones(self.num_classes)
+        for k, q in enumerate(self.structure.directions if self.structure.scales.shape[1] else ()):
+            rows[k] = (q @ q.mT).abs().sum(1).amax() + gamma(self.dim + 4) * len(q) * self.lengths[k].amax().square()
+        return torch.minimum(self.sizes, 1.001 * rows.sqrt() * self.spread)
+
+    @cached_property
     def shared_norm(self) -> Tensor:
         """‖A‖_F, a scalar."""
         norm: Tensor = self.structure.shared.norm()
@@ -79,14 +90,30 @@ class LowRankGeometry(Geometry):
     @cached_property
     def factor_norms(self) -> Tensor:
         """See :class:`Parts`."""
-        return self.shared_norm * (1 + self.sizes).sqrt()
+        return self.shared_norm * (1 + self.pull_sizes).sqrt()
 
     @cached_property
     def energies(self) -> Tensor:
-        """See :class:`Parts`: τ_k = Σ_j |E_kj| ‖q_kj‖‖A‖_F ‖v_kj‖, for V_k = Q_kA is off by so much of ‖q_kj‖‖A‖_F."""
+        """See :class:`Parts`: the least of two bounds, for V_k = Q_kA is off by so much of ‖q_kj‖‖A‖_F.
+
+        Σ_j |E_kj| ‖q_kj‖‖A‖_F ‖v_kj‖, and ‖V_k‖ √(Σ_j (E_kj ‖q_kj‖)²) ‖A‖_F + max_j |E_kj| ‖V_k‖² (Cauchy and Schwarz).
+        """
+        if not self.structure.scales.shape[1]:
+            return torch.zeros_like(self.mean_norms)
         own = self.vectors(_WIDE).norm(dim=2)
         own = torch.maximum(own, self.lengths * self.shared_norm / self.dim)  # beside what rounding can do to it
-        return 1.25 * (self.strengths * self.lengths * own).sum(1) * self.shared_norm  # r operations beside 4d
+        plain = (self.strengths * self.lengths * own).sum(1) * self.shared_norm
+        size = (
+            torch.linalg.eigvalsh(self.grams)[:, -1].clamp(min=0) + gamma(4 * self.dim) * own.square().sum(1)
+        ).sqrt()
+        joint = size * self.spread * self.shared_norm + self.strengths.amax(1) * size.square()
+        return 1.25 * torch.minimum(plain, joint)  # r operations beside 4d
+
+    @cached_property
+    def spread(self) -> Tensor:
+        """√(Σ_j (E_kj ‖q_kj‖)²), shape ``(K,)``."""
+        spread: Tensor = (self.strengths * self.lengths).norm(dim=1)
+        return spread
 
     def reach(self, norm: Tensor, classes: Tensor) -> Tensor:
         """Bound ‖P_k(z − μ_k)‖ in the sense in which its rounding goes with it, here and in the verified kernel.

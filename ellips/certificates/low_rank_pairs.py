@@ -37,7 +37,8 @@ class LowRankPairs(PairSpectra):
         error, skew = _residual_error(u, s, vectors, values)
         power = geometry.energies[low] + geometry.energies[high]
         largest = values.abs().amax(-1) if self._width else torch.zeros_like(error)
-        error = error + gamma(4 * geometry.dim + 24) * (2 * power + self._width**0.5 * largest)
+        # Of V twice and of E once: see `energies`.
+        error = error + gamma(3 * geometry.dim + 24) * power + gamma(4 * geometry.dim + 24) * self._width**0.5 * largest
         gain_error = error + (skew + gamma(geometry.dim + 4) * geometry.dim**0.5) * largest
         force = self._force(low, high)
         shift = (vectors.mT @ force.unsqueeze(-1)).squeeze(-1)
@@ -80,20 +81,19 @@ class LowRankPairs(PairSpectra):
 def _residual_error(u: Tensor, s: Tensor, vectors: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """Bound ‖USUᵀ − XΛXᵀ‖ with X the nearest orthonormal vectors, and what the computed ones lack in orthogonality.
 
-    USUᵀ − QΛQᵀ = (U − QC)SUᵀ + Q(CSUᵀ − ΛQᵀ) for any C; Qᵀ U is taken.
+    USUᵀ − QΛQᵀ = (U − QC)SUᵀ + Q(CSUᵀ − ΛQᵀ) for any C; QᵀU as computed is taken. Of products of matrices X and Y the
+    rounding is at most γ ‖X‖_F‖Y‖_F, ‖Q‖_F = √width, ‖C‖_F = ‖U‖_F and ‖CS‖_F = ‖US‖_F but for the skew; twice that is.
     """
-    d, width = vectors.shape[1:]
+    (d, width), terms = vectors.shape[1:], u.shape[2]
     if not width:
         zero = u.new_zeros(len(u))
         return zero, zero
     within = vectors.mT @ u
-    strength = (u * s.unsqueeze(1)).flatten(1).norm(dim=1)
-    outside = (u - vectors @ within).flatten(1).norm(dim=1) + gamma(2 * d + 8) * width * u.flatten(1).norm(dim=1)
+    strength, size = (u * s.unsqueeze(1)).flatten(1).norm(dim=1), u.flatten(1).norm(dim=1)
+    outside = (u - vectors @ within).flatten(1).norm(dim=1) + gamma(2 * width + 8) * width**0.5 * size
     inside = within * s.unsqueeze(1) @ u.mT - values.unsqueeze(-1) * vectors.mT
     largest = values.abs().amax(-1)
-    inner = inside.flatten(1).norm(dim=1) + gamma(2 * d + 2 * width + 16) * width**0.5 * (
-        strength * u.flatten(1).norm(dim=1) + largest
-    )
+    inner = inside.flatten(1).norm(dim=1) + gamma(2 * terms + 16) * (strength * size + width**0.5 * largest)
     eye = torch.eye(width, dtype=u.dtype, device=u.device)
     skew = (vectors.mT @ vectors - eye).flatten(1).norm(dim=1) + gamma(d + 2) * width
     return outside * strength + (1 + skew) * inner + 3 * skew * largest, skew

@@ -5,14 +5,17 @@ Rows of Q_k are the stored directions, E_k = 1 − s_k², and score_k(z) = −�
 
 Rounding, in the notation of :mod:`ellips.certificates.verify`, n_j = ‖A e_j‖, h = nᵀ|v| ≥ ‖A v‖; lengths ‖q_j‖ are from
 1/2 to 2 and scales not above 2¹⁰⁰, or nothing is proven. With a_j = |Ê_j| + 2(1 + s_j²)/d, |E_j| ≤ a_j, and
-|Ê_j − E_j| ≤ γ_d a_j. With κ = Σ_j a_j ‖q_j‖²:
+|Ê_j − E_j| ≤ γ_d a_j. With κ = Σ_j a_j ‖q_j‖², and κ' = κ or ρ √(Σ_j a_j²‖q_j‖²), ρ ≥ ‖Q‖, whichever is less (‖Q‖²
+is at most the largest sum of a row of |QQᵀ|; κ ≤ √r κ', so that γ_d² κ is nothing beside one operation on κ'):
 
-1. V = QA: |V̂_ji − V_ji| ≤ γ_d ‖q_j‖ n_i. P_k − P = −VᵀEV, and what classes share, P = AᵀA, drops out of W exactly: one
-   sum of 2r terms, off by γ_{3d+2r+2} (κ_r + κ_p) n nᵀ.
+1. V = QA: |V̂_ji − V_ji| ≤ γ_d ‖q_j‖ n_i, and √(Σ_j V_ji²) ≤ ρ n_i, so Σ_j a_j ‖q_j‖ n_i |V_jl| ≤ κ' n_i n_l (Cauchy and
+   Schwarz; κ for |V_jl| ≤ ‖q_j‖ n_l). P_k − P = −VᵀEV, and what classes share, P = AᵀA, drops out of W exactly: one
+   sum of 2r terms, off by γ_{3d+2r+2} (κ'_r + κ'_p) n nᵀ.
 2. ŷ is off by γ_{d+1} h, c_j = q_j·y by γ_{2d+1} ‖q_j‖ h, Ê_jĉ_j by γ_{3d+2} a_j ‖q_j‖ h, y − Σ q_j E_j c_j, which
-   is at most (1 + κ) h, by γ_{3d+r+3} (1 + κ) h, and Aᵀ of it, P_k v, by γ_{4d+r+4} (1 + κ) n h in each component.
+   is at most (1 + κ') h for ‖c‖ ≤ ρh, by γ_{3d+r+3} (1 + κ') h, and Aᵀ of it, P_k v, by γ_{4d+r+4} (1 + κ') n h in each
+   component.
 
-So with √(1 + κ) n in the place of n both are errors of the form that the kernel takes, with more operations. The score:
+So with √(1 + κ') n in the place of n both are errors of the form that the kernel takes, with more operations. Scores:
 
 3. ĉ_j is off by ‖q_j‖ε, ε = γ_{d+1} h + γ_d ‖ŷ‖, and by Cauchy and Schwarz Σ_j E_j c_j² is off by
    2ε √(κ Σ a_j ĉ_j²) + κε² + γ_{d+r+3} Σ a_j ĉ_j².
@@ -58,10 +61,17 @@ class LowRankKernel(Kernel):
         self.strengths = 1.01 * (self.weights.abs() + 2 * (1 + scales.square()) / dim)  # a
         self.kappas = 1.01 * (self.strengths * lengths.square()).sum(1)
         self.plain = factor.square().sum(0).sqrt() + _TINY  # n
-        self.columns = (1.01 * (1 + self.kappas)).sqrt().unsqueeze(1) * self.plain
+        self.columns = (1.01 * (1 + self._pull_kappas(lengths))).sqrt().unsqueeze(1) * self.plain
         for k in range(classes):  # found by their scales
             if not torch.equal(directions[k], directions[int(self.shapes[k])]):
                 self.shapes[k] = k
+
+    def _pull_kappas(self, lengths: Tensor) -> Tensor:
+        """κ', shape ``(K,)``."""
+        rows = torch.ones_like(self.kappas)
+        for k, q in enumerate(self.directions if self.rank else ()):
+            rows[k] = (q @ q.mT).abs().sum(1).amax() + 4 * self.rank * rounding(self.dim + 4)
+        return torch.minimum(self.kappas, 1.01 * rows.sqrt() * (self.strengths * lengths).norm(dim=1))
 
     def whiten(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See :class:`Kernel`; y = A(z−μ) here, for all classes with the same A."""

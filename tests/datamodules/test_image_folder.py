@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import v2
 
 from datamodules import ImageFolderDataModule, ImageNetDataModule
 from datamodules.folder import BadImageError, Reading
@@ -62,6 +63,47 @@ def test_a_folder_of_validation_images_is_used_where_there_is_one(root: Path, en
         write_image(root / "dev" / name / "0.png")
     data = ImageFolderDataModule(encoder, root, val_dir="dev")
     assert [len(data.source(split)) for split in ("train", "val", "test")] == [20, 2, 6]
+
+
+def test_further_training_images_are_trained_on_and_nothing_else(root: Path, encoder: FrozenEncoder) -> None:
+    for label, name in enumerate(("cat", "dog")):
+        for i in range(5 + label):
+            write_image(root / "made" / name / f"{i}.png", seed=1000 + 100 * label + i)
+    plain = ImageFolderDataModule(encoder, root, val_fraction=0.2)
+    for given in ("made", str(root / "made")):
+        data = ImageFolderDataModule(encoder, root, val_fraction=0.2, more_train_dir=given)
+        assert [len(data.source(split)) for split in ("train", "val", "test")] == [27, 4, 6]
+        for split in ("val", "test"):
+            assert data.source(split).identity() == plain.source(split).identity()
+        source = data.source("train")
+        assert source.identity() != plain.source("train").identity()
+        paths = [source.path(row).resolve() for row in range(27)]
+        assert paths[:16] == [plain.source("train").path(row).resolve() for row in range(16)]
+        assert {path.parent.parent for path in paths[16:]} == {root / "made"}
+        assert [data.class_names[label] for label in source.labels] == [path.parent.name for path in paths]
+        batch = source.read([20])[0]
+        assert torch.equal(batch[0].permute(1, 2, 0), torch.from_numpy(np.array(Image.open(paths[20]))))
+    assert sorted(indices(data)) == list(range(27))
+
+
+@pytest.mark.parametrize("name", ["test", "train", ".", "test/cat", "dev"])
+def test_images_that_are_chosen_or_reported_on_are_not_trained_on(
+    root: Path, encoder: FrozenEncoder, name: str
+) -> None:
+    (root / "dev").symlink_to(root / "test")
+    data = ImageFolderDataModule(encoder, root, more_train_dir=name)
+    with pytest.raises(ValueError, match="`more_train_dir` to be apart from the images of the splits"):
+        data.source("train")
+
+
+def test_images_are_augmented_by_whatever_torchvision_has(root: Path, encoder: FrozenEncoder) -> None:
+    data = ImageFolderDataModule(encoder, root, augment=v2.RandAugment(), batch_size=20, keep_images=True)
+    torch.manual_seed(0)
+    (first,), (second,) = ([batch.image for batch in data.train_dataloader()] for _ in range(2))
+    assert first.shape == second.shape == (18, 3, 12, 12)
+    assert not torch.equal(first, second)
+    assert first.min() >= 0
+    assert first.max() <= 1
 
 
 def make_bad(root: Path, kind: str) -> Path:

@@ -116,3 +116,19 @@ def test_of_many_images_every_nth_is_looked_at_in_any_order(monkeypatch: pytest.
     _, expected = choose_automatically(Ellips(3, DIM), moments, held[::3].double(), labels[::3], index[::3])
     assert [c.accuracy for c in tried] == pytest.approx([c.accuracy for c in expected], nan_ok=True)
     assert {c.accuracy for c in tried} != {1.0}
+
+
+def test_of_many_classes_fewer_images_are_certified_and_all_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(automatic_regularization, "MAX_RIVALS", 3 * 25)
+    held, labels = split([40] * 3, 1)
+    moments, index, order = moments_of(*split([30] * 3, 0)), torch.arange(120), torch.randperm(120)
+    ellips = Ellips(3, DIM)
+    _, tried = choose_automatically(ellips, moments, held[order].double(), labels[order], index[order])
+    for candidate in tried:
+        ellips.regularization = candidate.regularization
+        certificate = ellips.fit_moments(*moments).certify(held.double())
+        right = certificate.prediction == labels
+        assert candidate.accuracy == pytest.approx(float(right.double().mean()))
+        radius = (certificate.radius * right)[::5]
+        assert candidate.mean_radius == pytest.approx(float(radius.mean()))
+        assert candidate.relative_radius == pytest.approx(float((radius / ellips.scale).clamp(max=1).mean()))

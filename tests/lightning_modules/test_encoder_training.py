@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+from torchvision.transforms.v2 import RandAugment
 
+from ellips.encoders.weights import file_digest
 from ellips.types import FeatureBatch
 from lightning_modules.encoder_training import EncoderTraining, images_of
 
@@ -53,6 +58,39 @@ def test_the_rate_rises_along_a_line_and_falls_along_another_to_zero() -> None:
     model = fitted(curved=False)
     assert model.rates == pytest.approx([2 * (i + 0.02) / 10.02 for i in range(10)] + [2 - i / 5 for i in range(10)])
     assert model.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0)
+
+
+class Written(Plain):
+    """The same, with a file at the end."""
+
+    export_name, recipe = "written", {"rate": 2.0}
+
+    on_fit_end = EncoderTraining.on_fit_end
+
+    def export(self, path: Path) -> dict[str, Any]:
+        path.write_bytes(b"numbers")
+        return {}
+
+
+class Zeros(L.LightningDataModule):
+    augment, more_train_dir = RandAugment(), "/somewhere/made"
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(TensorDataset(torch.zeros(2)))
+
+
+def test_the_record_says_what_was_trained_on(tmp_path: Path) -> None:
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = L.Trainer(max_epochs=1, accelerator="cpu", enable_model_summary=False, default_root_dir=tmp_path, **quiet)
+    trainer.fit(Written(), Zeros())
+    record = json.loads((tmp_path / "written.json").read_text())
+    assert record["data"] == {
+        "datamodule": f"{__name__}.Zeros",
+        "part": "train",
+        "augment": "torchvision.transforms.v2._auto_augment.RandAugment",
+        "more_train_dir": "made",
+    }
+    assert record["sha256"] == file_digest(tmp_path / "written.safetensors")
 
 
 def test_batches_without_images_are_refused() -> None:

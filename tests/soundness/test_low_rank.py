@@ -45,6 +45,13 @@ def twins(draw: Draw) -> tuple[Ellips, Tensor]:
     return ellips, z
 
 
+def one_direction(draw: Draw) -> tuple[Ellips, Tensor]:
+    """The same direction six times over, turned and not: ‖Q‖ is √6, all errors of a pull go one way."""
+    ellips, z = small(draw, rank=6, dim=6)
+    ellips.directions.copy_(ellips.directions[:, :1] * draw.normal(6, 1).sign())
+    return ellips, z
+
+
 def other_scales(draw: Draw) -> tuple[Ellips, Tensor]:
     """D next to −1 and enormous: scales from 1e-7 to 1e7, of either sign."""
     ellips, z = small(draw, rank=draw.integer(1, 3), dim=3)
@@ -69,7 +76,7 @@ def tampered_triangle(draw: Draw) -> tuple[Ellips, Tensor]:
 
 
 STORED: dict[str, Callable[[Draw], tuple[Ellips, Tensor]]] = {
-    f.__name__: f for f in (small, skewed, twins, other_scales, of_any_size, tampered_triangle)
+    f.__name__: f for f in (small, skewed, twins, one_direction, other_scales, of_any_size, tampered_triangle)
 }
 
 

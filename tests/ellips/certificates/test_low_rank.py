@@ -12,7 +12,7 @@ from ellips.certificates.screen import screen
 from ellips.files import load_certificates, save_certificates
 from ellips.gaussians.low_rank import LowRank
 
-SIZES = [(5, 8, 2), (10, 16, 4), (6, 9, 9), (4, 6, 0), (40, 32, 6), (3, 7, 5)]
+SIZES = [(5, 8, 2), (10, 16, 4), (6, 9, 9), (4, 6, 0), (40, 32, 6), (3, 7, 5), (10, 64, 64)]
 
 
 def both(classes: int, dim: int, rank: int, seed: int = 0) -> tuple[Ellips, Ellips, Tensor]:
