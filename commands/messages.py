@@ -47,9 +47,12 @@ _CURES: Final = (
 _NOISE: Final = re.compile(
     r"\s*(Does not validate against any of the Union subtypes|Subtypes: .*|Errors:|Given value type: .*"
     r"|- Expected a <class '(NoneType|.*\.Iterable|bool)'>|- Does not validate .*"
-    r"|- Expected a path but .* either not accessible or invalid"
-    r"|- Import path .* does not correspond to a subclass of .*"
     r"|Given value: (Namespace|NestedArg|\{).*)"
+)
+# What it says of types that were tried, too, and tells nothing where another line does.
+_ASIDE: Final = re.compile(
+    r"\s*(- Expected a path but .* either not accessible or invalid"
+    r"|- Import path .* does not correspond to a subclass of .*|Parser key .*|Given value: .*)"
 )
 _UNKNOWN_CLASS: Final = re.compile(r"- Expected a dot import path string: (\S+)")
 _ABOUT_CLASSES: Final = r"- There is no class \1; give the name of one, or its whole path, such as my_module.\1"
@@ -97,6 +100,8 @@ def brief(message: str) -> str:
         message = caught[2]
     lines = [line for line in message.strip().splitlines() if line.strip() and not _NOISE.fullmatch(line)]
     lines = list(dict.fromkeys(lines))  # what is said of an entry, and of the list that it stands in
+    if not all(map(_ASIDE.fullmatch, lines)):
+        lines = [line for line in lines if not _ASIDE.fullmatch(line) or "- " not in line]
     lines = [re.sub(r"^\s*- ", "", lines[0])] if len(lines) == 1 else lines
     text = re.sub(r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1", "\n".join(lines)) or message.strip()
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ... ({DEBUG} shows all)"
