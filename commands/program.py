@@ -13,7 +13,7 @@ from .ending import stopping
 from .messages import in_one_message, say
 
 FIT_COMMANDS = ("fit", "validate", "test", "predict")
-LIGHTNING = (*FIT_COMMANDS, "train-encoder", "certify")
+LIGHTNING = (*FIT_COMMANDS, "train-encoder", "certify", "reproduce")
 """Commands that Lightning's trainer stops at a signal, when the batch is done."""
 COMMANDS = {
     "fit": "train a projector and fit the Gaussians",
@@ -28,6 +28,7 @@ COMMANDS = {
     "check": "check saved certificates, without trusting what made them",
     "audit": "attack every claim of a certification run",
     "compare": "put several runs, and files of other tools, side by side",
+    "reproduce": "run or resume a table of the paper, with published rows beside ours",
     "collect": "put the runs of a sweep into one table",
     "theory": "does a robust classifier exist, how Gaussian are the latents, what does that cost",
     "configs": "copy the shipped configurations into a folder",

@@ -35,10 +35,10 @@ def choose_automatically(
     other way round, then likewise from the best so far, until it stays.
 
     Settings that leave a covariance singular are passed over; with positive shrinkage and pooling, only classes without
-    images make all of them so. At most 1,000 images are looked at, every n-th of the split by ``index``, the same in
-    any number of processes; the radius is the mean over so many of them that images times classes stay within 100,000.
-    The held-out data must be neither the training split nor the one that results are reported on. Over several
-    processes each passes its own share, and all return the same.
+    images make all of them so. At most 1,000 images are looked at, one of every n of the split by ``index``, the same
+    in any number of processes; the radius is the mean over so many of them that images times classes stay within
+    100,000. The held-out data must be neither the training split nor the one that results are reported on. Over
+    several processes each passes its own share, and all return the same.
 
     Args:
         ellips: What is fitted with each setting in turn; it is left with one of them, and has to be fitted anew.
@@ -56,10 +56,11 @@ def choose_automatically(
     """
     validate_latents(latents, ellips.dim, "latents")
     validate_labels(labels, ellips.num_classes, len(latents))
-    kept = index % (step := _step(_total(labels), MAX_IMAGES)) == 0
-    latents, labels, index = latents[kept], labels[kept], index[kept]
+    step = _step(_total(labels), MAX_IMAGES)
+    kept = one_of_every(step, index)
+    latents, labels, block = latents[kept], labels[kept], index[kept] // step
     count, target = _total(labels), torch.zeros(len(labels), dtype=torch.float64, device=latents.device)
-    certified = index % (step * _step(count, max(1, MAX_RIVALS // ellips.num_classes))) == 0
+    certified = one_of_every(_step(count, max(1, MAX_RIVALS // ellips.num_classes)), block)
     tried: dict[Regularization, Candidate] = {}
     here = START
     while True:
@@ -96,8 +97,25 @@ def _best(candidates: Sequence[Candidate], count: int) -> Candidate | None:
     return max(accurate, key=lambda candidate: (candidate.relative_radius, candidate.accuracy))
 
 
+def one_of_every(n: int, index: Tensor) -> Tensor:
+    """Return which of some positions in a split are looked at: one of every n, now the first, now another.
+
+    Processes that take positions in turns so have about as many each, which they would not if it were always the first.
+    Which of the n it is goes by multiples of the golden section, which are spread evenly (Knuth 1973, section 6.4).
+
+    Args:
+        n: At least 1.
+        index: Shape ``(N,)``, int64.
+
+    Returns:
+        Shape ``(N,)``, bool; position 0 is always among them.
+    """
+    block = index // n
+    return index % n == (block * 2654435769 % 2**32) * n // 2**32
+
+
 def _step(total: int, most: int) -> int:
-    """Return the least n of which every n-th are at most so many."""
+    """Return the least n of which one of every n are at most so many."""
     return max(1, -(-total // most))
 
 

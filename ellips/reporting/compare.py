@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from rich.console import Console
@@ -132,11 +133,16 @@ def compare(
     figure = plot_panels(groups, confidence)
     tables = [coarse] if together else list(group_by_claim(coarse).values())
     counts = {curve.label: str(len(entry.records)) for curve, entry in zip(coarse, entries, strict=True)}
+    times = {curve.label: _seconds(entry.records) for curve, entry in zip(coarse, entries, strict=True)}
     for rows in tables:
-        console.print(accuracy_table(rows, "Comparison", confidence, [("images", [counts[r.label] for r in rows])]))
+        extra = [
+            ("images", [counts[row.label] for row in rows]),
+            ("s / image", [f"{times[row.label]:.2g}" for row in rows]),
+        ]
+        console.print(accuracy_table(rows, "Comparison", confidence, extra))
     _warn_of_other_images(entries, console)
     save_figure(figure, out / "compare.png", out / "compare.svg")
-    result = {"confidence": confidence, "entries": [_describe(c, counts[c.label]) for c in coarse]}
+    result = {"confidence": confidence, "entries": [_describe(c, counts[c.label], times[c.label]) for c in coarse]}
     replace_file(out / "compare.json", json.dumps(result, indent=1) + "\n")
     console.print(f"The figure is {out / 'compare.png'}.", highlight=False, markup=False)
     return result
@@ -148,6 +154,12 @@ def _warn_of_other_images(entries: Sequence[Entry], console: Console) -> None:
         console.print("[yellow]These are not all the same images; differences may come from that.[/yellow]")
 
 
-def _describe(curve: LabelledCurve, images: str) -> dict[str, Any]:
+def _seconds(records: Sequence[ImageRecord]) -> float:
+    """Return the median time of an image."""
+    return median(record.seconds for record in records)
+
+
+def _describe(curve: LabelledCurve, images: str, seconds: float) -> dict[str, Any]:
     columns = {name: values.tolist() for name, values in curve.curve._asdict().items()}
-    return {"label": curve.label, "space": curve.space, "soundness": curve.soundness, "images": int(images), **columns}
+    about = {"label": curve.label, "space": curve.space, "soundness": curve.soundness, "images": int(images)}
+    return {**about, "seconds_per_image": seconds, **columns}

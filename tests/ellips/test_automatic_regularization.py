@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ellips import ClassMoments, Ellips, automatic_regularization
-from ellips.automatic_regularization import POOLING, SHRINKAGE, choose_automatically
+from ellips.automatic_regularization import POOLING, SHRINKAGE, choose_automatically, one_of_every
 from ellips.certificates import check
 from ellips.gaussians import Regularization
 from ellips.gaussians.moments import Moments
@@ -107,13 +107,15 @@ def test_what_no_setting_cures_is_named() -> None:
         choose_automatically(Ellips(3, DIM), moments, held[:0].double(), labels[:0], torch.arange(0))
 
 
-def test_of_many_images_every_nth_is_looked_at_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_many_images_one_of_every_n_is_looked_at_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(automatic_regularization, "MAX_IMAGES", 50)
     held, labels = split([40] * 3, 1)
     moments, index, order = moments_of(*split([30] * 3, 0)), torch.arange(120), torch.randperm(120)
     _, tried = choose_automatically(Ellips(3, DIM), moments, held[order].double(), labels[order], index[order])
     monkeypatch.undo()
-    _, expected = choose_automatically(Ellips(3, DIM), moments, held[::3].double(), labels[::3], index[::3])
+    rows = one_of_every(3, index).nonzero().squeeze(1)
+    assert torch.equal(rows // 3, torch.arange(40))
+    _, expected = choose_automatically(Ellips(3, DIM), moments, held[rows].double(), labels[rows], torch.arange(40))
     assert [c.accuracy for c in tried] == pytest.approx([c.accuracy for c in expected], nan_ok=True)
     assert {c.accuracy for c in tried} != {1.0}
 
@@ -129,6 +131,17 @@ def test_of_many_classes_fewer_images_are_certified_and_all_predicted(monkeypatc
         certificate = ellips.fit_moments(*moments).certify(held.double())
         right = certificate.prediction == labels
         assert candidate.accuracy == pytest.approx(float(right.double().mean()))
-        radius = (certificate.radius * right)[::5]
+        radius = (certificate.radius * right)[one_of_every(5, index)]
+        assert len(radius) == 24
         assert candidate.mean_radius == pytest.approx(float(radius.mean()))
         assert candidate.relative_radius == pytest.approx(float((radius / ellips.scale).clamp(max=1).mean()))
+
+
+@pytest.mark.parametrize("n", [1, 2, 10, 50])
+@pytest.mark.parametrize("processes", [1, 2, 3, 8])
+def test_processes_that_take_turns_look_at_as_many(n: int, processes: int) -> None:
+    taken = one_of_every(n, torch.arange(200 * n))
+    assert int(taken.sum()) == 200
+    assert taken[0]
+    shares = [int(taken[rank::processes].sum()) for rank in range(processes)]
+    assert max(shares) - min(shares) <= 0.1 * sum(shares)

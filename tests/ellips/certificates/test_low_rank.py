@@ -44,6 +44,16 @@ def test_certificates_are_those_of_the_full_model(size: tuple[int, int, int], me
     assert check(ellips, z, found).all()
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("rank", [0, 2])
+def test_no_points_have_no_certificates(rank: int, method: Method) -> None:
+    """A process may have no image of those that are looked at."""
+    ellips, _, z = both(5, 8, rank)
+    certificate = ellips.certify(z[:0], method)
+    assert certificate.radius.shape == certificate.prediction.shape == (0,)
+    assert check(ellips, z[:0], certificate).shape == (0,)
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_many_classes_need_no_decomposition(size: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Where not all pairs may be decomposed the radii are the same, and closed forms smaller at most."""

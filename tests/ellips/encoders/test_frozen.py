@@ -259,7 +259,9 @@ def test_a_shipped_name_is_an_encoder_with_its_architecture(name: str) -> None:
     assert encoder.fingerprint() == FrozenEncoder(encoder.backbone).fingerprint()
 
 
-@pytest.mark.parametrize(("name", "features"), [("cifar10_noise", 128), ("cifar10_lipschitz", 64)])
+@pytest.mark.parametrize(
+    ("name", "features"), [("cifar10_noise", 128), ("cifar10_adversarial", 128), ("cifar10_lipschitz", 64)]
+)
 def test_a_shipped_encoder_brings_the_classifier_it_was_trained_with(name: str, features: int) -> None:
     record, head = shipped_provenance(name), LinearHead(name)
     assert file_digest(SHIPPED_FOLDER / record["head"]["file"]) == record["head"]["sha256"]

@@ -49,6 +49,8 @@ def test_each_claim_has_a_table_and_a_panel_of_its_own(run: Path, other: Path, t
         ("input", "probabilistic", 4),
     ]
     assert result["entries"][2]["accuracy"] == [0.5, 0.5, 0.25]
+    assert [e["seconds_per_image"] for e in result["entries"]] == [0.1, 0.1, 1.75]  # medians
+    assert text.count("s / image") == 3
     assert json.loads((tmp_path / "out" / "compare.json").read_text()) == result
     figure = (tmp_path / "out" / "compare.svg").read_text()
     assert figure.count("certified accuracy") == 3
