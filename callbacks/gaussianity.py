@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import get_args
+from typing import Any, get_args
 
 import lightning as L
 import torch
@@ -14,12 +14,14 @@ from ellips.certificates import METHODS, Method
 from ellips.classifier import Ellips
 from ellips.metrics import DistinctRows
 from ellips.metrics.functional import check_radii
+from ellips.metrics.radii import radii_of_data
 from ellips.theory.degradation import Degradation, Estimator, degradation
 from ellips.theory.divergence import TooFewLatentsError
 from ellips.theory.normality import MardiaResult, mardia
-from ellips.types import HeadOutput, Series
+from ellips.types import DEFAULT_RADII, HeadOutput, Series
 from ellips.validation import at_least, fraction, one_of
 
+from .certification import CertificationCallback
 from .evaluation import EvaluationCallback, Stage, head_of
 
 
@@ -35,7 +37,8 @@ class GaussianityCallback(EvaluationCallback):
     Where a class has too few samples for KL, it and what follows from it are left out, with a warning.
 
     Args:
-        radii: Latent radii of the degradation bound.
+        radii: Latent radii of the degradation bound; None: those of a :class:`CertificationCallback` beside it, or else
+            those of the data at the first evaluation, as that callback decides them.
         method: Kind of certificate.
         alpha: Level of Mardia's tests, both together.
         estimator: Of KL, ``"knn"`` or ``"likelihood"``.
@@ -54,7 +57,7 @@ class GaussianityCallback(EvaluationCallback):
 
     def __init__(
         self,
-        radii: Sequence[float] = (0.25, 0.5, 1.0),
+        radii: Sequence[float] | None = None,
         method: Method = "exact",
         alpha: float = 0.05,
         estimator: Estimator = "knn",
@@ -64,7 +67,8 @@ class GaussianityCallback(EvaluationCallback):
         every_n_epochs: int = 1,
     ) -> None:
         super().__init__()
-        self.radii = check_radii(radii)
+        self.radii = None if radii is None else check_radii(radii)
+        self._given = radii is not None
         one_of(METHODS, method=method)
         one_of(get_args(Estimator), estimator=estimator)
         fraction(alpha=alpha, confidence=confidence, ends=False)
@@ -79,6 +83,15 @@ class GaussianityCallback(EvaluationCallback):
         self.mardia: MardiaResult | None = None
         self.degradation: Degradation | None = None
         self._warned = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the radii that were decided, for the checkpoint."""
+        return {} if self._given or self.radii is None else {"radii": list(self.radii)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the radii that a checkpoint was made with, unless others are given."""
+        if not self._given and "radii" in state_dict:
+            self.radii = check_radii(state_dict["radii"])
 
     def due(self, trainer: L.Trainer) -> bool:
         """Whether this validation counts: in a fit, every so many epochs."""
@@ -105,19 +118,30 @@ class GaussianityCallback(EvaluationCallback):
             f"{stage}/mardia_pass_rate": self.mardia.pass_rate(self.alpha),
             f"{stage}/mardia_tested_classes": float(self.mardia.tested.sum()),
         }
-        self.degradation = self._degradation(ellips, z, labels)
+        if self.radii is None:
+            self.radii = self._decided(trainer, ellips, z, labels)
+        self.degradation = self._degradation(ellips, z, labels, self.radii)
         if self.degradation is not None:
             values |= self._named(self.degradation, stage)
         # Every process has the same numbers from the same gathered latents; see CertificationCallback.
         pl_module.log_dict(values, sync_dist=True, reduce_fx="max", batch_size=1)
 
-    def _degradation(self, ellips: Ellips, z: Tensor, labels: Tensor) -> Degradation | None:
+    def _decided(self, trainer: L.Trainer, ellips: Ellips, z: Tensor, labels: Tensor) -> tuple[float, ...]:
+        """Return radii that the latents reach; every process has the same latents, and decides the same."""
+        beside = [c.radii.get("latent") for c in trainer.callbacks if isinstance(c, CertificationCallback)]  # type: ignore[attr-defined]
+        decided = next(filter(None, beside), None)
+        if decided is None:
+            found = [(c.radius, c.prediction, labels) for c in (ellips.certify(z, method) for method in METHODS)]
+            decided = radii_of_data(found, DEFAULT_RADII["latent"])
+        return check_radii([radius for radius in decided if radius > 0])
+
+    def _degradation(self, ellips: Ellips, z: Tensor, labels: Tensor, radii: tuple[float, ...]) -> Degradation | None:
         try:
             return degradation(
                 ellips,
                 z,
                 labels,
-                self.radii,
+                radii,
                 estimator=self.estimator,
                 method=self.method,
                 num_samples=self.num_samples,
@@ -138,7 +162,9 @@ class GaussianityCallback(EvaluationCallback):
             f"{stage}/total_variation_bound": found.total_variation,
         }
         series = Series("latent", self.method)
-        for radius, bound, lower in zip(self.radii, found.bound.tolist(), found.bound_lower.tolist(), strict=True):
+        for radius, bound, lower in zip(
+            self.radii or (), found.bound.tolist(), found.bound_lower.tolist(), strict=True
+        ):
             values[f"{stage}/degradation_bound/{series.name}@{radius:g}"] = bound
             values[f"{stage}/degradation_bound_lower/{series.name}@{radius:g}"] = lower
         return values

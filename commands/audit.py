@@ -22,9 +22,9 @@ from ellips.audit import (
     Course,
     attack_batches,
     audit_batch,
+    audit_passes,
     audit_table,
     latent_target,
-    number_of_attacks,
     verdict,
     write_audit,
 )
@@ -197,12 +197,12 @@ def attack(
     done = journal.results()
     fabric.barrier()  # every process has read it before any writes
     left = [name for name in batches if name not in done]
-    attacks = [number_of_attacks(len(batches[name][1].records), batches[name][1].settings) for name in left]
+    passes = sum(audit_passes(batches[name][1], claims.targets[batches[name][0]]) for name in left)
     world, rank = fabric.world_size, fabric.global_rank
     mine, end = left[rank::world], math.inf if budget is None else monotonic() + budget
     with (
         journal.open(rank),
-        ImageProgress("Attacking", sum(attacks), processes=world, show=rank == 0, unit="attacks") as progress,
+        ImageProgress("Attacking", passes, processes=world, show=rank == 0, unit="passes") as progress,
     ):
         for place, name in enumerate(mine):
             series, batch = batches[name]

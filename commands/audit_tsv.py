@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import lightning as L
@@ -14,7 +16,15 @@ from jsonargparse import ActionConfigFile
 from rich.console import Console
 from torch import nn
 
-from ellips.audit import AttackSettings, audit_series, audit_table, verdict
+from ellips.audit import (
+    AttackSettings,
+    Course,
+    attack_batches,
+    audit_passes,
+    audit_series,
+    audit_table,
+    verdict,
+)
 from ellips.audit.foreign import (
     Finding,
     Voting,
@@ -30,8 +40,9 @@ from ellips.files import replace_file
 from ellips.input_certifiers import AuditTarget
 from ellips.input_certifiers.base import predict
 from ellips.lipschitz.base import in_float64
+from ellips.progress import ImageProgress
 from ellips.types import Soundness
-from ellips.validation import at_least
+from ellips.validation import at_least, positive
 from ellips.versions import versions
 
 from .limits import limit_configurations
@@ -52,6 +63,7 @@ def audit_tsv(
     voting: Voting = Voting(),  # noqa: B008 - frozen
     attack: AttackSettings = AttackSettings(),  # noqa: B008 - frozen
     attacked: int | None = None,
+    budget: float | None = None,
     out: Path | None = None,
 ) -> dict[str, Any]:
     """Audit a table in the format of Cohen et al. 2019, whatever classifier it is about.
@@ -67,6 +79,7 @@ def audit_tsv(
         voting: If the radii are those of a smoothed classifier: its noise, votes and alpha.
         attack: How hard to attack.
         attacked: Attack at most so many images, spread evenly; None: all.
+        budget: Seconds, after which expensive attacks are left out; None: every attack.
         out: File for what was found, JSON; None: beside the table, <name>.audit.json.
 
     Returns:
@@ -80,6 +93,8 @@ def audit_tsv(
             "Expected `--voting.sigma`, the noise of the smoothed classifier, with probabilistic radii but got none."
         )
     at_least(1, attacked=attacked)
+    positive(budget=budget)
+    end = math.inf if budget is None else monotonic() + budget
     images = SelectionDataModule(data, split, skip, max, 32)
     labels = {index: int(images.dataset[[index]].label[0]) for index in images.indices}
     rows, findings = read_rows(tsv)
@@ -96,13 +111,14 @@ def audit_tsv(
         findings.append(normalisation_finding(compared, pictures, target.predict))
     chosen = known[:: -(-len(known) // (attacked or len(known) or 1)) or 1]
     verdicts: dict[str, Any] = {}
+    if chosen:
+        points, records = images.dataset[[row.index for row in chosen]].image, as_records(chosen, soundness)
+        passes = sum(audit_passes(batch, target) for batch in attack_batches(records, attack))
+        with ImageProgress("Attacking", passes, unit="passes") as progress:
+            found = audit_series(records, points, target, attack, Course(progress.advance, end))
+        if found:
+            verdicts[tsv.name] = verdict(found, target.alpha)
     console = Console()
-    with console.status(f"Attacking {len(chosen)} images"):
-        if chosen:
-            points = images.dataset[[row.index for row in chosen]].image
-            found = audit_series(as_records(chosen, soundness), points, target, attack)
-            if found:
-                verdicts[tsv.name] = verdict(found, target.alpha)
     result = {
         "findings": [asdict(finding) for finding in findings],
         "attacks": verdicts,

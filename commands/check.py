@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ellips.certificates import check, checked_scope
+import torch
+
+from ellips.certificates import Prover, check, checked_scope
 from ellips.files import load_certificates
+from ellips.progress import followed
 
 from .messages import Parser
+
+_AT_ONCE = 64  # certificates between two looks at the clock
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -20,7 +25,9 @@ def main(args: Sequence[str] | None = None) -> int:
     if len(saved.certificate) == 0:
         print(f"{config.file} holds no certificates: nothing is proven.")
         return 1
-    passed = check(saved.ellips, saved.z, saved.certificate)
+    prover, rows = Prover(saved.ellips), torch.arange(len(saved.z)).split(_AT_ONCE)
+    parts = followed(rows, "Proving", len(saved.z), len, unit="certificates")
+    passed = torch.cat([check(saved.ellips, saved.z[part], saved.certificate[part], prover=prover) for part in parts])
     what = f"{saved.certificate.method}, {saved.certificate.space} space, {saved.certificate.soundness}"
     proven = "proven" if saved.certificate.space == "latent" else "proven as far as they can be here"
     print(f"{int(passed.sum())} of {len(passed)} certificates are {proven} ({what}; classifier {saved.digest}).")

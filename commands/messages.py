@@ -28,13 +28,37 @@ DEBUG: Final = "--debug"
 _KNOWN: Final = (ValueError, TypeError, OSError, ImportError, NotFittedError)
 _LONGEST = 1200  # characters of a message; what is more goes to --debug
 
+# What the system says of a path, in other words.
+_PATHS: Final = {
+    FileExistsError: "expected a folder, or room for one, but there is a file of that name; give another.",
+    NotADirectoryError: "expected folders only on the way there but one of them is a file; give another path.",
+    IsADirectoryError: "expected a file but it is a folder.",
+}
+# What others say without a cure.
+_CURES: Final = (
+    (
+        "No supported gpu backend found",
+        "Without a GPU that torch can use: --trainer.accelerator cpu, or auto.",
+    ),
+    ("accelerator is not available", "--trainer.accelerator cpu, or auto, works on every machine."),
+    ("numpy accepts from 0 to", "It is --seed_everything that is out of range."),
+)
 # What jsonargparse says around the one line that tells what is wrong.
 _NOISE: Final = re.compile(
     r"\s*(Does not validate against any of the Union subtypes|Subtypes: .*|Errors:|Given value type: .*"
     r"|- Expected a <class '(NoneType|.*\.Iterable|bool)'>|- Does not validate .*"
     r"|Given value: (Namespace|NestedArg|\{).*)"
 )
+# What it says of types that were tried, too, and tells nothing where another line does.
+_ASIDE: Final = re.compile(
+    r"\s*(- Expected a path but .* either not accessible or invalid"
+    r"|- Import path .* does not correspond to a subclass of .*|Parser key .*|Given value: .*)"
+)
+_UNKNOWN_CLASS: Final = re.compile(r"- Expected a dot import path string: (\S+)")
+_ABOUT_CLASSES: Final = r"- There is no class \1; give the name of one, or its whole path, such as my_module.\1"
 _WORKER: Final = re.compile(r"Caught (\w+) in .*?\nOriginal Traceback.*\n[\w.]*\1: (.*)", re.DOTALL)
+# Settings of version 0.1's training of 1-Lipschitz encoders that went to `architecture`.
+_MOVED: Final = ("image_shape", "channels", "widths", "feature_dim")
 _TIPS: Final = ("💡", "TPU available", "HPU available", "`Trainer(")
 _WARNINGS: Final = (
     r".*does not have many workers",
@@ -44,6 +68,9 @@ _WARNINGS: Final = (
     r".*number of training batches .* is smaller than the logging interval",
     r"Checkpoint directory .* exists and is not empty",
 )
+
+
+_running = ""  # the command that goes on in this process, for parsers that do not know it
 
 
 class Brief:
@@ -56,6 +83,8 @@ class Brief:
         """Print one message and end with the exit code 2."""
         parser: Any = getattr(ex, "subcommand_parser", None) or self
         prog = parser.prog.replace(" [options]", "")
+        if " " not in prog:  # one that the parser made for itself, of some class's arguments
+            prog = _running or prog
         print(f"{prog}: {brief(message)}{_nearest(message, parser)}\nAll options: {prog} --help", file=sys.stderr)
         raise SystemExit(BAD_INPUT)
 
@@ -66,16 +95,24 @@ class Parser(Brief, jsonargparse.ArgumentParser):
 
 def brief(message: str) -> str:
     """Return a message without what surrounds its point: types that were tried, tracebacks of reading processes."""
+    message = _UNKNOWN_CLASS.sub(_ABOUT_CLASSES, message)
     if caught := _WORKER.match(message):
         message = caught[2]
     lines = [line for line in message.strip().splitlines() if line.strip() and not _NOISE.fullmatch(line)]
+    lines = list(dict.fromkeys(lines))  # what is said of an entry, and of the list that it stands in
+    if not all(map(_ASIDE.fullmatch, lines)):
+        lines = [line for line in lines if not _ASIDE.fullmatch(line) or "- " not in line]
     lines = [re.sub(r"^\s*- ", "", lines[0])] if len(lines) == 1 else lines
     text = re.sub(r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1", "\n".join(lines)) or message.strip()
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ... ({DEBUG} shows all)"
 
 
 def _nearest(message: str, parser: Any) -> str:  # noqa: ANN401 - any parser
-    """Return the names of options that are written like those that are unknown."""
+    """Return the names of options that are written like those that are unknown, or what they are called by now."""
+    moved = [name for name in _MOVED if re.search(rf"[oO]ption '{name}'|--model\.(init_args\.)?{name}\b", message)]
+    if moved and _running == "ellips train-encoder":
+        now = " and ".join(f"model.architecture.init_args.{name}" for name in moved)
+        return f"\nThe sizes of the network are those of its architecture now: {now}."
     options = [name for action in parser._actions for name in action.option_strings if name.startswith("--")]
     unknown = re.findall(r"(?<![\w-])(--[\w.]+)", message) if "unrecognized" in message else []
     unknown += [f"--{name}" for name in re.findall(r"[oO]ption '([\w.]+)'", message)]
@@ -92,12 +129,16 @@ def message_of(error: BaseException) -> str | None:
             "Expected the model that the checkpoint holds but the configuration describes another; give the "
             f"configuration that it was trained with. {' '.join(differing)}"
         )
+    if isinstance(error, RuntimeError) and text.startswith("Early stopping conditioned on metric"):
+        return brief(text)
     # Lightning is not imported for its name alone: many commands do without.
     if not isinstance(error, _KNOWN) and type(error).__name__ != "MisconfigurationException":
         return None
     if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
-        return f"{error.filename}: {error.strerror}."
-    return brief(text) or type(error).__name__
+        return f"{error.filename}: {_PATHS.get(type(error), f'{error.strerror}.')}"
+    cure = next((cure for part, cure in _CURES if part in text), "")
+    joint = "" if not cure else " " if text[-1] in ".!" else ". "
+    return brief(text) + joint + cure or type(error).__name__
 
 
 @contextmanager
@@ -150,7 +191,8 @@ def in_one_message(command: Callable[[Sequence[str]], int], arguments: Sequence[
     given = [word for word in arguments if word != DEBUG]
     if len(given) < len(arguments):
         return command(given)
-    name = " ".join(["ellips", *given[:1]])
+    global _running
+    name = _running = " ".join(["ellips", *given[:1]])
     try:
         with quiet():
             _read_configurations(given)

@@ -36,6 +36,7 @@ from ellips.planning import (
     stage_entry,
     training_flops,
 )
+from ellips.validation import at_least, positive
 
 from .certify import certify
 from .limits import limit_configurations
@@ -73,7 +74,11 @@ def count(data: EncodedDataModule, counts: Mapping[str, int]) -> tuple[dict[str,
     """Return the rows that are encoded of each part, noisy copies included, and the number of classes."""
     if not counts:
         return {part: len(data.image_dataset(part)) for part in data.parts}, data.num_classes
-    missing = {"train", "val", "test", "classes"} - counts.keys()
+    known = {"train", "val", "test", "classes"}
+    if unknown := sorted(counts.keys() - known):
+        raise ValueError(f"Expected `counts` of {sorted(known)} but got {unknown}.")
+    at_least(0, **counts)
+    missing = known - counts.keys()
     if missing:
         raise ValueError(f"Expected `counts` of train, val, test and classes but got none of {sorted(missing)}.")
     noisy = data.noisy_copies
@@ -163,6 +168,8 @@ def plan(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
     given = config.data.get("init_args", {})
     if given.get("encoder") is None:
         raise TypeError(f"Expected a datamodule with an `encoder` but {config.data.class_path} has none.")
+    at_least(1, processes=config.processes)
+    positive(images_per_second=config.images_per_second, gigaflops=config.gigaflops)
     used = config.clone()
     for name in {key.partition(".")[0] for key in config.keys()} - {"data", "certifiers", "attack"}:
         used.pop(name)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from importlib import import_module
 
 from ellips.distributed import close_process_group
 
 from .ending import stopping
-from .messages import in_one_message
+from .messages import in_one_message, say
 
 FIT_COMMANDS = ("fit", "validate", "test", "predict")
 LIGHTNING = (*FIT_COMMANDS, "train-encoder", "certify", "reproduce")
@@ -51,6 +52,9 @@ def main(args: Sequence[str] | None = None) -> int:
     name = given[0] if given else "--help"
     if name not in COMMANDS:
         wide = max(map(len, COMMANDS))
+        if name not in ("-h", "--help"):
+            near = get_close_matches(name, COMMANDS, n=1)
+            say(f"ellips: there is no command {name!r}.{f' Did you mean {near[0]}?' if near else ''}\n")
         print("usage: ellips COMMAND ...   (ellips COMMAND --help tells more; --debug shows where an error arose)\n")
         print("\n".join(f"  {command:<{wide}}  {what}" for command, what in COMMANDS.items()))
         return 0 if name in ("-h", "--help") else 2

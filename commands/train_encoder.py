@@ -7,12 +7,18 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from ellips.files import RunFolder
 from ellips.lightning_modules import EncoderTraining, LipschitzEncoderTraining
 
 from .training import RunFolderCLI, run
+
+_SUBCOMMANDS = ("fit", "validate")
+_DESCRIPTION = (
+    "Subcommands: fit and validate. Train an encoder, on noise or 1-Lipschitz, or a denoiser; model.class_path says "
+    "which. `ellips train-encoder fit --config FILE` with a file of configs/encoders/."
+)
 
 
 class EncoderCLI(RunFolderCLI):
@@ -22,6 +28,12 @@ class EncoderCLI(RunFolderCLI):
     """
 
     default_name = "encoder"
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Name those that a training of an encoder has."""
+        return {name: hidden for name, hidden in LightningCLI.subcommands().items() if name in _SUBCOMMANDS}
+
     classes_to = "model.init_args.num_classes"
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -44,7 +56,8 @@ class EncoderCLI(RunFolderCLI):
 
 def train_encoder(args: Sequence[str] | None = None) -> RunFolderCLI:
     """Fit or validate the encoder; see :func:`ellips.commands.training.run`."""
-    return run(EncoderCLI, EncoderTraining, args, subclass_mode_model=True)
+    told = {"prog": "ellips train-encoder", "description": _DESCRIPTION}
+    return run(EncoderCLI, EncoderTraining, args, subclass_mode_model=True, parser_kwargs=told)
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -18,6 +18,7 @@ from ellips.checkpoints import load_checkpoint
 from ellips.files import RUNS, RunFolder, replace_file
 from ellips.lightning_modules import GenEllips
 from ellips.types import Series
+from ellips.validation import at_least
 
 from .limits import limit_configurations
 from .messages import Brief
@@ -79,6 +80,7 @@ class RunFolderCLI(LightningCLI):
         """Refuse to overwrite a run, and log into its folder unless the configuration names another logger."""
         config = self.config[self.subcommand]
         folder = RunFolder.named(config.name)
+        at_least(1, check_val_every_n_epoch=config.trainer.check_val_every_n_epoch)  # Lightning divides by it
         if self.subcommand == "fit":
             if config.ckpt_path == "last":
                 config.ckpt_path = str(folder.requeued() or "last")
@@ -176,6 +178,7 @@ def run(
     args: Sequence[str] | None,
     *,
     subclass_mode_model: bool = False,
+    parser_kwargs: dict[str, Any] | None = None,
 ) -> RunFolderCLI:
     """Run one subcommand: fit, validate, test or predict.
 
@@ -184,6 +187,7 @@ def run(
         module: What is trained.
         args: The command line without the program's name; None: that of this process.
         subclass_mode_model: Whether the configuration names a subclass of ``module`` by its ``class_path``.
+        parser_kwargs: Of the parser, such as the name of the program.
 
     Returns:
         The finished command, with ``trainer``, ``model`` and ``datamodule``.
@@ -201,6 +205,7 @@ def run(
             subclass_mode_data=True,
             save_config_callback=KeepConfig,
             parser_class=TrainingParser,
+            parser_kwargs=parser_kwargs,
             auto_configure_optimizers=False,
             seed_everything_default=0,
             args=options,

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
+from numpy.typing import NDArray
 
 from ellips.encoders import FrozenEncoder
 from ellips.files import replace_file
@@ -108,7 +109,7 @@ class ImageFolderDataModule(EncodedDataModule):
         folder = self.root / (self.train_dir if own is None else own)
         files, labels = list_images(folder, self.class_names)
         if split != "test" and self.val_dir is None:
-            rows = stratified_split(labels, {"val": self.val_fraction}, self.seed)[split]
+            rows = self._set_apart(folder, labels, split)
             files, labels = [files[row] for row in rows], labels[rows]
         if split == "train" and self.more_train_dir is not None:
             more, more_labels = list_images(self._more_folder(self.more_train_dir), self.class_names)
@@ -116,6 +117,20 @@ class ImageFolderDataModule(EncodedDataModule):
             files = [*files, *(os.path.join(there, file) for file in more)]
             labels = np.concatenate([labels, more_labels])
         return FolderSource(f"folder/{split}", folder, files, labels, self.reading, self._log)
+
+    def _set_apart(self, folder: Path, labels: NDArray[np.int64], split: Split) -> NDArray[np.int64]:
+        """Return the training pictures of one of two splits; every class has to be in it."""
+        cause = None
+        try:
+            if len(rows := stratified_split(labels, {"val": self.val_fraction}, self.seed)[split]):
+                return rows
+        except ValueError as error:
+            cause = error
+        raise ValueError(
+            f"{folder}: expected pictures of every class for training and for validation but {len(labels)} pictures in "
+            f"{len(set(labels.tolist()))} classes are too few with val_fraction={self.val_fraction:g}; "
+            "name a folder of validation pictures (val_dir), raise val_fraction, or add pictures."
+        ) from cause
 
     def _more_folder(self, more: str) -> Path:
         """Return where further training images are; never among those that anything is chosen or reported on.

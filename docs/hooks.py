@@ -12,6 +12,8 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parents[1]
 PAGES = ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
 # Of the site; what else a page of the repository's root names has no place on it, and stays as text.
+# Words of a table's cell that are too short to be parted.
+_SHORT = re.compile(r"<code>([\w.:]{1,16})</code>(?=(?:(?!<td|<th).)*?</td>)", re.DOTALL)
 _LINK = re.compile(r"\[([^\]]+)\]\(([^)#\s]+)(#[^)\s]*)?\)")
 
 
@@ -36,3 +38,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:  # noqa: ANN401
         return f"[{text}]({target}{part})"
 
     return _LINK.sub(link, markdown)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Mark the short words of code in tables, which the style sheet keeps whole where there is room."""
+    return _SHORT.sub(r'<code class="short">\1</code>', html)

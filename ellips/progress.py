@@ -3,12 +3,36 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Callable, Iterable, Iterator
 from time import monotonic
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
+
+Item = TypeVar("Item")
+
+
+def followed(
+    items: Iterable[Item], title: str, total: int, size: Callable[[Item], int], **options: Any
+) -> Iterator[Item]:
+    """Go through items and show how far that is, if it takes longer than five seconds.
+
+    Args:
+        items: What to go through.
+        title: What is done.
+        total: Images of all processes.
+        size: The number of images of an item.
+        options: Of :class:`ImageProgress`.
+
+    Yields:
+        The items.
+    """
+    with ImageProgress(title, total, **{"after": 5.0, **options}) as progress:
+        for item in items:
+            yield item
+            progress.advance(size(item))
 
 
 class ImageProgress:
@@ -25,6 +49,7 @@ class ImageProgress:
         show: Whether to show anything.
         console: Where to; None: stderr.
         unit: What is counted.
+        after: Seconds before anything is shown: what is over by then need not be told of.
     """
 
     def __init__(
@@ -37,17 +62,19 @@ class ImageProgress:
         show: bool = True,
         console: Console | None = None,
         unit: str = "images",
+        after: float = 0.0,
     ) -> None:
         self.title, self.total, self.processes = title, total, processes
         self.report_every, self.show = report_every, show
-        self.unit = unit
+        self.unit, self.after = unit, after
         self.console = console or Console(stderr=True)
         self.count = 0
         self.start = self.reported = monotonic()
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.fields[state]}"))
         self.bar = Progress(*columns, console=self.console, disable=not (show and self.console.is_terminal))
         self.task = self.bar.add_task(title, total=total, state="")
-        self.bar.start()
+        if not after:
+            self.bar.start()
 
     def advance(self, count: int = 1) -> None:
         """Count images that this process has done."""
@@ -55,7 +82,11 @@ class ImageProgress:
         if not self.show or not self.count:
             return
         now = monotonic()
+        if now - self.start < self.after:
+            return
         self.bar.update(self.task, completed=self._done(), state=self._state(now - self.start))
+        if not (self.bar.disable or self.bar.live.is_started):
+            self.bar.start()
         if self.bar.disable and now - self.reported >= self.report_every:
             self.reported = now
             line = f"{self.title}: {self._state(now - self.start)}"
@@ -63,7 +94,7 @@ class ImageProgress:
 
     def close(self) -> None:
         """End the bar."""
-        if not self.bar.disable:  # one that was never shown would end its line all the same
+        if self.bar.live.is_started:  # one that was never shown would end its line all the same
             self.bar.stop()
 
     def __enter__(self) -> Self:

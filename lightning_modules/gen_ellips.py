@@ -28,6 +28,7 @@ from ellips.validation import one_of
 
 from .optimization import Optimization
 from .origin import check_origin
+from .passes import followed_batches, naming_classes
 from .regularizing import AUTO, choose, choose_auto, described
 
 _SHRINKAGE = 0.1  # gives a covariance to a class with fewer images than the latents have dimensions
@@ -213,7 +214,7 @@ class GenEllips(L.LightningModule):
         else:
             self.head.reset()
             for _ in range(self.head.moments.passes):
-                for batch in datamodule.fit_dataloader():
+                for batch in followed_batches(self.trainer, datamodule.fit_dataloader(), "Fitting the Gaussians"):
                     if self.trainer.received_sigterm:  # which Lightning itself looks at between training batches alone
                         raise SIGTERMException
                     batch = self.trainer.strategy.batch_to_device(batch, self.device)
@@ -228,7 +229,7 @@ class GenEllips(L.LightningModule):
         """Return this process's eval-mode latents, labels and positions of a whole split."""
         latents, labels, index = [], [], []
         with eval_mode(self.head), torch.no_grad():
-            for batch in loader:
+            for batch in followed_batches(self.trainer, loader, "Computing latents"):
                 batch = self.trainer.strategy.batch_to_device(batch, self.device)
                 latents.append(self.head.latents(batch.feature))
                 labels.append(batch.label)
@@ -253,11 +254,10 @@ class GenEllips(L.LightningModule):
 
     def _refresh_mixture(self) -> None:
         """Fit the Gaussians if they are older than the projector; trained ones are fitted once, to start from."""
-        if self.train_mixture:
-            if not self.head.ellips.is_fitted:
+        stale = self.mixture_step != self.trainer.global_step
+        if not self.head.ellips.is_fitted if self.train_mixture else stale:
+            with naming_classes(getattr(getattr(self.trainer, "datamodule", None), "class_names", ())):
                 self.fit_mixture()
-        elif self.mixture_step != self.trainer.global_step:
-            self.fit_mixture()
 
     def _check_mixture_settings(self) -> None:
         one_of(("moments", *get_args(Estimator)), covariance_estimator=self.covariance_estimator)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.shipped import DIGITS
+from tests.test_docs import blocks, commands
 
 ROOT = Path(__file__).parents[1]
 
@@ -46,3 +47,26 @@ def test_devices_2_and_torchrun_end_where_one_process_does(tmp_path: Path) -> No
             continue
         tolerance = 5e-3 if ".ellips." in key else 1e-4
         torch.testing.assert_close(two[key], value, rtol=tolerance, atol=tolerance, msg=key)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(900)
+def test_the_lines_of_the_page_on_clusters_run_in_two_processes(tmp_path: Path) -> None:
+    """They are parsed by the tests of pages; here each starts its processes, for an epoch."""
+    variables: dict[str, str] = {}
+    lines = [
+        words for block in blocks("cluster") if block.language == "sh" for words in commands(block.text, variables)
+    ]
+    lines = [words for words in lines if "--trainer.devices" in words and words[0] != "sbatch"]
+    assert {words[0] for words in lines} == {"ellips", "torchrun"}
+    for name in ("configs", "train.py"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    programs = {"ellips": ["train.py"], "torchrun": ["-m", "torch.distributed.run", "--standalone"]}
+    for words in lines:
+        command = [sys.executable, "-W", "ignore", *programs[words[0]], *words[1:]]
+        command += ["--name", words[0], "--trainer.max_epochs=1"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280)
+        assert result.returncode == 0, result.stderr[-6000:]
+        assert "MEMBER: 2/2" in result.stderr + result.stdout
+        assert (tmp_path / "runs" / words[0] / "checkpoints" / "last.ckpt").is_file()

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ellips.audit.attacks import AttackSettings, Course, attack_balls
-from ellips.audit.slopes import steepest_slopes
+from ellips.audit.attacks import AttackSettings, attack_balls, attack_passes
+from ellips.audit.course import Course
+from ellips.audit.slopes import slope_passes, steepest_slopes
 from ellips.files import ImageRecord
 from ellips.gaussians import Mixture
 from ellips.input_certifiers import AuditTarget
@@ -102,6 +103,16 @@ def attack_batches(records: Sequence[ImageRecord], settings: AttackSettings) -> 
     return batches
 
 
+def audit_passes(batch: AttackBatch, target: AuditTarget) -> int:
+    """Return about how many passes of single points :func:`audit_batch` takes at most, and tells of."""
+    return attack_passes(len(batch.records), batch.settings) + _slope_passes(batch, target)
+
+
+def _slope_passes(batch: AttackBatch, target: AuditTarget) -> int:
+    claimed = len(_with_constants(batch.records)) if target.function is not None else 0
+    return claimed * slope_passes(batch.settings.steps, batch.settings.restarts)
+
+
 def audit_batch(
     batch: AttackBatch, points: Tensor, target: AuditTarget, course: Course | None = None
 ) -> list[AuditedImage]:
@@ -124,8 +135,9 @@ def audit_batch(
     violations = _Violations(points.double(), radius, prediction, target.predict)
     attack_balls(target.scores, points.float(), radius, rival, settings, violations.add, course)
     short, slopes = course.over, dict[int, dict[str, Any]]()
-    if target.function is not None and not short:
-        slopes = _slopes(records, points.double(), target.function, settings)
+    with course.stage(_slope_passes(batch, target)) as counted:
+        if target.function is not None and not short:
+            slopes = _slopes(records, points.double(), counted(target.function), settings)
     return [
         AuditedImage(
             record.series.name,
@@ -145,6 +157,7 @@ def audit_series(
     points: Tensor,
     target: AuditTarget,
     settings: AttackSettings,
+    course: Course | None = None,
 ) -> list[AuditedImage]:
     """Attack the claims of one series.
 
@@ -153,6 +166,7 @@ def audit_series(
         points: Shape ``(N, ...)``, the images of these records (the latents, for a series in latent space).
         target: What was claimed, and of which function.
         settings: How hard to attack.
+        course: How far it may go on; None: to the end.
 
     Returns:
         One entry per record whose radius is positive; see :func:`attack_batches`.
@@ -160,12 +174,12 @@ def audit_series(
     rows = torch.tensor([i for i, record in enumerate(records) if record.radius > 0], dtype=torch.int64)
     found: list[AuditedImage] = []
     for batch, part in zip(attack_batches(records, settings), rows.split(settings.batch_size), strict=False):
-        found += audit_batch(batch, points[part.to(points.device)], target)
+        found += audit_batch(batch, points[part.to(points.device)], target, course)
     return found
 
 
 class _Violations:
-    """For each point, the nearest of the changed points that another class was predicted for.
+    """For each point, the first of the changed points that another class was predicted for.
 
     Args:
         points: Shape ``(N, ...)``, float64.
@@ -178,24 +192,27 @@ class _Violations:
         self.points, self.radius, self.prediction, self.judge = points, radius, prediction, judge
         self.found: list[dict[str, Any]] = [{} for _ in points]
 
-    def add(self, name: str, moved: Tensor) -> Tensor:
-        """Judge what an attack ended with, and return which points are broken by now, shape ``(N,)``."""
+    def add(self, name: str, rows: Tensor, moved: Tensor) -> Tensor:
+        """Judge what an attack made of some points, and return which of them are broken, shape of ``rows``."""
         # The attack works in float32; what it means to be inside the radius is decided here.
-        distance = torch.linalg.vector_norm((moved - self.points).flatten(1), dim=1)
+        distance = torch.linalg.vector_norm((moved - self.points[rows]).flatten(1), dim=1)
         judged = self.judge(moved)
-        hit = (judged != self.prediction) & (judged >= 0) & (distance <= self.radius)
+        hit: Tensor = (judged != self.prediction[rows]) & (judged >= 0) & (distance <= self.radius[rows])
         for i in hit.nonzero().flatten().tolist():
-            if self.found[i].get("distance", torch.inf) > distance[i]:
-                valid = bool(((moved[i] >= 0) & (moved[i] <= 1)).all())
-                self.found[i] = {"violated_by": name, "distance": float(distance[i]), "valid_image": valid}
-        return torch.tensor([bool(entry) for entry in self.found], device=moved.device)
+            row, valid = int(rows[i]), bool(((moved[i] >= 0) & (moved[i] <= 1)).all())
+            self.found[row] = {"violated_by": name, "distance": float(distance[i]), "valid_image": valid}
+        return hit
+
+
+def _with_constants(records: Sequence[ImageRecord]) -> list[int]:
+    return [i for i, r in enumerate(records) if r.lipschitz is not None and r.ball_radius is not None]
 
 
 def _slopes(
     records: Sequence[ImageRecord], points: Tensor, function: ImageMap, settings: AttackSettings
 ) -> dict[int, dict[str, Any]]:
     """For each record with a constant, the steepest slope in the ball that it covers."""
-    rows = [i for i, r in enumerate(records) if r.lipschitz is not None and r.ball_radius is not None]
+    rows = _with_constants(records)
     if not rows:
         return {}
     # A constant that is claimed everywhere is attacked where it matters: twice as far as the certificate reaches.

@@ -48,6 +48,11 @@ def steepest_slopes(
     return best
 
 
+def slope_passes(steps: int, restarts: int) -> int:
+    """Return about how many passes of a point :func:`steepest_slopes` takes, those of Jacobians' products aside."""
+    return (restarts + 1) * (2 * steps + 5)
+
+
 def _random(images: Tensor, generator: torch.Generator) -> Tensor:
     drawn = torch.randn(images.shape, generator=generator, dtype=torch.float64).to(images)
     return _unit(drawn)

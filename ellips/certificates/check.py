@@ -24,7 +24,14 @@ _SCORED_ELEMENTS, _PROVEN_ELEMENTS = 2**22, 2**18  # at a time; what is factoris
 _BALANCES = (1.0, 2.0**-5, 2.0**-10, 2.0**-15)
 
 
-def check(mixture: Mixture, z: Tensor, certificate: Certificate, *, rivals: Literal["all", "named"] = "all") -> Tensor:
+def check(
+    mixture: Mixture,
+    z: Tensor,
+    certificate: Certificate,
+    *,
+    rivals: Literal["all", "named"] = "all",
+    prover: Prover | None = None,
+) -> Tensor:
     """Prove certificates of the classifier as it is stored, in floating point with every rounding bounded.
 
     True is a proof of the claim: that no point within the radius of z has another class of higher or equal score, and
@@ -42,6 +49,7 @@ def check(mixture: Mixture, z: Tensor, certificate: Certificate, *, rivals: Lite
         z: Latents the certificates are for, shape ``(N, d)``; of smoothed encoders, the sampled means.
         certificate: What to check, of the same length.
         rivals: ``"named"`` proves the radius against the named rival alone.
+        prover: Of this mixture as it is now, where many batches share one; None: made here.
 
     Returns:
         Shape ``(N,)``, bool.
@@ -57,7 +65,7 @@ def check(mixture: Mixture, z: Tensor, certificate: Certificate, *, rivals: Lite
     require_method(certificate)
     if rivals not in ("all", "named"):
         raise ValueError(f"Expected `rivals` to be 'all' or 'named' but got {rivals!r}.")
-    return Prover(mixture).check(z, certificate, rivals == "all").to(z.device)
+    return (prover or Prover(mixture)).check(z, certificate, rivals == "all").to(z.device)
 
 
 def require_method(certificate: Certificate) -> None:

@@ -130,7 +130,14 @@ class RunFolder:
 
     @classmethod
     def named(cls, name: str) -> RunFolder:
-        """Return the folder of a run's name, ``runs/<name>``."""
+        """Return the folder of a run's name, ``runs/<name>``.
+
+        Raises:
+            ValueError: If that is not a folder below ``runs/``.
+        """
+        parts = Path(name).parts
+        if not parts or ".." in parts or Path(name).is_absolute():
+            raise ValueError(f"Expected `name` to be that of a folder below {RUNS}/ but got {name!r}.")
         return cls(RUNS / name)
 
     @property

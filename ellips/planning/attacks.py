@@ -45,7 +45,7 @@ def audit_work(certifier: InputCertifier, settings: AttackSettings, images: Imag
     behind_gradient, behind_judge = copies(certifier)
     count, hardest = images.count, min(settings.autoattack_points, images.count)
     scores = pgd(settings).times(count) + autoattack(settings, images.classes).times(hardest)
-    judged = count * (2 + (hardest > 0))
+    judged = 2 * count + 3 * hardest
     work = scores.times(behind_gradient) + Work(behind_judge * judged)
     if isinstance(certifier, ByConstant) and not isinstance(certifier, MarginClever):
         work += slopes(settings, images).times(count)
@@ -55,17 +55,17 @@ def audit_work(certifier: InputCertifier, settings: AttackSettings, images: Imag
 def pgd(settings: AttackSettings) -> Work:
     """Two attacks on a point, untargeted and at the rival: each start, each step forward and backward.
 
-    Beside the steps: three passes for the two attacks' outcomes of each start, four for scores and classes.
+    Beside the steps: three passes for the two attacks' outcomes of each start, one for scores.
     """
     steps = 2 * settings.restarts * settings.steps
-    return Work(steps + 3 * settings.restarts + 4, steps)
+    return Work(steps + 3 * settings.restarts + 1, steps)
 
 
 def autoattack(settings: AttackSettings, classes: int) -> Work:
     """APGD on two losses (one with two classes) and Square, on a point where neither succeeds."""
     losses = 2 if classes > 2 else 1
     ascents = losses * settings.restarts * settings.steps
-    return Work(2 * ascents + 3 * losses * settings.restarts + 3 * settings.queries + 11, ascents)
+    return Work(2 * ascents + 5 * losses * settings.restarts + 3 * settings.queries + 3, ascents)
 
 
 def slopes(settings: AttackSettings, images: Images) -> Work:

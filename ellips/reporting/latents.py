@@ -87,6 +87,14 @@ def plot_latents(
     return axes.figure.figure
 
 
+class _PlainNumbers(LogFormatter):
+    """Writes 0.1 and not 1e-01."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        """Return the number where the logarithmic axis has one."""
+        return f"{x:g}" if super().__call__(x, pos) else ""
+
+
 def plot_spectra(mixture: Mixture, names: Sequence[str] | None = None, *, most_classes: int = MOST_CLASSES) -> Figure:
     """Draw the standard deviations of each class's Gaussian along its principal axes, largest first.
 
@@ -108,8 +116,8 @@ def plot_spectra(mixture: Mixture, names: Sequence[str] | None = None, *, most_c
         axes.plot(np.arange(1, mixture.dim + 1), spectrum.numpy(), marker=".", color=colour, linestyle=line)
     axes.legend(axes.get_lines(), _names(names, shown), fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(LogFormatter())
-    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
+    axes.yaxis.set_major_formatter(_PlainNumbers())
+    axes.yaxis.set_minor_formatter(_PlainNumbers(minor_thresholds=(1, 0.4)))
     axes.set(xlabel="principal axis", ylabel="standard deviation")
     axes.set_title(_title("Spectra of the class covariances", shown, mixture), fontsize="medium")
     axes.grid(alpha=0.3)

@@ -33,6 +33,7 @@ from ellips.reporting.html import ClassTable, Figures, ReportImage, choose_image
 from ellips.reporting.latents import plot_latents, plot_radii_by_class, plot_spectra
 from ellips.reporting.summary import GivenRadii, curve_of, label_of, records_by_series, summarize, tabulated_radii
 from ellips.reporting.tables import accuracy_table
+from ellips.reporting.templates import milliseconds
 from ellips.types import Series, Soundness, Space
 from ellips.versions import versions
 
@@ -173,7 +174,7 @@ class RunReport:
         for group in group_by_claim(self.curves(tabulated=True)).values():
             entries = {(entry["space"], entry["label"]): entry for entry in summary["series"].values()}
             seconds = [entries[curve.space, curve.label]["seconds_per_image"]["median"] for curve in group]
-            times = [f"{1000 * value:.3g}" for value in seconds]
+            times = [milliseconds(value) for value in seconds]
             console.print(accuracy_table(group, self.title, self.confidence, [("ms", times)]))
         for name, entry in summary["series"].items():
             if entry["lowered"] or entry["corrected"] or entry["unconfirmed"]:

@@ -45,7 +45,7 @@ def main(args: Sequence[str] | None = None) -> int:
             given, Console(file=sys.stdout)
         )
     except (ValueError, RuntimeError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"ellips theory {given.command}: {error}", file=sys.stderr)
         return 2
     if given.json is not None:
         replace_file(given.json, json.dumps(_finite(result), indent=2, allow_nan=False) + "\n")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from callbacks import GaussianityCallback
+from callbacks import CertificationCallback, GaussianityCallback
 from callbacks.evaluation import Stage
 from ellips.head import EllipsHead
 from ellips.theory.degradation import degradation
@@ -131,3 +131,27 @@ def test_bad_arguments_and_modules_are_refused(tmp_path: Path) -> None:
 
     with pytest.raises(TypeError, match="return a HeadOutput but got NoneType"):
         trainer(tmp_path, GaussianityCallback()).test(Silent(), Points(), verbose=False)
+
+
+def test_radii_are_those_of_the_data_or_of_the_certification_beside_it(tmp_path: Path) -> None:
+    """A grid made for another scale would say nothing of latents a thousandth as long."""
+    data, module = Points(), Module()
+    data.rows = [row._replace(feature=row.feature / 1000) for row in data.rows]
+    module.head = EllipsHead(2, 2, latent_dim=None).fit(data.feature / 1000, data.label)
+    own, after = GaussianityCallback(num_samples=50), GaussianityCallback(num_samples=50)
+    trainer(tmp_path, own).validate(module, data, verbose=False)
+    assert own.radii is not None
+    assert 0 < own.radii[0] < own.radii[-1] < 0.01
+    after.load_state_dict(own.state_dict())
+    assert after.radii == own.radii
+    assert GaussianityCallback(RADII).state_dict() == {}
+    beside = GaussianityCallback(num_samples=50)
+    certification = CertificationCallback(radii=[0.0005, 0.001], methods=["exact"], directory=str(tmp_path))
+    logged = trainer(tmp_path, certification, beside).validate(module, data, verbose=False)[0]
+    assert beside.radii == (0.0005, 0.001)
+    names = [
+        f"val/{name}/latent-exact@{radius:g}"
+        for name in ("degradation_bound", "certified_accuracy")
+        for radius in beside.radii
+    ]
+    assert set(names) <= set(logged)

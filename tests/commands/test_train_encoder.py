@@ -79,3 +79,13 @@ def test_what_is_no_training_of_an_encoder_is_refused(
         train_encoder(["fit", *arguments("encoders/digits_noise"), "--config", str(other)])
     assert stop.value.code != 0
     assert "EncoderTraining" in capsys.readouterr().err
+
+
+def test_help_names_the_subcommands_first(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        train_encoder(["--help"])
+    assert stop.value.code == 0
+    usage, first = capsys.readouterr().out.split("\n\n")[:2]
+    assert "ellips train-encoder" in usage
+    assert "{fit,validate}" in usage
+    assert first.startswith("Subcommands: fit and validate.")

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from ellips.progress import ImageProgress
+from ellips.progress import ImageProgress, followed
 
 
 class Clock:
@@ -100,3 +100,15 @@ def test_nothing_done_has_no_speed(clock: Clock) -> None:
     out = console()
     ImageProgress("Encoding val", 10, report_every=0, console=out).advance(0)
     assert written(out) == ""
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_what_is_over_soon_is_not_told_of(clock: Clock, terminal: bool) -> None:
+    quick, slow = console(terminal=terminal), console(terminal=terminal)
+    for seconds, out in ((1, quick), (3, slow)):
+        for _ in followed(range(4), "Fitting", 8, lambda item: 2, console=out, report_every=0):
+            clock.now += seconds
+    assert written(quick) == ""
+    lines = [line for line in written(slow).splitlines() if "Fitting" in line]
+    assert "4 of 8 images, 0.67 images/s, 0:00:06 left" in lines[0]
+    assert "8 of 8 images" in lines[-1]

@@ -1,6 +1,7 @@
 """Attacks on classifiers whose true radii and constants are known."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 import torch
@@ -14,13 +15,14 @@ from ellips.audit import (
     Course,
     attack_balls,
     attack_batches,
+    attacks,
     audit_batch,
     audit_series,
     latent_target,
-    number_of_attacks,
     steepest_slopes,
     verdict,
 )
+from ellips.audit.attacks import attack_passes
 from ellips.encoders import FrozenEncoder
 from ellips.files import ImageRecord, records_from_certificate
 from ellips.head import EllipsHead
@@ -117,23 +119,54 @@ def test_attacks_stay_in_the_ball_and_on_images_if_asked() -> None:
 def test_what_is_broken_is_not_attacked_again_and_the_cheapest_attack_comes_first() -> None:
     model, image, label = classifier(0.5)
     radius = torch.linspace(0.4, 0.5, SIZE, dtype=torch.float64)  # the first has the smallest, and gets AutoAttack
-    asked: list[str] = []
+    asked: dict[str, list[int]] = {}
 
-    def all_but_the_first(name: str, moved: torch.Tensor) -> torch.Tensor:
-        asked.append(name)
-        return torch.arange(SIZE) > 0
+    def all_but_the_first(name: str, rows: Tensor, moved: Tensor) -> Tensor:
+        asked[name] = rows.tolist()
+        return rows > 0
 
     counts: list[int] = []
     found = attack_balls(model, image, radius, (label + 1) % 3, QUICK, all_but_the_first, Course(counts.append))
-    assert asked == list(found) == ["pgd", "pgd at the rival", "autoattack"]
+    later = ["pgd at the rival", "autoattack, cross entropy", "autoattack, logit ratio"]
+    assert asked == {"pgd": [*range(SIZE)]} | {name: [0] for name in later}
+    assert list(found) == list(asked)
     changed = [(moved - image.double()).flatten(1).norm(dim=1) > 0 for moved in found.values()]
     assert bool(changed[0].sum() > 1), "the first attack tries every point"
-    assert not changed[1][1:].any()
-    assert not changed[2][1:].any()
-    assert sum(counts) == number_of_attacks(SIZE, QUICK)
-    asked.clear()
-    nothing = attack_balls(model, image, radius, label, QUICK, lambda name, moved: torch.ones(SIZE, dtype=torch.bool))
+    assert not torch.stack(changed[1:])[:, 1:].any()
+    assert sum(counts) == attack_passes(SIZE, QUICK)
+    nothing = attack_balls(model, image, radius, label, QUICK, lambda name, rows, moved: rows >= 0)
     assert list(nothing) == ["pgd"]
+
+
+@pytest.mark.parametrize("size", [(7, 7), (9, 5), (5, 8)])
+@pytest.mark.parametrize("kind", ["ascent", "square"])
+def test_points_that_are_attacked_together_keep_to_their_own_balls(kind: str, size: tuple[int, int]) -> None:
+    """The margins of a linear classifier tell the exact radii: beyond them points break, whoever else has broken."""
+    g = torch.Generator().manual_seed(0)
+    weight = torch.randn(3, size[0] * size[1], generator=g).cumsum(1)
+    points = torch.rand(12, 1, *size, generator=g)
+
+    def scores(x: Tensor) -> Tensor:
+        return x.flatten(1) @ weight.to(x).mT
+
+    def margin(x: Tensor) -> Tensor:
+        others = scores(x).scatter(1, label[:, None], -torch.inf)
+        return scores(x).gather(1, label[:, None])[:, 0] - others.amax(1)
+
+    label, beyond = scores(points).argmax(1), torch.arange(12) % 3 > 0
+    lengths = torch.cdist(weight, weight)[label].scatter(1, label[:, None], torch.inf)
+    exact = ((scores(points).gather(1, label[:, None]) - scores(points)) / lengths).where(lengths.isfinite(), torch.inf)
+    radius = torch.where(beyond, 2.0, 0.9) * exact.amin(1)
+    attacked = attacks._Attacked(scores, points, radius, 5 / margin(points), label, label, 3)
+    attacks._seed(0)
+    attack = attacks._square if kind == "square" else partial(attacks._apgd, loss="difference_logits_ratio")
+    u = attack(attacks._toolbox(), attacked, replace(QUICK, restarts=3, queries=100))
+    after = margin(attacks._moved(points, radius, u, clip=False).float())
+    if kind == "ascent":
+        assert ((after < 0) == beyond).all()
+    else:  # a random search, of which each point keeps what leads it on
+        assert (after <= margin(points) + 1e-4).all()
+        assert (after < 0.9 * margin(points)).sum() > 6
 
 
 def test_an_audit_whose_time_is_up_makes_the_first_attack_and_says_what_it_left_out() -> None:

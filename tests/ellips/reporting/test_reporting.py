@@ -68,6 +68,23 @@ def test_a_table_shows_percentages_with_intervals() -> None:
         accuracy_table([curve("exact"), LabelledCurve("b", points, "input", "exact")], "Title")
 
 
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_a_table_of_many_radii_goes_on_beneath_and_nothing_is_cut_off(width: int) -> None:
+    console, radii = Console(record=True, width=width), [0.0625 * k for k in range(20)]
+    points = certified_accuracy_curve(torch.rand(8), *2 * [torch.ones(8, dtype=torch.int64)], radii=radii)
+    rows = [LabelledCurve(f"a method with a long name [{i}]", points, "latent", "exact") for i in range(2)]
+    console.print(accuracy_table(rows, "Title", extra=[("ms", ["12,300", "7,890"])]))
+    text = console.export_text()
+    assert "…" not in text
+    assert max(map(len, text.splitlines()[4:])) <= width
+    words = text.split()
+    for heading in ("clean", *(f"{radius:.4g}" for radius in radii[1:]), "12,300"):
+        assert words.count(heading) == 1
+    assert len([word for word in words if "–" in word]) == 2 * len(radii)
+    assert "[0]" in text
+    assert "[1]" in text
+
+
 def test_completeness_names_what_is_missing_repeated_and_unexpected() -> None:
     found = completeness([record(0), record(2), record(2), record(9)], [0, 2, 4, 6])
     assert found == {
