@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 from contextlib import redirect_stderr, redirect_stdout
 from importlib import import_module
 from pathlib import Path
@@ -126,8 +127,10 @@ def test_a_killed_audit_goes_on_where_it_was(run: Path, monkeypatch: pytest.Monk
     assert rows(run / "run") == expected
 
 
-def test_an_audit_that_shall_start_anew_forgets_what_was_found(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = ResultsFolder(run / "run")
+def test_an_audit_that_shall_start_anew_forgets_what_was_found(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = ResultsFolder(shutil.copytree(run / "run", tmp_path / "run"))  # the others need what was found
     command.LineJournal(folder.audit_journal, {"attack": "another"}).open(0)
     monkeypatch.setattr(command, "audit_batch", lambda *rest: [])
     with pytest.raises(ValueError, match="another"):
