@@ -29,7 +29,7 @@ from ellips.validation import one_of
 from .optimization import Optimization
 from .origin import check_origin
 from .passes import followed_batches, naming_classes
-from .regularizing import AUTO, choose, choose_auto, described
+from .regularizing import AUTO, choose, choose_auto, described, missed
 
 _SHRINKAGE = 0.1  # gives a covariance to a class with fewer images than the latents have dimensions
 
@@ -44,7 +44,7 @@ class GenEllips(L.LightningModule):
 
     Logged: ``train/loss`` and every term as ``train/<name>``; ``val/accuracy`` and ``test/accuracy``; ``val/pooling``
     and ``val/shrinkage`` where they were chosen; where votes chose, also ``val/votes/accuracy``,
-    ``val/votes/certified_accuracy@<radius>`` and ``val/votes/mean_radius`` of the choice.
+    ``val/votes/certified_accuracy@<radius>`` and ``val/votes/mean_radius`` of the choice; ``train/sketch_missed``.
 
     Args:
         in_features: Width of the features (linked from the datamodule in ``train.py``).
@@ -238,14 +238,12 @@ class GenEllips(L.LightningModule):
 
     def _choose_regularization(self, datamodule: Any) -> None:  # noqa: ANN401 - any datamodule
         """Set pooling and shrinkage to the best on the validation split, from the collected moments."""
-        search, values = self.regularization, {}
-        if search is None:
-            return
+        search, values, chosen = self.regularization, missed(self.head), None
         if search == AUTO:
             chosen = choose_auto(self.head, datamodule, self._all_latents)
-        else:
+        elif search is not None:
             chosen = choose(search, self.head, datamodule, self._all_latents)
-            values = described(chosen, search) if search.sigma is not None else {}
+            values |= described(chosen, search) if search.sigma is not None else {}
         if chosen is not None:
             self.head.ellips.regularization = chosen.regularization
             values |= {f"val/{name}": value for name, value in asdict(chosen.regularization).items()}

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from ellips.automatic_regularization import choose_automatically
+from ellips.gaussians import ClassSketch
 from ellips.head import EllipsHead
 from ellips.regularization_search import Candidate, RegularizationSearch, select_regularization
 from ellips.vote_search import select_by_votes
@@ -69,6 +70,16 @@ def choose_auto(head: EllipsHead, datamodule: Any, latents_of: LatentsOf) -> Can
         )
         return None
     return choose_automatically(head.ellips, head.moments.held(), *latents_of(datamodule.val_dataloader()))[0]
+
+
+def missed(head: EllipsHead) -> dict[str, float]:
+    """Return what a sketch of the covariances may have missed, mean over classes, by its logged name; else nothing.
+
+    See :class:`ellips.gaussians.SketchedMoments`.
+    """
+    if not isinstance(head.moments, ClassSketch):
+        return {}
+    return {"train/sketch_missed": float(head.moments.held().missed.mean())}
 
 
 def described(chosen: Candidate, search: RegularizationSearch) -> dict[str, float]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ellips import Ellips
 from ellips.errors import EncoderMismatchError, NotFittedError
-from ellips.gaussians import fit_shrunk
+from ellips.gaussians import fit_shrunk, sketch
 from ellips.head import EllipsHead
 from ellips.losses import CertifiedRadius, CodingRateReduction, Isotropy, LatentLoss, ScoreCrossEntropy
 from ellips.regularization_search import RegularizationSearch, select_regularization
@@ -323,3 +323,17 @@ def test_half_precision_on_a_gpu_keeps_the_certificate_in_float64(tmp_path: Path
     trainer.fit(module, data)
     assert module.head.ellips.means.dtype == torch.float64
     assert trainer.test(module, data, verbose=False)[0]["test/accuracy"] > 0.6
+
+
+def test_what_a_sketch_misses_is_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sketch, "_FULL_ELEMENTS", 0)
+    module = make_module(latent_dim=48, hidden_dim=64, covariance_type="low_rank", rank=1)
+    trainer = make_trainer(tmp_path, max_epochs=1)
+    trainer.fit(module, FeatureData())
+    expected = float(module.head.moments.held().missed.mean())
+    assert expected > 1e-6
+    assert float(trainer.callback_metrics["train/sketch_missed"]) == pytest.approx(expected)
+    monkeypatch.undo()
+    plain = make_trainer(tmp_path, max_epochs=1)
+    plain.fit(make_module(), FeatureData())
+    assert "train/sketch_missed" not in plain.callback_metrics
