@@ -112,9 +112,9 @@ class ImageFolderDataModule(EncodedDataModule):
             rows = self._set_apart(folder, labels, split)
             files, labels = [files[row] for row in rows], labels[rows]
         if split == "train" and self.more_train_dir is not None:
-            more, more_labels = list_images(self._more_folder(self.more_train_dir), self.class_names)
-            there = os.path.relpath(self._more_folder(self.more_train_dir), folder)
-            files = [*files, *(os.path.join(there, file) for file in more)]
+            further = self._more_folder(self.more_train_dir)
+            more, more_labels = list_images(further, self.class_names)
+            files = [*files, *(os.path.join(os.path.relpath(further, folder), file) for file in more)]
             labels = np.concatenate([labels, more_labels])
         return FolderSource(f"folder/{split}", folder, files, labels, self.reading, self._log)
 

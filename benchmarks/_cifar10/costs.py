@@ -14,8 +14,8 @@ from benchmarks._cifar10.store import Store
 from benchmarks._cifar10.votes import ALPHA, SIGMA, STOPPING, Smoothed
 from benchmarks._common import interleaved_seconds, median_ratio
 from benchmarks._scale import forget_peak, peak
-from ellips.certificates import METHODS
-from ellips.input_certifiers import SmoothedEncoder
+from ellips.certificates import METHODS, Method
+from ellips.input_certifiers import SmoothedDecision, SmoothedEncoder
 
 ONCE = 100  # closed forms of one image in each timed call
 
@@ -60,10 +60,10 @@ def _methods(setting: Setting, store: Store) -> dict[str, Callable[[], object]]:
     constant = proven.certifier.source(classifier.encoder, image)
     ball = SmoothedEncoder(SIGMA, votes.FEW, ALPHA, norm_bound=smoothed.ball)
 
-    def closed(method: Any) -> Callable[[], object]:  # noqa: ANN401
+    def closed(method: Method) -> Callable[[], object]:
         return lambda: [ellips.certify(latent, method).to_input(constant) for _ in range(ONCE)]
 
-    def by_votes(certifier: Any) -> Callable[[], object]:  # noqa: ANN401
+    def by_votes(certifier: SmoothedDecision) -> Callable[[], object]:
         return lambda: certifier.vote(chain, image)
 
     return {

@@ -17,6 +17,7 @@ from ellips.automatic_regularization import choose_automatically
 from ellips.certificates import Certificate
 from ellips.datamodules import ImageFolderDataModule, Split
 from ellips.encoders import FrozenEncoder
+from ellips.encoders.margin_classifier import margin_radii
 from ellips.metrics.functional import certified_accuracy
 from ellips.precision import Precision
 
@@ -175,10 +176,7 @@ def linear_certificate(layer: nn.Linear, features: Tensor) -> tuple[Tensor, Tens
     """Return predictions and latent radii of a linear classifier: margins over ``‖w_i − w_j‖``, float64."""
     weight, bias = layer.weight.double(), layer.bias.double()
     scores = features.double() @ weight.T + bias
-    best, prediction = scores.max(1)
-    apart = torch.cdist(weight, weight, compute_mode="donot_use_mm_for_euclid_dist")[prediction]
-    radius = ((best[:, None] - scores) / apart).scatter(1, prediction[:, None], torch.inf).amin(1)
-    return prediction, radius
+    return margin_radii(scores, torch.cdist(weight, weight, compute_mode="donot_use_mm_for_euclid_dist"))
 
 
 def series(found: Certificate | tuple[Tensor, Tensor], labels: Tensor, **more: Any) -> dict[str, Any]:

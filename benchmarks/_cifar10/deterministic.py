@@ -17,7 +17,7 @@ from ellips.audit import AttackSettings, audit_series
 from ellips.certificates import Certificate
 from ellips.encoders import LinearHead
 from ellips.files.records import records_from_certificate
-from ellips.input_certifiers import ByConstant
+from ellips.input_certifiers import ByConstant, InputCertifier
 from ellips.lipschitz import KnownConstant, SpectralProduct
 from ellips.pipeline import ImageClassifier
 from ellips.regularization_search import RegularizationSearch, select_regularization
@@ -104,7 +104,7 @@ class Proven:
 
 def attacked(
     classifier: ImageClassifier,
-    certifier: Any,  # noqa: ANN401 - an input certifier, whichever
+    certifier: InputCertifier,
     images: Tensor,
     labels: Tensor,
     certificate: Certificate,

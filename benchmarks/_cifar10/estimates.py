@@ -64,10 +64,11 @@ class Estimated:
             claims = attacked(
                 self.classifier, certifier, images, labels, certificate, rows[part], self.setting.sizes.steps
             )
-            more = zip(certificate.lipschitz.tolist(), certificate.latent_radius.tolist(), strict=True)  # type: ignore[union-attr]
+            tensors = certificate.tensors()
+            columns = (claims, tensors["lipschitz"].tolist(), tensors["latent_radius"].tolist())
             return [
                 {**claim, "constant": constant, "latent_radius": latent}
-                for claim, (constant, latent) in zip(claims, more, strict=True)
+                for claim, constant, latent in zip(*columns, strict=True)
             ]
 
         return self.store.rows(f"estimated-{self.name}-{source}", len(rows), CHUNK, of_chunk)

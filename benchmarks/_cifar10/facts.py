@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks._cifar10 import deterministic, estimates, latent, votes
 from benchmarks._cifar10.data import ADVERSARIAL, LIPSCHITZ, summary
 from ellips.audit.claims import AuditedImage, verdict
+from ellips.types import Soundness
 
 Parts = Mapping[str, Any]
 """Parts by name, as :func:`benchmarks.cifar10.measure` returns them."""
@@ -138,7 +139,7 @@ def _median(values: Sequence[float]) -> float:
     return median(values) if values else math.nan
 
 
-def _attacks(rows: Sequence[Mapping[str, Any]], soundness: Any) -> dict[str, Any]:  # noqa: ANN401 - a literal
+def _attacks(rows: Sequence[Mapping[str, Any]], soundness: Soundness) -> dict[str, Any]:
     images = [
         AuditedImage(soundness, soundness, row["index"], row["radius"], row["violated_by"], row["distance"])
         for row in rows

@@ -315,8 +315,8 @@ class LowRankGeometry(Geometry):
 
 def apply_grouped_transposed(vectors: Tensor, bends: Tensor, classes: Tensor) -> Tensor:
     """Return V_kᵀe for a class and an e in each row, shape ``(N, d)``."""
-    if not len(classes):
-        return vectors.new_zeros(0, vectors.shape[2])
     order, found, counts = grouped(classes)
-    parts = [rows @ vectors[k] for k, rows in zip(found, bends[order].split(counts), strict=True)]
-    return torch.cat(parts)[order.argsort()]
+    pulled = vectors.new_empty(len(classes), vectors.shape[2])
+    for k, rows in zip(found, order.split(counts), strict=True):
+        pulled[rows] = bends[rows] @ vectors[k]
+    return pulled

@@ -68,10 +68,22 @@ class MarginClassifier(nn.Module):
         Returns:
             Two tensors of shape ``(N,)``.
         """
-        best, prediction = scores.max(1)
-        apart = self.edges().to(scores)[prediction]
-        radius = (best[:, None] - scores) / apart  # of the prediction itself 0 / 0
-        return prediction, radius.scatter(1, prediction[:, None], torch.inf).amin(1)
+        return margin_radii(scores, self.edges().to(scores))
+
+
+def margin_radii(scores: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
+    """Return predictions of any linear classifier, and the distances to the nearest other class's region.
+
+    Args:
+        scores: Shape ``(N, K)``.
+        edges: ``‖w_i − w_j‖``, shape ``(K, K)``.
+
+    Returns:
+        Two tensors of shape ``(N,)``.
+    """
+    best, prediction = scores.max(1)
+    radius = (best[:, None] - scores) / edges[prediction]  # of the prediction itself 0 / 0
+    return prediction, radius.scatter(1, prediction[:, None], torch.inf).amin(1)
 
 
 def simplex(corners: int, dim: int) -> Tensor:

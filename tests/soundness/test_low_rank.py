@@ -100,6 +100,17 @@ def test_claims_hold_for_what_is_stored(name: str) -> None:
     assert compared > 45
 
 
+@pytest.mark.parametrize("name", STORED)
+def test_what_the_solver_says_is_true_before_any_kernel_has_seen_it(name: str) -> None:
+    for seed in range(200, 206):
+        ellips, z = STORED[name](Draw(seed))
+        exact = ellips.certify(z)
+        for i in range(len(z)):
+            truth = nearest_distance(ellips, z[i], int(exact.prediction[i]))
+            for method in METHODS:
+                assert mpf(float(ellips.certify(z[i : i + 1], method).radius)) <= truth
+
+
 @pytest.mark.parametrize("name", ["small", "other_scales", "of_any_size"])
 def test_exact_certificates_lose_next_to_nothing(name: str) -> None:
     for seed in range(10):
