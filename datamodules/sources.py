@@ -116,7 +116,8 @@ class ImageDataset(RowsDataset[ImageBatch]):
         """Read, scale and augment one batch."""
         stored, kept = self.source.read(rows)
         images = to_unit(stored)
-        validate_pixels(images, [self.source.path(row) or row for row in kept])
+        if stored.dtype != torch.uint8:  # 8 bits over 255 are in [0, 1]; to look would take as long as to decode
+            validate_pixels(images, [self.source.path(row) or row for row in kept])
         if self.augment is not None and len(images):
             images = torch.stack([self.augment(image) for image in images])
         index = torch.as_tensor(kept, dtype=torch.int64)
