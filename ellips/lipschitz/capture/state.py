@@ -50,7 +50,7 @@ def _parts(item: Any) -> Iterator[tuple[str, Any]]:
                 yield f"closure{number}", cell.cell_contents
             except ValueError:  # not filled yet
                 continue
-        yield from (("defaults", item.__defaults__), ("attributes", item.__dict__))
+        yield from (("code", hash(item.__code__)), ("defaults", item.__defaults__), ("attributes", item.__dict__))
         if not _of_library(item.__module__):
             for name in sorted(_names(item.__code__)):
                 if name in item.__globals__:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from fractions import Fraction
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -104,6 +106,21 @@ def test_images_may_lie_in_memory_as_they_like() -> None:
         values = network(images)
     error = evaluation_error(network, images.contiguous(memory_format=torch.channels_last), values)
     assert ((0 < error) & (error < 1e-5)).all()
+
+
+def test_what_a_sum_of_pixels_loses_in_float64_is_seen() -> None:
+    """0.1 + 0.2 - 0.3 a hundred million times: float64 is twice the truth, and gives the same whenever it is asked."""
+    weight = torch.tensor([[1e8, 1e8, -1e8, 0.0]], dtype=torch.float64)
+    images = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64).view(1, 1, 2, 2)
+
+    def latents(x: Tensor) -> Tensor:
+        return x.flatten(1) @ weight.T
+
+    value = latents(images)
+    truth = sum(Fraction(w) * Fraction(x) for w, x in zip(weight[0].tolist(), images.flatten().tolist(), strict=True))
+    away = abs(float(Fraction(float(value)) - truth))
+    assert away > 1e-9
+    assert away <= float(evaluation_error(latents, images, value)) < 1e3 * away
 
 
 def test_a_value_that_is_no_number_has_an_infinite_error() -> None:
