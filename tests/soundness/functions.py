@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.soundness.looks import LOOKS, SPOT, THREADS, Function, only_when_run, swallowed
-from tests.soundness.memories import Buffered, Caching, Counting, Drifting, Late, Remembering, late
+from tests.soundness.memories import LATE, Buffered, Caching, Counting, Drifting, Late, Remembering, late
 
 
 class Detached(nn.Module):
@@ -269,6 +269,7 @@ PYTHON: dict[str, Callable[[], Function]] = {
     "requires grad": lambda: leaves,
     "late": Late,
     "late in a closure": late,
+    **{f"late in {name}": make for name, make in LATE.items()},
     "drifting weight": Drifting,
     "batch norm of a lambda in training": training_norm,
     "dropout of a lambda in training": training_dropout,

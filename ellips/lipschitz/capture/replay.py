@@ -12,7 +12,7 @@ from ellips.lipschitz.capture.export import export
 from ellips.lipschitz.capture.graph import JITTER, Graph, UnprovenOperationError
 from ellips.lipschitz.capture.state import snapshot
 from ellips.lipschitz.capture.watch import watch
-from ellips.precision import full_precision
+from ellips.precision import full_precision, require_subnormals
 from ellips.types import ImageMap
 
 _KEPT = 2  # graphs, each with a copy of its network's weights
@@ -39,7 +39,9 @@ def captured(function: ImageMap, images: Tensor) -> Graph:
     Raises:
         UnprovenOperationError: If the function cannot be captured, looks at pixel values, or does not give the values
             of its graph.
+        RuntimeError: If subnormal numbers are flushed.
     """
+    require_subnormals()
     with torch.no_grad(), full_precision(), torch.autocast(images.device.type, enabled=False):
         if len(images):
             function(images[:1].clone())  # what fails here fails in its own words

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ellips.lipschitz import JacobianNorm, KnownConstant, UnprovenOperationError
+from ellips.lipschitz import JacobianNorm, KnownConstant, SpectralProduct, UnprovenOperationError
 from ellips.lipschitz.base import evaluation_error
 
 
@@ -121,6 +121,22 @@ def test_what_a_sum_of_pixels_loses_in_float64_is_seen() -> None:
     away = abs(float(Fraction(float(value)) - truth))
     assert away > 1e-9
     assert away <= float(evaluation_error(latents, images, value)) < 1e3 * away
+
+
+def test_nothing_is_proven_where_subnormal_weights_are_taken_for_zero() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Linear(3, 2)).eval().requires_grad_(False)
+    network[1].weight.uniform_(0, 2e-38)
+    network[2].weight.fill_(1e37)
+    images = torch.rand(1, 1, 2, 2)
+    values = network(images)
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor does not flush")
+    try:
+        for claim in (SpectralProduct(), lambda f, x: evaluation_error(f, x, values)):
+            with pytest.raises(RuntimeError, match="set_flush_denormal"):
+                claim(network, images)
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def test_a_value_that_is_no_number_has_an_infinite_error() -> None:
