@@ -93,14 +93,14 @@ def late_by(count: Callable[[], object]) -> Function:
 class Slotted:
     """Counts where there is no dictionary."""
 
-    __slots__ = ("calls",)
+    __slots__ = "__calls"
 
     def __init__(self) -> None:
-        self.calls = 0
+        self.__calls = 0
 
     def __call__(self) -> int:
-        self.calls += 1
-        return self.calls
+        self.__calls += 1
+        return self.__calls
 
 
 def in_an_array() -> Callable[[], float]:

@@ -151,7 +151,7 @@ class _Reader:
     def _placeholder(self, item: fx.Node, spec: Any) -> Any:
         if spec.kind is InputKind.USER_INPUT:
             example = item.meta["val"]
-            self.source = Node(None, (), {}, example.shape, example.dtype)
+            self.source = Node(None, (), {}, example.shape, example.dtype, device=example.device)
             return self.source
         known = {InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR}
         name = str(spec.target)
@@ -212,7 +212,7 @@ class _Reader:
         return self._keep(Node(whole.op, whole.args, whole.kwargs, torch.Size(), whole.dtype, index), item.meta["val"])
 
     def _keep(self, node: Node, example: Tensor) -> Node:
-        node.shape, node.dtype = example.shape, example.dtype
+        node.shape, node.dtype, node.device = example.shape, example.dtype, example.device
         if not all(isinstance(side, int) for side in node.shape):
             raise UnprovenOperationError(f"Expected shapes that do not depend on the image but `{node.op}` gives one.")
         floats = [part.dtype for part in node.inputs if part.dtype.is_floating_point]

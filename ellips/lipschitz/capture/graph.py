@@ -32,6 +32,7 @@ class Node:
         shape: Its shape, with a batch of one.
         dtype: Its type.
         output: Which of the operation's results it is, None if there is one only.
+        device: Where it lies.
     """
 
     op: Any
@@ -40,6 +41,7 @@ class Node:
     shape: torch.Size
     dtype: torch.dtype
     output: int | None = None
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 - it cannot be changed
 
     @property
     def inputs(self) -> list[Node]:

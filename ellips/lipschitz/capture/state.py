@@ -10,7 +10,16 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Set
 from functools import partial
 from itertools import islice
-from types import BuiltinMethodType, CodeType, FunctionType, GeneratorType, MethodType, MethodWrapperType, ModuleType
+from types import (
+    BuiltinMethodType,
+    CodeType,
+    FunctionType,
+    GeneratorType,
+    MemberDescriptorType,
+    MethodType,
+    MethodWrapperType,
+    ModuleType,
+)
 from typing import Any
 
 import numpy as np
@@ -74,12 +83,15 @@ def _parts(item: Any) -> Iterator[tuple[str, Any]]:
         yield from ((str(number), part) for number, part in enumerate(islice(item, _MOST)))
     elif isinstance(item, type):
         if not _of_others(item.__module__):
+            yield "bases", item.__bases__
             yield from ((name, part) for name, part in vars(item).items() if not name.startswith("__"))
     elif isinstance(item, nn.Module) or not _of_library(kind.__module__):
         yield from getattr(item, "__dict__", {}).items()
         if not _of_library(kind.__module__):
-            slots = (name for base in kind.__mro__ for name in getattr(base, "__slots__", ()))
-            yield from ((name, getattr(item, name)) for name in slots if hasattr(item, name))
+            names = (
+                name for base in kind.__mro__ for name, x in vars(base).items() if isinstance(x, MemberDescriptorType)
+            )
+            yield from ((name, getattr(item, name)) for name in names if hasattr(item, name))
             yield "class", kind
 
 
@@ -109,8 +121,9 @@ def _names(code: CodeType) -> set[str]:
 
 _LIBRARIES = {
     "torch", "torchvision", "torchmetrics", "timm", "lightning", "lightning_utilities", "pytorch_lightning", "numpy",
-    "builtins", "threading", "queue", "logging",
+    "builtins", "threading", "queue", "logging", "ellips",
 }  # fmt: skip
+"""Their code is not walked into: what it keeps, as the graphs that are kept here, is no part of the function."""
 
 
 def _of_library(module: str | None, libraries: Set[str] = frozenset(_LIBRARIES)) -> bool:

@@ -274,7 +274,8 @@ def _resized(node: Node, **arguments: Any) -> Effect:
     tall, wide = resize_matrices(resize, part.shape[-2:], node.shape[-2:])
     # Two linear maps that agree on a random image are the same, but for a share 0 of all images.
     probe = torch.randn(part.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    if not bool(((again(node, probe) - tall @ probe @ wide.T).abs() <= 1e-9 * probe.abs().max()).all()):
+    away = again(node, probe.to(node.device)).cpu() - tall @ probe @ wide.T
+    if not bool((away.abs() <= 1e-9 * probe.abs().max()).all()):
         raise refusal(node, "which torch gets wrong at this size; take one of at least two pixels in width")
 
     def apply(values: list[Tensor], sign: Sign) -> Tensor:

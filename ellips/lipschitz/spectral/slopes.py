@@ -17,7 +17,7 @@ from ellips.lipschitz.spectral.rules import Effect, allow, aten, copies, refusal
 # ------------------------------------------------------------------ number by number
 
 
-@allow("relu.default", "abs.default", "tanh.default", "sin.default", "cos.default", "atan.default")
+@allow("relu.default", "relu6.default", "abs.default", "tanh.default", "sin.default", "cos.default", "atan.default")
 def _of_slope_one(node: Node, self: Node) -> Effect:
     """Derivatives between -1 and 1, without jumps."""
     return slope(node, 1.0)
