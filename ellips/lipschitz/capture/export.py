@@ -85,7 +85,7 @@ def _require_alike(graph: Graph, other: Graph, tolerance: float) -> None:
     """Refuse constants that rounding moves by more than a share of their largest number, others than floats at all."""
     for one, two in zip(graph.nodes, other.nodes, strict=True):
         for a, b in zip(*(tree_flatten((node.args, node.kwargs))[0] for node in (one, two)), strict=True):
-            if not isinstance(a, Tensor | float):
+            if not isinstance(a, Tensor | float | int):
                 continue
             x, y = (torch.as_tensor(value) for value in (a, b))
             alike = x.shape == y.shape
