@@ -173,6 +173,18 @@ def test_a_pixel_that_is_the_largest_of_many_windows_counts_as_often(
     assert steepest <= bound_of(pool)
 
 
+def test_windows_with_gaps_overlap_as_often_as_those_without() -> None:
+    """Where the image is wide enough: three windows of every other pixel of five, one next to the other."""
+    bright = torch.eye(48, dtype=torch.float64).view(-1, *SHAPE)
+
+    def pool(x: Tensor) -> Tensor:
+        return functional.max_pool2d(x.reshape(len(x), 1, 2, 24), (1, 3), 1, dilation=(1, 2))
+
+    steepest = float((pool(2 * bright) - pool(bright)).flatten(1).norm(dim=1).max())
+    assert steepest == pytest.approx(3**0.5)
+    assert steepest <= bound_of(pool)
+
+
 def _pair(first: Function, second: Function, dim: int = 1) -> Function:
     return lambda x: torch.cat([first(x), second(x)], dim)
 
@@ -216,6 +228,12 @@ def halved(x: Tensor) -> Tensor:
     return torch.cat([first.abs(), rest], 3)
 
 
+def steps(x: Tensor) -> Tensor:
+    """The column that the first step makes larger is the one that the last does: 10 each in another order."""
+    first, second = torch.tensor([10.0, 1.0, 1.0, 1.0]).to(x), torch.tensor([1.0, 10.0, 1.0, 1.0]).to(x)
+    return second * (first * x).roll(1, 3)
+
+
 APART: dict[str, tuple[Function, float]] = {
     "shifted": (shifted, 1.0),
     "moved elsewhere": (lambda x: torch.cat([p.flatten(1) for p in split(x, 4, 2)], 1), 1.0),
@@ -227,6 +245,7 @@ APART: dict[str, tuple[Function, float]] = {
     "one steeper": (lambda x: torch.cat([split(x, 2, 4)[0], 3 * split(x, 2, 4)[1]], 3), 3.0),
     "two steps": (lambda x: torch.cat([split(x, 2, 4)[0], -2 * (3 * split(x, 2, 4)[1]).abs()], 3), 6.0),
     "one piece alone": (lambda x: torch.cat([2 * split(x, 2, 4)[1]], 3), 2.0),
+    "steps in their order": (lambda x: torch.cat([split(x, 2, 4)[0], steps(split(x, 2, 4)[1])], 3), 100.0),
 }  # fmt: skip
 
 
@@ -358,6 +377,7 @@ def test_the_projection_on_a_ball_is_divided_by_its_radius(least: float) -> None
 
 
 REFUSED: dict[str, Function] = {
+    "slopes that broadcast": lambda x: aten._prelu_kernel.default(x[:, :1], torch.full((1, 2, 1, 1), 3.0).to(x)),
     "weights of the image": lambda x: functional.linear(x.flatten(1), x.flatten(1)),
     "a bias of the image": lambda x: torch.addmm(x.flatten(1), torch.ones(1, 48).to(x), torch.ones(48, 48).to(x)),
     "a product of the image with itself": lambda x: torch.addmm(torch.ones(4).to(x), x[0, 0], x[0, 0].T),
