@@ -493,3 +493,18 @@ def test_a_matrix_that_autograd_gets_wrong_is_refused(slip: float, monkeypatch: 
     for factor in (1.0, 1e12, 1e-12):
         with pytest.raises(UnprovenOperationError, match="autograd"):
             bound_of(lambda x, factor=factor: x.double()[:, :1, :2, :4] * factor, 1024)
+
+
+@pytest.mark.parametrize("order", [[1, 0, *range(2, 48)], [5, *range(1, 5), 0, *range(6, 48)], [*range(48)][::-1]])
+def test_a_matrix_whose_columns_autograd_exchanges_is_refused(
+    order: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    truly = product._Bounds._transposed
+
+    def transposed(*given: Any) -> Function:
+        pull_back = truly(*given)
+        return lambda vector: pull_back(vector).flatten()[order]
+
+    monkeypatch.setattr(product._Bounds, "_transposed", transposed)
+    with pytest.raises(UnprovenOperationError, match="autograd"):
+        bound_of(lambda x: (x.double() + 2 * x.double().roll(1, 3))[:, :1], 1024)
