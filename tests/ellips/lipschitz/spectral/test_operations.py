@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from ellips.lipschitz import SpectralProduct, UnprovenOperationError
 from ellips.lipschitz.capture import captured
+from ellips.lipschitz.capture.graph import Node
 from ellips.lipschitz.spectral import product, rules
 
 Function = Callable[[Tensor], Tensor]
@@ -100,6 +101,9 @@ AFFINE: dict[str, Function] = {
     ),
     "a norm after a layer": lambda x: functional.batch_norm(
         functional.linear(x.flatten(1), WEIGHT.to(x)), torch.zeros(5).to(x), VARIANCE.to(x)
+    ),
+    "a norm of one axis after a layer along another": lambda x: functional.batch_norm(
+        functional.linear(x, WEIGHT[:2, :6].to(x)), torch.zeros(2).to(x), torch.tensor([1e-4, 100.0]).to(x)
     ),
     "mean over an axis": lambda x: x.mean((2, 3)),
     "sum over an axis": lambda x: x.sum((1, 2)),
@@ -464,6 +468,21 @@ def test_dropout_is_the_identity_in_eval_mode_and_refused_in_training() -> None:
     assert torch.equal(effect.apply([_image()], lambda x: x), _image())
     with pytest.raises(UnprovenOperationError, match="training mode"):
         rule(SimpleNamespace(op="dropout"), image, train=True, p=0.5)
+
+
+def test_batch_norm_takes_its_own_statistics_or_is_refused() -> None:
+    """Of the operation by itself, which this release of torch captures under another name."""
+    rule, _ = rules.RULES[aten.batch_norm.default]
+    node: Any = SimpleNamespace(op="batch_norm", output=None, shape=(1, 2, 4, 6))
+    part = Node.__new__(Node)
+    rest: dict[str, Any] = {"weight": None, "bias": None, "momentum": 0.1, "eps": 0.0, "cudnn_enabled": True}
+    mean, var = torch.zeros(2), VARIANCE[:2]
+    effect = rule(node, part, running_mean=mean, running_var=var, training=False, **rest)
+    assert effect.gains() == [float(var.double().rsqrt()[0])]
+    assert torch.equal(effect.scale, var.double().rsqrt())
+    for training, given in ((True, (mean, var)), (False, (None, var)), (False, (mean, None))):
+        with pytest.raises(UnprovenOperationError, match="statistics of the batch"):
+            rule(node, part, running_mean=given[0], running_var=given[1], training=training, **rest)
 
 
 @pytest.mark.parametrize("large", [0, 1], ids=["first", "last"])
