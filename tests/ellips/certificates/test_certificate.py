@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -77,6 +78,13 @@ def test_misuse_is_named() -> None:
         Certificate.cat([_certificate([1.0]), _certificate([1.0]).to_input(_bound([1.0], [1.0]))])
     with pytest.raises(ValueError, match="at least one"):
         Certificate.cat([])
+    marked = replace(_certificate([1.0]), diagnostics={"latent_error": torch.zeros(1)})
+    with pytest.raises(ValueError, match="same tensors and diagnostics"):
+        Certificate.cat([_certificate([1.0]), marked])
+    with pytest.raises(ValueError, match="`uncertainty` to be at least 0 but got -1"):
+        _certificate([1.0]).less(torch.tensor([-1.0]))
+    with pytest.raises(ValueError, match="`radius` to have shape"):  # a diagnostic of that name does not hide it
+        replace(_certificate([1.0, 2.0]), radius=torch.ones(1), diagnostics={"radius": torch.ones(2)})
     with pytest.raises(ValueError, match="`rival` to have shape"):
         Certificate(torch.zeros(2), torch.zeros(2), torch.zeros(3), torch.zeros(2), torch.zeros(2), "exact")
 
