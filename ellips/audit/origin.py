@@ -37,9 +37,7 @@ def refuse_other_rows(records: Iterable[ImageRecord], expected: Sequence[int], l
     """
     records, wanted = list(records), set(expected)
     if other := sorted({record.index for record in records if record.index not in wanted}):
-        raise ValueError(
-            f"Expected rows of the images that were certified but the table has others, too: {other[:10]}."
-        )
+        raise ValueError(f"Expected rows of the images that were certified but the table has others: {other[:10]}.")
     moved = {r.index for r in records if labels is not None and labels[r.index] != r.label}
     if moved:
         raise ValueError(

@@ -18,6 +18,7 @@ from ellips.input_certifiers.base import AuditTarget, Chain, InputCertifier, val
 from ellips.lipschitz.base import checked, validate_by_image
 from ellips.randomness import image_generator
 from ellips.settings import UNRECORDED
+from ellips.smoothing import add_noise
 from ellips.types import ImageMap, LipschitzBound, Soundness
 from ellips.validation import at_least, fraction, one_of, positive
 
@@ -115,7 +116,7 @@ class SmoothedEncoder(InputCertifier):
 
     def _smooth_one(self, latents: ImageMap, image: Tensor, chunks: Chunks) -> SmoothedLatents:
         def of_chunk(noise: Tensor) -> tuple[Tensor]:
-            return (self.project(latents(image + self.sigma * noise).double()),)
+            return (self.project(latents(add_noise(image, noise, self.sigma)).double()),)
 
         generator = image_generator(image, self.seed)
         samples: list[Tensor] = []
@@ -123,8 +124,8 @@ class SmoothedEncoder(InputCertifier):
         while remaining:
             count = min(BLOCK, remaining)
             remaining -= count
-            noise = torch.randn((count, *image.shape), generator=generator)
-            samples += chunks.run(of_chunk, noise.to(image))
+            noise = torch.randn((count, *image.shape), generator=generator, dtype=torch.float64)
+            samples += chunks.run(of_chunk, noise.to(image.device))
         values = torch.cat(samples)
         error = mean_error(values, self.norm_bound, self.alpha / self.num_images, self.concentration)
         return SmoothedLatents(values.mean(dim=0), values.new_tensor(error))
