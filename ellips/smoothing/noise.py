@@ -1,8 +1,8 @@
 """Gaussian noise that belongs to an image: the same whatever batch, order or process it is drawn in.
 
-It is drawn and added in float64, and the sum is rounded to the image's type once. Noise has a last bit, too, so that a
-sum in float32 keeps last bits of the image where it comes near 0. A network that looks at these tells images apart that
-are 1e-6 from each other, whatever the noise (Jin et al., arXiv 2205.10159; Voracek and Hein, arXiv 2207.07209).
+It is drawn and added in float64, and the sum is rounded to float32 once, whatever the image's type. Noise has a last bit,
+too, so that a sum in float32 keeps last bits of the image where it comes near 0. A network that looks at these tells images
+apart that are 1e-6 from each other, whatever the noise (Jin et al., arXiv 2205.10159; Voracek and Hein, arXiv 2207.07209).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class ImageNoise:
 
 
 def add_noise(image: Tensor, noise: Tensor, sigma: float, out: Tensor | None = None) -> Tensor:
-    """Return noisy copies of an image, in its type.
+    """Return noisy copies of an image, in its type, with the digits of float32.
 
     Args:
         image: Shape ``(C, H, W)``, floating point.
@@ -63,4 +63,4 @@ def add_noise(image: Tensor, noise: Tensor, sigma: float, out: Tensor | None = N
         out: Written to, of the copies' shape.
     """
     out = image.new_empty(noise.shape) if out is None else out
-    return torch.add(image, noise, alpha=sigma, out=out)
+    return out.copy_(torch.add(image, noise, alpha=sigma).float())

@@ -62,7 +62,9 @@ def test_last_bits_of_noisy_images_tell_nothing() -> None:
     assert (last_bits(AT + 0.25 * noise) == -1).all()
     assert (last_bits(AT - STEP + 0.25 * noise) == 1).double().mean() > 0.99
     exact = torch.randn(200, *AT.shape[1:], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    assert torch.equal(add_noise(AT[0], exact, 0.25), (AT.double() + 0.25 * exact).float())
+    rounded = (AT.double() + 0.25 * exact).float()
+    assert torch.equal(add_noise(AT[0], exact, 0.25), rounded)
+    assert torch.equal(add_noise(AT[0].double(), exact, 0.25), rounded.double())  # float64 has last bits, too
     means, ones = torch.tensor([[-1.0], [1.0]]).double(), torch.ones(2, 1).double()
     chain = Chain(last_bits, Ellips.from_parameters(means, ones, torch.tensor([0.5, 0.5])))
     found = [SmoothedDecision(num_samples=200).vote(chain, x).prediction for x in (AT, AT - STEP)]
