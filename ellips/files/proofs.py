@@ -143,8 +143,8 @@ def load_certificates(path: str | Path) -> SavedCertificates:
     certificate, index = _certificate(path, fields | kind), tensors.get("index")
     if z.ndim != 2 or len(z) != len(certificate) or (index is not None and index.shape != (len(z),)):
         raise ValueError(
-            f"Expected {path} to hold a latent, and an index if any, for each of {len(certificate)} certificates but got "
-            f"latents of shape {tuple(z.shape)} and indices of shape {None if index is None else tuple(index.shape)}."
+            f"Expected {path} to hold a latent, and an index if any, for each of {len(certificate)} certificates but "
+            f"got latents of shape {tuple(z.shape)} and indices of {index if index is None else tuple(index.shape)}."
         )
     return SavedCertificates(certificate, z, ellips, index, digest)
 

@@ -1,9 +1,9 @@
 """Gaussian noise that belongs to an image: the same whatever batch, order or process it is drawn in.
 
 It is drawn and added in float64, and the sum is rounded to float32 once, whatever the image's type. Noise has a last
-bit, too, so that a sum in float32 keeps last bits of the image where it comes near 0. A network that looks at these tells
-images apart that are 1e-6 from each other, whatever the noise (Jin et al., arXiv 2205.10159; Voracek and Hein, arXiv
-2207.07209).
+bit, too, so that a sum in float32 keeps last bits of the image where it comes near 0. A network that looks at these
+tells images apart that are 1e-6 from each other, whatever the noise (Jin et al., arXiv 2205.10159; Voracek and Hein,
+arXiv 2207.07209).
 """
 
 from __future__ import annotations
