@@ -39,7 +39,8 @@ class Certificate:
         diagnostics: Per-point figures of that, by name, such as a fit's p-value; see :attr:`latent_error`.
 
     Raises:
-        ValueError: If the tensors' shapes disagree or a radius is negative or NaN.
+        ValueError: If the tensors' shapes disagree, a radius is negative or NaN, or one on the image is called
+            ``exact`` although its constant is not 1, as it is where there is no encoder.
     """
 
     prediction: Tensor
@@ -66,6 +67,12 @@ class Certificate:
                     f"{tuple(value.shape)}."
                 )
         all_at_least(0, radius=self.radius)
+        if self.space == "input" and self.soundness == "exact":
+            if self.lipschitz is None or not bool((self.lipschitz == 1).all()):
+                raise ValueError(
+                    "Expected `soundness` to say what a radius on the image may claim but got 'exact', which is for no "
+                    "encoder, a constant of 1."
+                )
 
     def __len__(self) -> int:
         return len(self.prediction)
