@@ -77,7 +77,7 @@ def in_turn(folder: Path, commands: list[list[str]]) -> None:
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader((folder / "audit.csv").open()))
+    return list(csv.DictReader((folder / "audit.csv").read_text().splitlines()))
 
 
 def test_encode_certify_and_audit_give_in_two_processes_what_they_give_in_one(
@@ -137,7 +137,8 @@ def test_an_audit_that_shall_start_anew_forgets_what_was_found(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = ResultsFolder(shutil.copytree(run / "run", tmp_path / "run"))  # the others need what was found
-    command.LineJournal(folder.audit_journal, {"attack": "another"}).open(0)
+    with command.LineJournal(folder.audit_journal, {"attack": "another"}).open(0):
+        pass
     monkeypatch.setattr(command, "audit_batch", lambda *rest: [])
     with pytest.raises(ValueError, match="another"):
         command.audit(folder, QUICK)

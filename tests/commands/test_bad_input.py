@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import sys
@@ -209,7 +210,7 @@ def test_metrics_that_are_none_are_named(text: str, tmp_path: Path) -> None:
 
 def test_names_are_printed_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Square brackets are no markup: "[/red]" in a folder's name would end the command after all its work."""
-    console = Console(width=200, record=True, file=open("/dev/null", "w"))
+    console = Console(width=200, record=True, file=io.StringIO())
     console.print(sweep_table([SweepRun("[/red]", {"data.root": "[bold]a"}), SweepRun("b", {"data.root": "c"})], []))
     assert "[/red]" in (text := console.export_text())
     assert "[bold]a" in text

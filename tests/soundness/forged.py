@@ -633,6 +633,13 @@ def a_classifier_with_an_infinite_factor() -> Forgery:
 
 
 @forgery
+def a_classifier_with_an_infinitely_likely_class() -> Forgery:
+    make = honest(seed=5)
+    make.ellips.log_priors[make.certificate.prediction] = torch.inf
+    return changed(make, radius=torch.inf, multiplier=torch.inf)
+
+
+@forgery
 def a_singular_factor() -> Forgery:
     make = honest()
     make.ellips.precision_factors[make.certificate.rival[0], 2, 2] = 0.0
@@ -701,6 +708,11 @@ def a_latent_radius_enlarged_with_the_input_radius() -> Forgery:
 @forgery
 def nothing_left_of_the_latent_radius_but_a_constant_of_zero() -> Forgery:
     return changed(carried(), lipschitz=0.0, latent_radius=0.0, radius=0.1)
+
+
+@forgery
+def an_input_radius_of_one_from_hardly_any_latent_one() -> Forgery:
+    return changed(carried(), latent_radius=1e-9, radius=1.0)
 
 
 @forgery
@@ -812,6 +824,26 @@ def an_error_taken_off_by_half() -> Forgery:
 def an_error_a_billionth_too_small() -> Forgery:
     make = sampled()
     return with_error(make, _error(make) * (1 + 1e-8))
+
+
+def _three_apart(latent_radius: float, error: float) -> Forgery:
+    """The boundary of two classes is 1.5 from the mean of either."""
+    ellips = two([[0.0, 0.0], [3.0, 0.0]], [[1.0, 1.0], [1.0, 1.0]], [0.5, 0.5], False)
+    one = torch.ones(1, dtype=torch.float64)
+    bound = LipschitzBound(one, 10 * one, "deterministic", "by hand", {})
+    z = torch.zeros(1, 2, dtype=torch.float64)
+    certificate = ellips.certify(z).to_input(bound)
+    return with_error(changed(Forgery(ellips, z, certificate), radius=1e-3, latent_radius=latent_radius), error)
+
+
+@forgery
+def a_latent_radius_of_one_less_an_error() -> Forgery:
+    return _three_apart(1.0, 0.6)
+
+
+@forgery
+def a_latent_radius_less_an_error_of_one() -> Forgery:
+    return _three_apart(0.6, 1.0)
 
 
 @forgery

@@ -170,4 +170,7 @@ def test_a_rival_that_is_not_the_nearest_may_be_named_if_it_is_proven_too() -> N
 def test_the_scope_is_said() -> None:
     assert checked_scope(honest().certificate) == "The whole claim: the prediction, and the radius against every rival."
     for soundness in ("deterministic", "estimated"):
-        assert "not that the constant bounds the encoder" in checked_scope(carried(soundness).certificate)
+        said = checked_scope(carried(soundness).certificate)
+        assert "not that the constant bounds the encoder" in said
+        assert "taken off" not in said
+    assert "with the error that was taken off it" in checked_scope(sampled().certificate)

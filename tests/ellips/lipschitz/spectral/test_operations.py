@@ -433,6 +433,19 @@ def test_constants_are_finite_whatever_becomes_of_them(addend: float | complex |
         bound_of(lambda x: x + x / torch.tensor(math.inf).to(x))
 
 
+def test_dropout_is_the_identity_in_eval_mode_and_refused_in_training() -> None:
+    """Of the operation by itself: this release of torch captures it as nothing, or as a draw of random numbers."""
+    rule, _ = rules.RULES[aten.dropout.default]
+    image: Any = SimpleNamespace(op=None)
+    effect = rule(SimpleNamespace(op="dropout"), image, train=False, p=0.5)
+    assert effect.parts == [image]
+    assert effect.gains() == [1.0]
+    assert effect.apply is not None
+    assert torch.equal(effect.apply([_image()], lambda x: x), _image())
+    with pytest.raises(UnprovenOperationError, match="training mode"):
+        rule(SimpleNamespace(op="dropout"), image, train=True, p=0.5)
+
+
 @pytest.mark.parametrize("large", [0, 1], ids=["first", "last"])
 @pytest.mark.parametrize("width", [6, 5], ids=["forwards", "backwards"])
 def test_where_products_cancel_the_bound_is_of_what_float64_has_lost(large: int, width: int) -> None:
