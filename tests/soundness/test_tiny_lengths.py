@@ -31,7 +31,7 @@ def two_priors(share: float) -> Tensor:
 @pytest.mark.parametrize("affordable", [True, False])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("apart", [1e-100, 1e-150, 1e-170, 5e-324])
+@pytest.mark.parametrize("apart", [1e-100, 2.0**-480, 1e-150, 1e-170, 5e-324])
 def test_a_boundary_that_is_very_far_away_is_there(
     kind: str, method: Method, apart: float, affordable: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -56,6 +56,19 @@ def test_along_a_direction_in_which_classes_are_all_but_one_the_boundary_is_ther
         found = ellips.certify(z, method)
         assert found.radius.isfinite().all()
         assert check(ellips, z, found).all()
+
+
+def test_a_curvature_that_is_no_number_is_there() -> None:
+    """W is −3e-340 along the second axis, which no number is: the boundary is 1e170 away."""
+    ellips = Ellips(2, 2, covariance_type="diagonal")
+    ellips.precision_factors.copy_(torch.tensor([[1.0, 2e-170], [1.0, 1e-170]], dtype=torch.float64))
+    ellips.log_priors.copy_(two_priors(0.8).log())
+    ellips.fitted.fill_(True)
+    for method in METHODS:
+        found = ellips.certify(torch.zeros(1, 2, dtype=torch.float64), method)
+        assert found.prediction == 0
+        assert found.radius.isfinite()
+        assert found.radius > 0
 
 
 @pytest.mark.parametrize("kind", KINDS)
