@@ -176,6 +176,15 @@ def test_no_certificates_are_not_proven(tmp_path: Path, capsys: pytest.CaptureFi
     assert "holds no certificates" in capsys.readouterr().out
 
 
+def test_certificates_of_one_image_do_not_count_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    z = torch.randn(40, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    ellips = Ellips(2, 3, shrinkage=0.5).fit(z, torch.arange(40) % 2)
+    index = torch.tensor([0, 1, 1, 2, 1])
+    path = save_certificates(tmp_path / "c.safetensors", ellips.certify(z[index]), z[index], ellips, index)
+    assert main(["check", str(path)]) == 1
+    assert "2 certificates are of images that the file has already" in capsys.readouterr().out
+
+
 # ------------------------------------------------------------------ files that are not what they should be
 
 
