@@ -28,6 +28,7 @@ from ellips.audit import (
     verdict,
     write_audit,
 )
+from ellips.audit.origin import COMPARED, refuse_other_latents, refuse_other_rows, refuse_stronger_claims
 from ellips.datamodules import SelectionDataModule
 from ellips.datamodules.manifest import TIMES
 from ellips.encoders.weights import file_digest
@@ -145,11 +146,17 @@ def read_claims(
     _check_images(what, chosen["data"], images)
     classifier.to(device)
     by_series = records_by_series(read_results(folder))
+    labels = getattr(images.dataset, "labels", None)
+    refuse_other_rows([row for rows in by_series.values() for row in rows], images.indices, labels)
     latents = Journal(folder, list(by_series), what).latents()
     names = current_series(series_of(certifiers, chosen["input_method"]), list(by_series))
+    by_name = dict(zip(names, certifiers, strict=True))
+    refuse_stronger_claims(by_name, {series: rows[0].soundness for series, rows in by_series.items()})
     targets = {series: latent_target(classifier.head.ellips) for series in by_series if series.space == "latent"}
-    targets |= {name: c.target(classifier.chain) for name, c in zip(names, certifiers, strict=True)}
+    targets |= {name: certifier.target(classifier.chain) for name, certifier in by_name.items()}
     some = {series: rows[:: max(1, -(-len(rows) // (max_images or len(rows))))] for series, rows in by_series.items()}
+    about = {row.index for series, rows in some.items() if series.space == "latent" for row in rows}
+    _check_latents(classifier, images, sorted(about), latents)
     return Claims(some, targets, latents, images, {"run": what, "table": file_digest(folder.table), "max": max_images})
 
 
@@ -180,6 +187,16 @@ def _check_images(what: dict[str, Any], data: Any, images: SelectionDataModule) 
             f"Expected the images that were certified but they differ in {sorted(differing)}: {what['images']} then, "
             f"{present} now. Put them back, or certify again."
         )
+
+
+def _check_latents(
+    classifier: ImageClassifier, images: SelectionDataModule, rows: Sequence[int], latents: dict[int, Tensor]
+) -> None:
+    """Encode some images anew, spread evenly over those to attack."""
+    if rows:
+        read: ImageBatch = images.dataset[rows[:: -(-len(rows) // COMPARED)]]
+        index, device = read.index.tolist(), classifier.head.ellips.means.device
+        refuse_other_latents(classifier.chain, read.image.to(device), torch.stack([latents[i] for i in index]), index)
 
 
 def attack(

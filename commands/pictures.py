@@ -18,6 +18,7 @@ from ellips.datamodules.folder import BadImageError, Reading
 from ellips.datamodules.listing import is_picture
 from ellips.files import ImageRecord, RunFolder, replace_file
 from ellips.files.records import ABSTAIN
+from ellips.files.tsv import round_down_text
 from ellips.input_certifiers import InputCertifier
 from ellips.lightning_modules import Certifier
 from ellips.lipschitz import ConstantSource
@@ -150,8 +151,8 @@ def _show(rows: Sequence[PictureRow]) -> None:
         table.add_column(heading, no_wrap=True)
     console = Console()
     for row in rows:
-        cut = int(row.radius * 1e4) / 1e4 if row.radius < 1e12 else row.radius  # never rounded up
-        table.add_row(Text(row.file), Text(row.prediction), f"{cut:g}", row.space, row.soundness)
+        radius = round_down_text(row.radius, 6)
+        table.add_row(Text(row.file), Text(row.prediction), radius, row.space, row.soundness)
     console.print(table)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
 # Of the site; what else a page of the repository's root names has no place on it, and stays as text.
+PAGES = ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
 # Words of a table's cell that are too short to be parted.
 _SHORT = re.compile(r"<code>([\w.:]{1,16})</code>(?=(?:(?!<td|<th).)*?</td>)", re.DOTALL)
 _LINK = re.compile(r"\[([^\]]+)\]\(([^)#\s]+)(#[^)\s]*)?\)")
@@ -32,12 +33,19 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:  # noqa: ANN401
         text, path, part = found[1], found[2], found[3] or ""
         if "://" in path or path.startswith("mailto:"):
             return found[0]
-        target = path.removeprefix("docs/") if at_root else path.removeprefix("../")
+        target = path.removeprefix("docs/") if at_root else _on_the_site(page.file.src_uri, path)
         if at_root and not path.startswith("docs/") and target not in PAGES:
             return text
         return f"[{text}]({target}{part})"
 
     return _LINK.sub(link, markdown)
+
+
+def _on_the_site(page: str, path: str) -> str:
+    """A page's link on the site, where what lies at the repository's root lies beside the pages of docs/."""
+    folder = posixpath.dirname(page)
+    whole = posixpath.normpath(posixpath.join("docs", folder, path))
+    return path if whole.startswith("docs/") else posixpath.relpath(whole, folder or ".")
 
 
 def on_page_content(html: str, **_: Any) -> str:

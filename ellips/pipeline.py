@@ -155,7 +155,7 @@ class ImageClassifier(nn.Module):
 
         Raises:
             NotFittedError: If the head's Gaussians were not fitted.
-            ValueError: If an image has values outside [0, 1].
+            ValueError: If an image has values outside [0, 1], or the certifier's claim does not cover so many.
         """
         validate_pixels(images)
         with full_precision():
@@ -164,7 +164,9 @@ class ImageClassifier(nn.Module):
                 certificate = self.head.ellips.certify(latents, method=method)
             if certifier is None:
                 return certificate
-            return as_certifier(certifier).certify(self.chain, images, latents, certificate)
+            carrying = as_certifier(certifier)
+            carrying.validate_run(len(images))
+            return carrying.certify(self.chain, images, latents, certificate)
 
     def digests(self) -> dict[str, str]:
         """Return SHA-256 digests of the encoder's and the head's whole state, to name what was certified."""

@@ -141,7 +141,7 @@ def table_findings(rows: Sequence[Row], expected: Sequence[int], labels: Mapping
     moved = [row.index for row in rows if row.index in labels and labels[row.index] != row.label]
     detail = f"{len(moved)} labels are not the data set's ({_some(moved)})" if moved else "yes"
     findings.append(Finding("Are the labels those of the data set?", "wrong" if moved else "fine", detail))
-    off = [row.index for row in rows if row.correct != str(int(row.prediction == row.label))]
+    off = [row.index for row in rows if row.correct != str(int(row.prediction == row.label and row.prediction >= 0))]
     detail = f"{len(off)} rows contradict label and prediction ({_some(off)}); a running count?" if off else "yes"
     findings.append(Finding("Does `correct` say whether they agree?", "wrong" if off else "fine", detail))
     stuck = [row.index for row in rows if row.prediction < 0 and row.radius > 0]
@@ -160,6 +160,9 @@ def rounding_finding(rows: Sequence[Row], voting: Voting) -> Finding:
     """
     question = "Are radii rounded up?"
     finite = [row for row in rows if row.radius > 0 and math.isfinite(row.radius)]
+    endless = [row.index for row in rows if math.isinf(row.radius)]
+    if voting.sigma is not None and endless:
+        return Finding(question, "wrong", f"{len(endless)} radii are infinite, which no votes prove ({_some(endless)})")
     if voting.sigma is not None:
         grid = torch.as_tensor(_possible_radii(voting), dtype=torch.float64)
         above = [row for row in finite if not _is_cut_off(row, grid)]

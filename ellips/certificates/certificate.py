@@ -39,7 +39,8 @@ class Certificate:
         diagnostics: Per-point figures of that, by name, such as a fit's p-value; see :attr:`latent_error`.
 
     Raises:
-        ValueError: If the tensors' shapes disagree or a radius is negative or NaN.
+        ValueError: If the tensors' shapes disagree, a radius is negative or NaN, or one on the image is called
+            ``exact`` although its constant is not 1, as it is where there is no encoder.
     """
 
     prediction: Tensor
@@ -59,13 +60,19 @@ class Certificate:
     def __post_init__(self) -> None:
         weakest(self.soundness)
         one_of(SPACES, space=self.space)
-        for name, value in {**self.tensors(), **self.diagnostics}.items():
+        for name, value in (*self.tensors().items(), *self.diagnostics.items()):
             if value.shape != self.prediction.shape or value.ndim != 1:
                 raise ValueError(
                     f"Expected `{name}` to have shape (N,) = {tuple(self.prediction.shape)} but got "
                     f"{tuple(value.shape)}."
                 )
         all_at_least(0, radius=self.radius)
+        if self.space == "input" and self.soundness == "exact":
+            if self.lipschitz is None or not bool((self.lipschitz == 1).all()):
+                raise ValueError(
+                    "Expected `soundness` to say what a radius on the image may claim but got 'exact', which is for no "
+                    "encoder, a constant of 1."
+                )
 
     def __len__(self) -> int:
         return len(self.prediction)
@@ -88,7 +95,11 @@ class Certificate:
 
         Where nothing is left the radius is 0. What is left and the uncertainty, added up and rounded up, are not more
         than there was.
+
+        Raises:
+            ValueError: If an uncertainty is negative or NaN.
         """
+        all_at_least(0, uncertainty=uncertainty)
         off = uncertainty.to(self.radius)
         left = round_down((round_down(self.radius, 4) - off).clamp_min(0))
         return replace(self, radius=torch.where(off.isinf(), 0.0, left))
@@ -156,13 +167,17 @@ class Certificate:
         """Join certificates of the same kind, in order.
 
         Raises:
-            ValueError: If there are none, or they differ in method, soundness, space or source.
+            ValueError: If there are none, or they differ in method, soundness, space, source or what diagnostics say.
         """
         if not parts:
             raise ValueError("Expected at least one certificate but got none.")
         kinds = {(p.method, p.soundness, p.space, p.source) for p in parts}
         if len(kinds) > 1:
             raise ValueError(f"Expected certificates of one kind (method, soundness, space, source) but got {kinds}.")
+        if len({frozenset((*part.tensors(), *part.diagnostics)) for part in parts}) > 1:
+            raise ValueError(
+                "Expected certificates with the same tensors and diagnostics but some lack what others have."
+            )
         joined: dict[str, Any] = {
             name: torch.cat([part.tensors()[name] for part in parts]) for name in parts[0].tensors()
         }

@@ -55,7 +55,8 @@ def check(
         Shape ``(N,)``, bool.
 
     Raises:
-        ValueError: If lengths disagree, method or ``rivals`` are unknown, or as :meth:`Mixture.validate`.
+        ValueError: If lengths disagree, method or ``rivals`` are unknown, classes are not int64 or radii no floating
+            point, or as :meth:`Mixture.validate`.
         NotFittedError: If no mixture was fitted.
         RuntimeError: If this process flushes subnormal numbers to zero.
     """
@@ -139,6 +140,8 @@ class Prover:
     def check(self, z: Tensor, certificate: Certificate, every: bool = True) -> Tensor:
         """Return which certificates are proven; see :func:`check`. The result is on the processor."""
         held = certificate.detach().cpu()
+        error = held.latent_error
+        _require_types(**held.tensors(), **({} if error is None else {"latent_error": error}))
         passed = self.prove(z, held.prediction, held.rival, held.multiplier, claimed_radius(held), every)
         if held.space == "input":
             passed &= _carried(held)
@@ -151,6 +154,7 @@ class Prover:
         self, z: Tensor, prediction: Tensor, rival: Tensor, multiplier: Tensor, radius: Tensor, every: bool = True
     ) -> Tensor:
         """Prove latent claims; see :func:`check`. All shapes ``(N,)`` but that of z; the result is on the processor."""
+        _require_types(prediction=prediction, rival=rival, multiplier=multiplier, radius=radius)
         if not self._usable or not len(z):
             return torch.zeros(len(z), dtype=torch.bool)
         rows = max(1, _SCORED_ELEMENTS // (self._kernel.classes * self._kernel.dim))
@@ -257,6 +261,18 @@ class Prover:
             factor = kernel.factors[0 if isinstance(kernel, LowRankKernel) else k].tolist()
             self._classes[k] = StoredClass(mean, factor, log_prior, *rest)
         return self._classes[k]
+
+
+def _require_types(**tensors: Tensor) -> None:
+    """Refuse classes that torch does not index with (bytes are masks to it), and numbers that are no floats."""
+    for name, value in tensors.items():
+        if name in ("prediction", "rival"):
+            if value.dtype != torch.int64:
+                raise ValueError(f"Expected `{name}` to be int64 but got {value.dtype}; convert it with `.long()`.")
+        elif not value.is_floating_point():
+            raise ValueError(
+                f"Expected `{name}` to be floating point but got {value.dtype}; convert it by `.double()`."
+            )
 
 
 def _carried(certificate: Certificate) -> Tensor:

@@ -88,7 +88,7 @@ def _confirmed(mixture: Mixture, prover: Prover, z: Tensor, certificate: Certifi
 def _lowered(mixture: Mixture, prover: Prover, z: Tensor, certificate: Certificate) -> Certificate:
     """Lower radii until they are proven as latent ones."""
     held, z = certificate.cpu(), z.cpu()
-    radius, multiplier = held.radius.clone(), held.multiplier.clone()
+    radius, multiplier = (x.to(torch.float64, copy=True) for x in (held.radius, held.multiplier))
 
     def prove(rows: Tensor, t: Tensor, r: Tensor) -> Tensor:
         """Take over what is proven, and return the rows that are left."""
@@ -114,4 +114,5 @@ def _lowered(mixture: Mixture, prover: Prover, z: Tensor, certificate: Certifica
         loss = 1 - factor  # near its end D(t) is flat, or (the hard case) t ends where I + tW is singular
         for t in (held.multiplier, best, best * (1 - loss / 64), best * (1 - 0.5 * loss**0.5)):
             rows = prove(rows, t[rows], factor * start[rows])
-    return replace(certificate, radius=radius.to(certificate.radius), multiplier=multiplier.to(certificate.multiplier))
+    device = certificate.radius.device  # in float64: narrower types would round a proven radius to nearest
+    return replace(certificate, radius=radius.to(device), multiplier=multiplier.to(device))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ellips.certificates.pairs import FactoredPairs, PairSpectra
 from ellips.certificates.parts import Parts, Scores
-from ellips.certificates.rounding import gamma, score_error, whitened_error
+from ellips.certificates.rounding import UNDERFLOW, gamma, score_error, whitened_error
 from ellips.gaussians import Mixture
 from ellips.gaussians.structures import TILE_ROWS, Factored, Structure, class_ranges, class_tiles, square_norm
 
@@ -160,6 +160,7 @@ class FactoredGeometry(Geometry):
         score_errors = score_error(dim, distances, errors, self.offset_sizes)
         slip = gamma(2 * dim + 8, dtype) * self.factor_norms.square() * (norms.unsqueeze(1) + self.mean_norms)
         slip = slip + slip.gather(1, prediction.unsqueeze(1))
+        slip = slip + UNDERFLOW[dtype] * dim**0.5 * (1 + UNDERFLOW[dtype] * self.factor_norms.amax().square())
         return Scores(prediction, scores, score_errors, computed.mul_(1 + gamma(dim + 4, dtype)) + slip, norms)
 
     def _half_gradient_norms(self, x: Tensor, prediction: Tensor) -> Tensor:

@@ -21,14 +21,15 @@ from ellips.certificates.geometry import Geometry, Groups, apply_grouped, groupe
 from ellips.certificates.low_rank_pairs import LowRankPairs
 from ellips.certificates.pairs import PairSpectra
 from ellips.certificates.parts import Scores
-from ellips.certificates.rounding import gamma
+from ellips.certificates.rounding import UNDERFLOW, gamma
 from ellips.gaussians import Mixture
 from ellips.gaussians.low_rank import LowRank
 from ellips.gaussians.structures import TILE_ROWS, Structure, class_tiles
 
 _WIDE = torch.float64
 _HELD_ELEMENTS = 2**24  # of what belongs to all classes of some points
-_FAINT = 1e-34  # of squared half gradients: what float32 may lose to underflow
+# Of squared half gradients, what may be lost to underflow.
+_FAINT = {torch.float32: 1e-34, torch.float64: UNDERFLOW[torch.float64] ** 2}
 
 
 @dataclass
@@ -216,9 +217,7 @@ class LowRankGeometry(Geometry):
         classes = torch.arange(self.num_classes, device=bends.device)
         slip = gamma(self._operations) * self.reach(norms.unsqueeze(1), classes)
         slip = slip + slip.gather(1, prediction.unsqueeze(1))
-        bound: Tensor = (squares + rounding + (_FAINT if dtype == torch.float32 else 0.0)).clamp(min=0).sqrt() * (
-            1 + gamma(16)
-        ) + slip
+        bound: Tensor = (squares + rounding + _FAINT[dtype]).clamp(min=0).sqrt() * (1 + gamma(16)) + slip
         return bound.nan_to_num(torch.inf, posinf=torch.inf)  # what overflows rules no rival out
 
     @cached_property

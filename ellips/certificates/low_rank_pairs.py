@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ellips.certificates.pairs import PairSpectra, Spectra
 from ellips.certificates.parts import Parts
-from ellips.certificates.rounding import gamma
+from ellips.certificates.rounding import UNDERFLOW, gamma
 from ellips.gaussians.low_rank import LowRank
 
 
@@ -45,6 +45,7 @@ class LowRankPairs(PairSpectra):
         reach = self._reach[low] + self._reach[high]
         size = (gamma(2 * geometry.dim + 8) * (self._width + 1) ** 0.5 + 2 * skew) * force.norm(dim=1)
         shift_error = gamma(6 * geometry.dim + 4 * self._width + 32) * reach + size * (1 + 1e-6)
+        shift_error = shift_error + UNDERFLOW[torch.float64]
         # Classes of one shape have W = 0 exactly (the boundary is a hyperplane); of one place too, b = 0 exactly.
         same_shape = (structure.scales[low] == structure.scales[high]).all(1)
         same_shape &= (structure.directions[low] == structure.directions[high]).flatten(1).all(1)

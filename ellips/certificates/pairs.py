@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from ellips.certificates.parts import Parts
-from ellips.certificates.rounding import gamma
+from ellips.certificates.rounding import UNDERFLOW, gamma
 from ellips.certificates.secular import Problems
 
 _KEPT_ELEMENTS = 2**25  # of the eigenvectors remembered: 256 MB in float64
 _BATCH_ELEMENTS = 2**20  # of the matrices decomposed in one go
+_TINY = UNDERFLOW[torch.float64]
 
 
 class Spectra(NamedTuple):
@@ -173,7 +174,7 @@ def _diagonal_spectrum(own: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     """The diagonal of W from the factors of prediction and rival, and a bound on its error, entry by entry."""
     values = other.square() - own.square()
     error = gamma(10) * (other.square() + own.square())  # four are done; the verified kernel takes off as many
-    return values, error.masked_fill(own == other, 0.0)
+    return values, (error + _TINY**2).masked_fill(own == other, 0.0)
 
 
 class FactoredPairs(PairSpectra):
@@ -229,7 +230,8 @@ class FactoredPairs(PairSpectra):
         alike = (factors[prediction] == factors[rival]) & (means[prediction] == means[rival])
         values = values - error
         concavity = (-values.amin(-1)).clamp(min=0)
-        return Problems(margin, beta.masked_fill(alike, 0.0).square(), values + concavity.unsqueeze(-1), concavity)
+        beta = (beta + _TINY).masked_fill(alike, 0.0)
+        return Problems(margin, beta.square(), values + concavity.unsqueeze(-1), concavity)
 
     def _decompose(self, low: Tensor, high: Tensor) -> Spectra:
         """See :class:`PairSpectra`; errors are bounded from the residuals."""
@@ -262,5 +264,5 @@ class FactoredPairs(PairSpectra):
             shift,
             error,
             gain_error,
-            shift_error.masked_fill(same_place, 0.0),
+            (shift_error + _TINY).masked_fill(same_place, 0.0),
         )

@@ -10,6 +10,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+UNDERFLOW = {torch.float32: 2.0**-60, torch.float64: 2.0**-480}
+"""What is added to a length that may be a little more than 0, and then is enough more that its square is a number.
+
+A number whose square underflows is below 2^-63, or 2^-511. Where classes are equal and a length is 0 exactly, nothing
+is added: it is what tells that a boundary is never reached.
+"""
+
 
 def gamma(operations: int, dtype: torch.dtype = torch.float64) -> float:
     """Return γ_n, the relative error that n rounded operations may accumulate in a floating-point type.

@@ -13,7 +13,7 @@ from ellips.certificates.geometries import geometry_of
 from ellips.certificates.geometry import Geometry
 from ellips.certificates.gradients import differentiable_radius
 from ellips.certificates.krylov import MAX_DIMENSION, KrylovProblems, solve_krylov
-from ellips.certificates.rounding import gamma
+from ellips.certificates.rounding import UNDERFLOW, gamma
 from ellips.certificates.screen import Screen, screen
 from ellips.certificates.secular import solve_secular
 from ellips.gaussians import Mixture
@@ -23,6 +23,7 @@ from ellips.validation import at_least, one_of
 WEYL = "weyl"  # the diagnostic of closed forms that bound λ_min(P_i − P_j) by Weyl's inequality
 _CHUNK_BYTES = 2**29
 _KRYLOV_ELEMENTS = 2**25
+_LARGEST = torch.finfo(torch.float64).max  # of squared radii: a larger one is finite, too
 # Units in the last place taken off a radius for the few operations after the bounded ones; graded, so that rounding
 # never turns the order of the three methods round.
 _SAFETY: dict[Method, int] = {"exact": 128, "pairwise": 192, "theorem": 256}
@@ -138,7 +139,7 @@ def _exact(geometry: Geometry, z: Tensor) -> Certificate:
     lower = closed_form_radius(seen.safe_margins, seen.half_gradient_norms, geometry.concavity[seen.prediction])
     rows = torch.arange(len(z), device=z.device)
     likely = nearest(lower, seen.margins)
-    squared = lower.square()
+    squared = lower.square().clamp_(max=_LARGEST)
     multiplier = torch.zeros_like(lower)
     solver = (DecomposedSolver if geometry.affordable else IterativeSolver)(geometry, z, seen)
 
@@ -146,11 +147,12 @@ def _exact(geometry: Geometry, z: Tensor) -> Certificate:
         for part in range(0, len(points), solver.batch):
             some = slice(part, part + solver.batch)
             t, dual = solver.solve(points[some], rivals[some], threshold[some])
-            squared[points[some], rivals[some]], multiplier[points[some], rivals[some]] = dual, t
+            squared[points[some], rivals[some]] = torch.where(t.isinf(), dual, dual.clamp(max=_LARGEST))
+            multiplier[points[some], rivals[some]] = t
 
     solve(rows, likely, torch.full_like(seen.point_norms, torch.inf))
     best = squared[rows, likely]
-    open_ = lower.square() < best.unsqueeze(1)
+    open_ = squared < best.unsqueeze(1)
     open_[rows, likely] = False
     points, rivals = open_.nonzero(as_tuple=True)
     solve(points, rivals, best[points])
@@ -208,7 +210,7 @@ class IterativeSolver:
         """Return multipliers and dual values of some points' problems with some rivals."""
         geometry, seen = self._geometry, self._seen
         prediction = seen.prediction[points]
-        error = geometry.half_gradient_error(seen.point_norms[points], prediction, rivals)
+        error = geometry.half_gradient_error(seen.point_norms[points], prediction, rivals) + UNDERFLOW[torch.float64]
         problems = KrylovProblems(
             seen.safe_margins[points, rivals],
             self._pull(points, rivals) - self._own[points],

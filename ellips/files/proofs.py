@@ -140,7 +140,13 @@ def load_certificates(path: str | Path) -> SavedCertificates:
             f"Expected {path} to hold what was written but it was damaged; certify again with the same settings, which "
             "writes it anew from the journal."
         )
-    return SavedCertificates(_certificate(path, fields | kind), z, ellips, tensors.get("index"), digest)
+    certificate, index = _certificate(path, fields | kind), tensors.get("index")
+    if z.ndim != 2 or len(z) != len(certificate) or (index is not None and index.shape != (len(z),)):
+        raise ValueError(
+            f"Expected {path} to hold a latent, and an index if any, for each of {len(certificate)} certificates but "
+            f"got latents of shape {tuple(z.shape)} and indices of {index if index is None else tuple(index.shape)}."
+        )
+    return SavedCertificates(certificate, z, ellips, index, digest)
 
 
 def _certificate(path: Path, fields: dict[str, Any]) -> Certificate:

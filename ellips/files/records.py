@@ -85,7 +85,7 @@ class ImageRecord:
     @property
     def correct(self) -> bool:
         """Whether the prediction is right; an abstention is not."""
-        return self.prediction == self.label
+        return self.prediction == self.label and self.prediction != ABSTAIN
 
 
 def records_from_certificate(

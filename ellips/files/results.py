@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from ellips.encoders.weights import file_digest
 from ellips.files.folders import ResultsFolder
 from ellips.files.lines import read_json
@@ -14,7 +16,7 @@ def read_results(folder: ResultsFolder) -> list[ImageRecord]:
 
     Raises:
         FileNotFoundError: If there is none.
-        ValueError: If it is not the one that was written, or malformed.
+        ValueError: If it is not the one that was written, malformed, or has an image more than once in a series.
     """
     if not folder.table.is_file():
         raise FileNotFoundError(f"Expected {folder.table}, which `ellips certify` writes, but there is none.")
@@ -25,4 +27,10 @@ def read_results(folder: ResultsFolder) -> list[ImageRecord]:
             f"Expected {folder.table} to have the SHA-256 {recorded} of {folder.summary.name} but it was changed; "
             "certify again with the same settings, which writes it anew from the journal."
         )
-    return read_table(folder.table)
+    records = read_table(folder.table)
+    counts = Counter((record.series, record.index) for record in records)
+    if twice := sorted({index for (_, index), count in counts.items() if count > 1}):
+        raise ValueError(
+            f"{folder.table}: expected each image once in every series but these come more often: {twice[:10]}."
+        )
+    return records

@@ -40,7 +40,7 @@ def tsv_line(record: ImageRecord, digits: int = 6) -> str:
 
 
 def read_tsv(path: str | Path) -> list[ImageRecord]:
-    """Read a tab-separated file of this or another tool.
+    """Read a tab-separated file of this or another tool, which does not say what its radii may claim: ``estimated``.
 
     Raises:
         ValueError: If the header is another, a row is malformed, ``correct`` is anything but 0 or 1 or contradicts the
@@ -72,7 +72,12 @@ def _parse_tsv_line(line: str) -> ImageRecord:
     if correct not in ("0", "1"):
         raise ValueError(f"expected `correct` to be 0 or 1 but got {correct!r}; is it a running count?")
     record = ImageRecord(
-        index=int(index), label=int(label), prediction=int(predict), radius=float(radius), seconds=parse_time(time)
+        index=int(index),
+        label=int(label),
+        prediction=int(predict),
+        radius=float(radius),
+        seconds=parse_time(time),
+        soundness="estimated",
     )
     if record.correct != bool(int(correct)):
         raise ValueError(f"expected `correct` to say whether {predict} equals {label} but got {correct}.")

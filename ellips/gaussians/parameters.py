@@ -251,8 +251,13 @@ class MixtureParameters(nn.Module):
         return value
 
     def _load_from_state_dict(self, *args: Any) -> None:
-        """Load, and look whether what was loaded is fitted."""
+        """Load, and look whether what was loaded is fitted; with ``assign=True``, too, it is float64 from then on."""
         super()._load_from_state_dict(*args)
+        for name, value in zip(self.stored_names, self.stored, strict=True):
+            if value.dtype != torch.float64:
+                wide = value.detach().double()
+                trained = isinstance(value, nn.Parameter)
+                setattr(self, name, nn.Parameter(wide, value.requires_grad) if trained else wide)
         if not self.fitted.is_meta:
             self._known_fitted = self.is_fitted
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ellips.chunks import Chunks
-from ellips.input_certifiers.base import Chain
+from ellips.input_certifiers.base import Chain, validate_noisy_type
 from ellips.input_certifiers.smoothed_decision import SmoothedDecision, Stopping
 from ellips.lipschitz.base import owning_module, validate_by_image, validate_eval_mode, validate_images
 from ellips.smoothing import ImageNoise, Votes
@@ -43,6 +43,7 @@ class ArtSmoothedDecision(SmoothedDecision):
         See :meth:`SmoothedDecision.vote`.
         """
         validate_images(images)
+        validate_noisy_type(images)
         validate_eval_mode(chain.latents)
         validate_by_image(self.scores(chain), images, self.sigma, owning_module(chain.latents))
         prediction, radius = _certify(self, self.scores(chain), images.detach())

@@ -16,7 +16,7 @@ from ellips.chunks import Chunks
 from ellips.classifier import Ellips
 from ellips.lipschitz.base import in_float64, owning_module
 from ellips.precision import reduced_precision
-from ellips.types import ImageMap, Series
+from ellips.types import ImageMap, Series, Soundness
 
 Predictor = Callable[[Tensor], Tensor]
 """Maps points, float64, to predicted classes ``(N,)``, −1 for an abstention."""
@@ -116,6 +116,11 @@ class InputCertifier(ABC):
         """
 
     @property
+    def strongest(self) -> Soundness | None:
+        """The strongest word that its certificates ever have; None: not known."""
+        return None
+
+    @property
     def source_name(self) -> str:
         """Short name of what carries the radius to the image, for :class:`ellips.types.Series`."""
         return short_name(type(self))
@@ -138,6 +143,19 @@ def series_of(certifiers: Sequence[InputCertifier], method: str) -> list[Series]
         numbered = (Series(series.space, series.method, f"{series.source}-{i}") for i in range(2, len(certifiers) + 2))
         found.append(series if series not in found else next(s for s in numbered if s not in found))
     return found
+
+
+def validate_noisy_type(images: Tensor) -> None:
+    """Refuse images in half precision: noise in so few bits is far from a Gaussian, of which all theorems speak.
+
+    Raises:
+        ValueError: If they are.
+    """
+    if images.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"Expected images in float32 or float64, to which Gaussian noise can be added, but got {images.dtype}; an "
+            "encoder in half precision converts them itself."
+        )
 
 
 def validate_shared_alpha(num_images: int, alpha: float, count: int) -> None:

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from ellips.certificates import Certificate
 from ellips.input_certifiers.base import AuditTarget, Chain, InputCertifier, chain_target, short_name
+from ellips.lipschitz import Clever, JacobianNorm, KnownConstant
 from ellips.lipschitz.base import ConstantSource, evaluation_error
+from ellips.types import Soundness
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,13 @@ class ByConstant(InputCertifier):
     def target(self, chain: Chain) -> AuditTarget:
         """Name the chain itself, whose latents have the constant."""
         return chain_target(chain, constant=True)
+
+    @property
+    def strongest(self) -> Soundness | None:
+        """That of the constant, where it is known before it is asked for."""
+        if isinstance(self.source, KnownConstant):
+            return self.source.soundness
+        return "estimated" if isinstance(self.source, Clever | JacobianNorm) else None
 
     @property
     def source_name(self) -> str:

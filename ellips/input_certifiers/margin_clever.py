@@ -15,7 +15,7 @@ from ellips.input_certifiers.base import AuditTarget, Chain, InputCertifier, cha
 from ellips.lipschitz.base import checked
 from ellips.lipschitz.clever import BallSampler
 from ellips.lipschitz.products import record, reverse_product
-from ellips.types import ImageMap, Series
+from ellips.types import ImageMap, Series, Soundness
 
 
 class Margins(NamedTuple):
@@ -112,6 +112,11 @@ class MarginClever(BallSampler, InputCertifier):
     def target(self, chain: Chain) -> AuditTarget:
         """Name the chain itself; the constants are those of its margins, not of its latents."""
         return chain_target(chain, constant=False)
+
+    @property
+    def strongest(self) -> Soundness:
+        """Nothing is guaranteed."""
+        return "estimated"
 
     def series(self, method: str) -> Series:
         """Return the series of score margins, whatever the latent method."""

@@ -12,12 +12,12 @@ from torch import Tensor
 from ellips.certificates import Certificate
 from ellips.chunks import ChunkSize, validate_chunk_size
 from ellips.encoders.linear import LinearHead
-from ellips.input_certifiers.base import AuditTarget, Chain, InputCertifier, validate_shared_alpha
+from ellips.input_certifiers.base import AuditTarget, Chain, InputCertifier, validate_noisy_type, validate_shared_alpha
 from ellips.lipschitz.base import owning_module, validate_by_image, validate_eval_mode, validate_images
 from ellips.settings import UNRECORDED
 from ellips.smoothing import Decision, VotePlan, count_votes, majority, soft_votes
 from ellips.smoothing.voting import COPIES, LEVEL, Votes
-from ellips.types import ImageMap, Series
+from ellips.types import ImageMap, Series, Soundness
 from ellips.validation import at_least, fraction, one_of, positive
 
 Stopping = Literal["early", "fixed"]
@@ -107,6 +107,7 @@ class SmoothedDecision(InputCertifier):
             ValueError: See :meth:`InputCertifier.certify`.
         """
         validate_images(images)
+        validate_noisy_type(images)
         validate_eval_mode(chain.latents)
         validate_by_image(self.scores(chain), images, self.sigma, owning_module(chain.latents))
         return count_votes(
@@ -179,8 +180,13 @@ class SmoothedDecision(InputCertifier):
         return AuditTarget(
             scores=lambda images: soft_votes(self.scores(chain), images, self.sigma, COPIES, self.seed),
             predict=predictions,
-            alpha=self.alpha,
+            alpha=self.alpha / self.num_images,
         )
+
+    @property
+    def strongest(self) -> Soundness:
+        """Votes are sampled."""
+        return "probabilistic"
 
     def series(self, method: str) -> Series:
         """Return the series of votes, whatever the latent method."""

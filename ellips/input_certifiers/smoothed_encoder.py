@@ -14,11 +14,12 @@ from torch import Tensor
 from ellips.certificates import METHODS, Certificate, Method, confirm
 from ellips.chunks import Chunks, ChunkSize, validate_chunk_size
 from ellips.classifier import Ellips
-from ellips.input_certifiers.base import AuditTarget, Chain, InputCertifier, validate_shared_alpha
+from ellips.input_certifiers.base import AuditTarget, Chain, InputCertifier, validate_noisy_type, validate_shared_alpha
 from ellips.lipschitz.base import checked, validate_by_image
 from ellips.randomness import image_generator
 from ellips.settings import UNRECORDED
-from ellips.types import ImageMap, LipschitzBound
+from ellips.smoothing import add_noise
+from ellips.types import ImageMap, LipschitzBound, Soundness
 from ellips.validation import at_least, fraction, one_of, positive
 
 Concentration = Literal["bernstein", "mcdiarmid"]
@@ -104,6 +105,7 @@ class SmoothedEncoder(InputCertifier):
             ValueError: As for every source.
         """
         with checked(latents, images) as inputs, torch.no_grad():  # in this order: the first enables gradients
+            validate_noisy_type(inputs)
             validate_by_image(latents, inputs, self.sigma)
             chunks = Chunks(self.chunk_size, BLOCK)
             found = [self._smooth_one(latents, image, chunks) for image in inputs]
@@ -114,7 +116,7 @@ class SmoothedEncoder(InputCertifier):
 
     def _smooth_one(self, latents: ImageMap, image: Tensor, chunks: Chunks) -> SmoothedLatents:
         def of_chunk(noise: Tensor) -> tuple[Tensor]:
-            return (self.project(latents(image + self.sigma * noise).double()),)
+            return (self.project(latents(add_noise(image, noise, self.sigma)).double()),)
 
         generator = image_generator(image, self.seed)
         samples: list[Tensor] = []
@@ -122,8 +124,8 @@ class SmoothedEncoder(InputCertifier):
         while remaining:
             count = min(BLOCK, remaining)
             remaining -= count
-            noise = torch.randn((count, *image.shape), generator=generator)
-            samples += chunks.run(of_chunk, noise.to(image))
+            noise = torch.randn((count, *image.shape), generator=generator, dtype=torch.float64)
+            samples += chunks.run(of_chunk, noise.to(image.device))
         values = torch.cat(samples)
         error = mean_error(values, self.norm_bound, self.alpha / self.num_images, self.concentration)
         return SmoothedLatents(values.mean(dim=0), values.new_tensor(error))
@@ -201,6 +203,11 @@ class SmoothedEncoder(InputCertifier):
         """Refuse a run over more images than share ``alpha``; see :func:`validate_shared_alpha`."""
         validate_shared_alpha(self.num_images, self.alpha, count)
 
+    @property
+    def strongest(self) -> Soundness:
+        """Means are sampled."""
+        return "probabilistic"
+
     def target(self, chain: Chain) -> AuditTarget:
         """Name the smoothed classifier, judged by its own certificates, abstentions included.
 
@@ -212,7 +219,7 @@ class SmoothedEncoder(InputCertifier):
             found = chain.ellips.certify(smoothed.mean).less(smoothed.error)
             return torch.where(found.radius > 0, found.prediction, -1)
 
-        return AuditTarget(scores=_SmoothedScores(chain, self), predict=predictions, alpha=self.alpha)
+        return AuditTarget(scores=_SmoothedScores(chain, self), predict=predictions, alpha=self.alpha / self.num_images)
 
 
 class _SmoothedScores:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from decimal import ROUND_FLOOR, Context
 
 from ellips.metrics.functional import CertifiedCurve
 from ellips.types import SPACES, Soundness, Space, weakest
@@ -43,6 +44,11 @@ class LabelledCurve:
     def __post_init__(self) -> None:
         weakest(self.soundness)
         one_of(SPACES, space=self.space)
+
+
+def radius_text(radius: float, digits: int = 4) -> str:
+    """Write a radius of a grid with at most so many digits, never rounded up: an accuracy is not known beyond it."""
+    return f"{float(Context(prec=digits, rounding=ROUND_FLOOR).create_decimal(repr(radius))):g}"
 
 
 def single_claim(curves: Iterable[LabelledCurve]) -> tuple[Space, Soundness]:

@@ -14,6 +14,7 @@ from matplotlib.image import imsave
 from torch import Tensor
 
 from ellips.files.records import ImageRecord, records_to_tensors
+from ellips.files.tsv import round_down_text
 from ellips.metrics.functional import average_certified_radius, certified_accuracy
 from ellips.reporting.curves import AXES, CLAIMS
 from ellips.reporting.templates import TEMPLATES
@@ -214,7 +215,7 @@ def _shown(item: ReportImage) -> dict[str, Any]:
         "label": item.label,
         "prediction": item.prediction,
         "file": item.file,
-        "radius": "no limit" if math.isinf(radius) else f"{radius:.4g}",
+        "radius": "no limit" if math.isinf(radius) else round_down_text(radius, 4),
     }
 
 

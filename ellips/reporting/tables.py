@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from ellips.reporting.curves import AXES, CLAIMS, LabelledCurve, single_claim
+from ellips.reporting.curves import AXES, CLAIMS, LabelledCurve, radius_text, single_claim
 
 _SHORTEST_NAME: Final = 12
 """Columns of the terminal that a name gets at least."""
@@ -41,7 +41,7 @@ def accuracy_table(
     grid = rows[0].curve.radii
     if any(not torch.equal(row.curve.radii, grid) for row in rows):
         raise ValueError("Expected all rows of a table to share one grid of radii but they differ.")
-    columns = [("clean" if radius == 0 else f"{radius:.4g}", list[str]()) for radius in grid.tolist()]
+    columns = [("clean" if radius == 0 else radius_text(radius), list[str]()) for radius in grid.tolist()]
     for row in rows:
         for (_, cells), value, low, high in zip(
             columns, row.curve.accuracy.tolist(), row.curve.lower.tolist(), row.curve.upper.tolist(), strict=True

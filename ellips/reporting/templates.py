@@ -4,6 +4,8 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ellips.reporting.curves import radius_text
+
 
 def milliseconds(seconds: float) -> str:
     """Write a time of one image in milliseconds, to three digits or whole."""
@@ -18,4 +20,4 @@ TEMPLATES = Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
-TEMPLATES.filters["milliseconds"] = milliseconds
+TEMPLATES.filters |= {"milliseconds": milliseconds, "radius": lambda radius: radius_text(radius, 6)}

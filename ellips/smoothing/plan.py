@@ -132,7 +132,7 @@ class VotePlan:
 def _stopping(sigma: float, draws: int, alpha: float, asked: tuple[float, ...] | None) -> VotePlan:
     looks = _looks(draws)
     largest = float(norm.isf(-np.expm1(np.log(alpha) / draws)))  # margin that unanimous votes prove in one look
-    every = [*np.arange(_TARGETS, _NEARLY * largest, _TARGETS), _NEARLY * largest]
+    every = [*np.arange(_TARGETS, _NEARLY * largest, _TARGETS), max(_NEARLY * largest, 0.0)]  # few draws prove nothing
     targets = np.array([0.0, *(np.multiply(every, sigma) if asked is None else asked)])
     rungs = np.arange(_STEP, min(largest, targets[-1] / sigma), _STEP) * sigma
     radii = np.unique(np.concatenate([targets, rungs]))

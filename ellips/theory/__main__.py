@@ -15,11 +15,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from ellips.certificates import METHODS
+from ellips.certificates import METHODS, certify
 from ellips.classifier import Ellips
 from ellips.files import ResultsFolder, load_certificates, read_json, read_tsv, replace_file
 from ellips.gaussians import Mixture
 from ellips.head import EllipsHead
+from ellips.metrics.radii import radii_of_data
 from ellips.theory.degradation import Estimator, degradation
 from ellips.theory.localization import Criterion, Existence, Localizer
 from ellips.theory.normality import Calibration, mardia
@@ -59,7 +60,13 @@ def _parse(args: Sequence[str] | None) -> argparse.Namespace:
     found.add_argument(
         "mixture", type=Path, help=f"checkpoint (.ckpt), folder of a certify.py run, or its {SAVED}.safetensors"
     )
-    found.add_argument("--epsilon", type=float, nargs="+", default=[0.25, 0.5, 1.0], help="sizes of ℓ2 changes, latent")
+    found.add_argument(
+        "--epsilon",
+        type=float,
+        nargs="+",
+        default=None,
+        help="sizes of ℓ2 changes, latent; by default of the order of the certified radii of the classes' means",
+    )
     found.add_argument("--accuracy", type=float, default=0.5, help="certified accuracy asked for")
     found.add_argument("--log-c", type=float, default=math.inf, help="log C: limit on volumes; none by default")
     found.add_argument("--criterion", choices=get_args(Criterion), default="average")
@@ -120,16 +127,24 @@ def table_radii(folder: Path) -> list[float]:
     return sorted({0.0, *found})
 
 
+def radii_of_means(mixture: Mixture) -> tuple[float, ...]:
+    """Return round numbers among the certified radii of the classes' means: beyond the largest, no mean is robust."""
+    certificate = certify(mixture, mixture.means)
+    found = (certificate.radius, certificate.prediction, certificate.prediction)
+    return radii_of_data([found], DEFAULT_RADII["latent"])
+
+
 # ------------------------------------------------------------------ the questions
 
 
 def _localization(given: argparse.Namespace, console: Console) -> dict[str, Any]:
-    localizer = Localizer(load_mixture(given.mixture))
+    mixture = load_mixture(given.mixture)
+    localizer = Localizer(mixture)
     table = Table(title=f"Localisation, latent space, criterion: {given.criterion}")
     for column in ("ε", "max δ", "max γ", "1 − δ − γ (Pal et al.)", "log C ≥"):
         table.add_column(column, justify="right")
     answers = []
-    for epsilon in given.epsilon:
+    for epsilon in radii_of_means(mixture) if given.epsilon is None else given.epsilon:
         found = localizer.best(epsilon, given.log_c, given.criterion)
         answers.append(Existence(1 - found.error >= given.accuracy, given.accuracy, found))
         numbers = (f"{epsilon:g}", f"{found.delta.max():.3g}", f"{found.gamma.max():.3g}")

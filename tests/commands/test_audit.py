@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import os
 import shutil
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -17,7 +19,11 @@ pytest.importorskip("art", reason="the audit's attacks come with the extra `benc
 from ellips.audit import AttackSettings
 from ellips.commands import audit as command
 from ellips.commands import certify, encode
-from ellips.files import ResultsFolder
+from ellips.files import Journal, ResultsFolder, read_json, read_table, write_table
+from ellips.files.latents import write_latent
+from ellips.files.lines import CHECKSUMS
+from ellips.files.records import ImageRecord
+from ellips.types import Series
 from tests.processes import run_together
 
 QUICK = AttackSettings(steps=2, restarts=1, autoattack_points=1, queries=2, batch_size=4)
@@ -71,7 +77,7 @@ def in_turn(folder: Path, commands: list[list[str]]) -> None:
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader((folder / "audit.csv").open()))
+    return list(csv.DictReader((folder / "audit.csv").read_text().splitlines()))
 
 
 def test_encode_certify_and_audit_give_in_two_processes_what_they_give_in_one(
@@ -131,8 +137,56 @@ def test_an_audit_that_shall_start_anew_forgets_what_was_found(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = ResultsFolder(shutil.copytree(run / "run", tmp_path / "run"))  # the others need what was found
-    command.LineJournal(folder.audit_journal, {"attack": "another"}).open(0)
+    with command.LineJournal(folder.audit_journal, {"attack": "another"}).open(0):
+        pass
     monkeypatch.setattr(command, "audit_batch", lambda *rest: [])
     with pytest.raises(ValueError, match="another"):
         command.audit(folder, QUICK)
     assert command.audit(folder, QUICK, overwrite=True)["series"] == {}
+
+
+# ------------------------------------------------------------------ folders whose numbers are not of what they name
+
+
+LATENT, INPUT = Series("latent", "exact"), Series("input", "exact", "jacobian-norm")
+FORGED: dict[str, tuple[Callable[[ImageRecord], ImageRecord], str]] = {
+    "each prediction is said to be right": (lambda r: replace(r, label=(r.label + 1) % 10), "labels of the data"),
+    "an image that was not to be certified": (lambda r: replace(r, index=r.index + 1), r"has others: \[10\]"),
+    "an image in the place of another": (lambda r: replace(r, index=min(r.index, 8)), r"come more often: \[8\]"),
+    "an estimate that is called a proof": (
+        lambda r: replace(r, soundness="deterministic") if r.series == INPUT else r,
+        "'estimated' at most, which is all that jacobian-norm does, but the table says 'deterministic'",
+    ),
+}
+
+
+@pytest.fixture
+def forged(run: Path, tmp_path: Path) -> ResultsFolder:
+    """A copy of the run that says nothing of the table's digest."""
+    shutil.copytree(run / "run", tmp_path / "run")
+    (tmp_path / "run/summary.json").unlink()
+    return ResultsFolder(tmp_path / "run")
+
+
+@pytest.mark.parametrize("what", FORGED)
+def test_tables_whose_rows_are_not_of_the_data_are_refused(what: str, forged: ResultsFolder) -> None:
+    alter, message = FORGED[what]
+    records = read_table(forged.table)
+    assert {record.series for record in records} == {LATENT, INPUT}
+    command.read_claims(forged, None, torch.device("cpu"))
+    write_table(forged.table, map(alter, records))
+    with pytest.raises(ValueError, match=message):
+        command.read_claims(forged, None, torch.device("cpu"))
+
+
+def test_latents_that_are_not_those_of_the_images_are_refused(forged: ResultsFolder) -> None:
+    """With a latent at its class's mean every image has a large radius, which can be proven and cannot be broken."""
+    settings = {name: value for name, value in read_json(forged.settings).items() if name != CHECKSUMS}
+    journal = Journal(forged, [LATENT, INPUT], settings)
+    latents, key = journal.latents(), journal._write_key
+    moved = latents | {3: latents[7]}
+    with (forged.journal / "latents-0.bin").open("wb") as file:
+        for index, latent in moved.items():
+            write_latent(file, index, latent, key)
+    with pytest.raises(ValueError, match=r"of 1 of the 10 that were encoded anew they are others \(\[3\]\)"):
+        command.read_claims(forged, None, torch.device("cpu"))

@@ -145,6 +145,8 @@ def test_radii_rounded_to_nearest_are_told_from_those_cut_off() -> None:
     found = rounding_finding(nearest, voting)
     assert found.verdict == "wrong"
     assert found.detail.startswith(f"{sum(up)} radii")
+    endless = rounding_finding([*cut, row("inf")], voting)
+    assert (endless.verdict, endless.detail) == ("wrong", "1 radii are infinite, which no votes prove (0)")
     # Without the noise it can only be doubted.
     assert rounding_finding(nearest, Voting()).verdict == "doubt"
     assert rounding_finding([row("0.123456")], Voting()).verdict == "fine"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import sys
@@ -175,6 +176,15 @@ def test_no_certificates_are_not_proven(tmp_path: Path, capsys: pytest.CaptureFi
     assert "holds no certificates" in capsys.readouterr().out
 
 
+def test_certificates_of_one_image_do_not_count_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    z = torch.randn(40, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    ellips = Ellips(2, 3, shrinkage=0.5).fit(z, torch.arange(40) % 2)
+    index = torch.tensor([0, 1, 1, 2, 1])
+    path = save_certificates(tmp_path / "c.safetensors", ellips.certify(z[index]), z[index], ellips, index)
+    assert main(["check", str(path)]) == 1
+    assert "2 certificates are of images that the file has already" in capsys.readouterr().out
+
+
 # ------------------------------------------------------------------ files that are not what they should be
 
 
@@ -200,7 +210,7 @@ def test_metrics_that_are_none_are_named(text: str, tmp_path: Path) -> None:
 
 def test_names_are_printed_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Square brackets are no markup: "[/red]" in a folder's name would end the command after all its work."""
-    console = Console(width=200, record=True, file=open("/dev/null", "w"))
+    console = Console(width=200, record=True, file=io.StringIO())
     console.print(sweep_table([SweepRun("[/red]", {"data.root": "[bold]a"}), SweepRun("b", {"data.root": "c"})], []))
     assert "[/red]" in (text := console.export_text())
     assert "[bold]a" in text

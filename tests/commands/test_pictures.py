@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +18,7 @@ from datamodules.folder import Reading
 from ellips import FrozenEncoder, ImageClassifier
 from ellips.certificates import Certificate
 from ellips.commands import main
+from ellips.commands.pictures import PictureRow, _show
 from ellips.errors import DataMismatchError, EncoderMismatchError
 from ellips.files import RunFolder, load_certificates
 from ellips.lipschitz import JacobianNorm
@@ -133,6 +135,15 @@ def test_pictures_of_a_flat_folder(work: Path, capsys: pytest.CaptureFixture[str
     assert [(line[0], line[1], line[4]) for line in printed] == [(r["file"], r["class"], "exact") for r in rows]
     for line, row in zip(printed, rows, strict=True):
         assert 0 <= float(row["radius"]) - float(line[2]) <= 1.01e-4
+
+
+@pytest.mark.parametrize(
+    ("radius", "printed"),
+    [(123.45678, "123.456"), (9999.99999, "9999.99"), (0.12345678, "0.123456"), (0.0, "0.0"), (math.inf, "inf")],
+)
+def test_no_radius_is_printed_rounded_up(radius: float, printed: str, capsys: pytest.CaptureFixture[str]) -> None:
+    _show([PictureRow("a.png", "zero", radius, "latent", "exact")])
+    assert capsys.readouterr().out.splitlines()[1].split()[2] == printed
 
 
 def test_radii_on_the_image(work: Path) -> None:

@@ -104,7 +104,7 @@ def test_a_fit_goes_on_from_the_last_epoch_not_from_the_best(run: tuple[EllipsCL
     shutil.copytree(run[1].path, "runs/longer")
     cli = train([*FIT, "--name", "longer", "--ckpt_path", "last", "--trainer.max_epochs=4"])
     assert cli.trainer.current_epoch == 4
-    metrics = list(csv.DictReader(RunFolder.named("longer").metrics.open()))
+    metrics = list(csv.DictReader(RunFolder.named("longer").metrics.read_text().splitlines()))
     assert {row["epoch"] for row in metrics if row["val/accuracy"]} == {"3"}
 
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from ellips.encoders import FrozenEncoder
 from ellips.errors import EncoderMismatchError
 from ellips.head import EllipsHead
+from ellips.input_certifiers import SmoothedDecision
 from ellips.lipschitz import JacobianNorm
 from ellips.pipeline import ImageClassifier
 
@@ -49,6 +50,14 @@ def test_certificates_name_their_space_and_claim() -> None:
     assert (image.space, image.soundness) == ("input", "estimated")
     constant = torch.linalg.matrix_norm(encoder.backbone[1].weight.double(), 2)
     torch.testing.assert_close(image.radius, latent.radius / constant, rtol=1e-5, atol=0)
+
+
+def test_more_images_than_share_alpha_are_refused() -> None:
+    encoder = linear_encoder()
+    classifier, certifier = ImageClassifier(encoder, fitted(encoder)), SmoothedDecision(num_samples=50, num_images=2)
+    assert len(classifier.certify(IMAGES[:2], certifier)) == 2
+    with pytest.raises(ValueError, match="at most num_images=2 images to share alpha"):
+        classifier.certify(IMAGES[:3], certifier)
 
 
 def test_a_checkpoint_gives_the_same_classifier(tmp_path: Path) -> None:

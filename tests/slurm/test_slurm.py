@@ -159,7 +159,7 @@ def test_a_sweep_runs_one_job_per_value(cluster: dict[str, str], tmp_path: Path)
         )
     runs = sorted(str(path) for path in (tmp_path / "runs").glob("shrinkage-*"))
     assert collect.main([*runs, "--out", str(tmp_path / "all.csv")]) == 1  # nothing is certified
-    rows = list(csv.DictReader((tmp_path / "all.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "all.csv").read_text().splitlines()))
     assert [row["model.shrinkage"] for row in rows] == ["0.1", "0.4"]
     assert all(float(row["val/accuracy"]) > 0.8 for row in rows)
 
@@ -208,7 +208,7 @@ def test_encode_certify_and_audit_are_requeued_and_end_as_if_they_had_not_been(
     assert json.loads((tmp_path / "run/summary.json").read_text())["complete"]
     rows = lines(tmp_path, "run/journal/rows-*.csv")
     assert rows == 2 * 80 + 2, "an image was certified twice"  # two series, two headers
-    audited = list(csv.DictReader((tmp_path / "run/audit.csv").open()))
+    audited = list(csv.DictReader((tmp_path / "run/audit.csv").read_text().splitlines()))
     names = [(row["series"], row["index"]) for row in audited]
     assert len(names) == len(set(names)) > 20
     assert not (tmp_path / "run/audit-journal").exists()

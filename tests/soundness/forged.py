@@ -134,6 +134,22 @@ def rounded_up_to_float32() -> Forgery:
 
 
 @forgery
+def rounded_up_to_half_precision() -> Forgery:
+    make = honest(seed=5)
+    half = make.certificate.radius.half()
+    up = torch.where(half.double() > make.certificate.radius, half, torch.nextafter(half, torch.tensor(9.0).half()))
+    return changed(make, radius=up)
+
+
+@forgery
+def one_certificate_for_all_rows() -> Forgery:
+    make = honest(seed=6)
+    row = int(make.certificate.radius.argmax())
+    others = torch.tensor([i for i in range(len(make.z)) if make.certificate.radius[i] < make.certificate.radius[row]])
+    return Forgery(make.ellips, make.z[others], make.certificate[row : row + 1].map(lambda x: x.expand(len(others))))
+
+
+@forgery
 def infinite_with_its_own_multiplier() -> Forgery:
     return changed(honest(), radius=torch.inf)
 
@@ -231,6 +247,122 @@ def the_exact_radius_of_the_axis_in_the_hard_case() -> Forgery:
     ellips = two([[0.0, 0.0], [0.0, 1.0]], [[1.0, 1.0], [9.0, 1.0]], [0.5, 0.5], True)
     z = torch.tensor([[0.0, -0.3]]).double()
     return Forgery(ellips, z, claim(0, 1, 1.9, 1.1))
+
+
+@forgery
+def a_radius_of_a_class_that_stands_there_twice() -> Forgery:
+    """Of the prediction there is a twin of the same prior, which no certificate of the other rivals knows."""
+    make = honest("diagonal")
+    ellips, certificate = make.ellips, make.certificate
+    k = certificate.prediction.mode().values
+    rows = certificate.prediction == k
+    again = Ellips(5, 3, covariance_type="diagonal")
+    for name in ("means", "precision_factors", "log_priors"):
+        stored = getattr(ellips, name)
+        setattr(again, name, torch.cat([stored, stored[k : k + 1]]))
+    again.fitted.fill_(True)
+    return Forgery(again, make.z[rows], certificate[rows])
+
+
+@forgery
+def the_nearest_of_many_classes_left_out() -> Forgery:
+    """Of 1,100 classes all but one were looked at, and that one has the last index."""
+    draw = torch.Generator().manual_seed(0)
+    means = torch.randn(1100, 4, generator=draw, dtype=torch.float64) * 3
+    means[-1] = means[0] + 0.5
+    variances = torch.ones(1100, 4, dtype=torch.float64)
+    whole = Ellips.from_parameters(means, variances, torch.full((1100,), 1 / 1100, dtype=torch.float64))
+    some = Ellips.from_parameters(means[:-1], variances[:-1], torch.full((1099,), 1 / 1099, dtype=torch.float64))
+    z = means[:1] - 0.05
+    certificate = some.certify(z)
+    assert float(certificate.radius) > 1.01 * float(whole.certify(z).radius)
+    return Forgery(whole, z, certificate)
+
+
+def _very_far(full: bool) -> Forgery:
+    ellips = two([[0.0, 0.0], [1e-170, 0.0]], [[1.0, 1.0], [1.0, 1.0]], [0.6, 0.4], full)
+    return Forgery(ellips, torch.zeros(1, 2).double(), claim(0, 1, torch.inf, torch.inf))
+
+
+@forgery
+def infinite_where_the_square_of_the_half_gradient_is_no_number() -> Forgery:
+    return _very_far(True)
+
+
+@forgery
+def infinite_where_the_square_of_the_half_gradient_is_no_number_and_diagonal() -> Forgery:
+    return _very_far(False)
+
+
+# ------------------------------------------------------------------ covariances of low rank
+
+
+def honest_low_rank(rank: int = 1, seed: int = 0) -> Forgery:
+    """Certificates of a mixture of low rank, all true; of rank 0 all boundaries are hyperplanes."""
+    draw = torch.Generator().manual_seed(seed)
+    means = torch.randn(4, 3, generator=draw, dtype=torch.float64)
+    turn = torch.linalg.qr(torch.randn(4, 3, 3, generator=draw, dtype=torch.float64))[0]
+    widths = torch.rand(4, rank, generator=draw, dtype=torch.float64) * 3 - 0.5
+    eye, priors = torch.eye(3, dtype=torch.float64), torch.full((4,), 0.25, dtype=torch.float64)
+    ellips = Ellips.from_low_rank(means, eye + 0.3, turn[:, :rank], widths, priors)
+    z = random_points(ellips, 60, seed)
+    certificate = ellips.certify(z)
+    rows = (certificate.radius.isfinite() & (certificate.radius > 1e-2)).nonzero().flatten()[:8]
+    assert len(rows) == 8
+    return Forgery(ellips, z[rows], certificate[rows])
+
+
+@forgery
+def a_hyperplane_of_low_rank_a_billionth_too_far() -> Forgery:
+    make = honest_low_rank(0)
+    return changed(make, radius=make.certificate.radius * (1 + 1e-9))
+
+
+@forgery
+def a_radius_of_low_rank_a_millionth_too_large() -> Forgery:
+    make = honest_low_rank(2)
+    return changed(make, radius=make.certificate.radius * (1 + 1e-6))
+
+
+@forgery
+def a_radius_of_low_rank_as_if_no_class_had_directions() -> Forgery:
+    make = honest_low_rank(1, seed=1)
+    plain = Ellips(4, 3, covariance_type="low_rank", rank=1)
+    plain.load_state_dict(make.ellips.state_dict() | {"scales": torch.ones(4, 1, dtype=torch.float64)})
+    found = plain.certify(make.z)
+    rows = found.radius > make.ellips.certify(make.z).radius * 1.01
+    return Forgery(make.ellips, make.z[rows], found[rows])
+
+
+def _tampered(name: str, alter: Callable[[Tensor], Tensor]) -> Forgery:
+    """Certificates of a mixture of low rank one of whose tensors is another now, where radii became smaller."""
+    make = honest_low_rank(1)
+    make.ellips.load_state_dict(make.ellips.state_dict() | {name: alter(getattr(make.ellips, name).clone())})
+    rows = make.ellips.certify(make.z).radius < make.certificate.radius * (1 - 1e-9)
+    return Forgery(make.ellips, make.z[rows], make.certificate[rows])
+
+
+@forgery
+def directions_of_another_class() -> Forgery:
+    return _tampered("directions", lambda q: q.roll(1, 0))
+
+
+@forgery
+def directions_longer_than_one() -> Forgery:
+    return _tampered("directions", lambda q: 1.5 * q)
+
+
+@forgery
+def a_common_factor_turned_upside_down() -> Forgery:
+    return _tampered("precision_factors", lambda a: a.flip(0, 1).mT)
+
+
+@forgery
+def a_scale_of_zero() -> Forgery:
+    make = honest_low_rank(1)
+    make.ellips.scales[make.certificate.rival[0]] = 0.0
+    rows = make.certificate.rival == make.certificate.rival[0]
+    return Forgery(make.ellips, make.z[rows], make.certificate[rows])
 
 
 # ------------------------------------------------------------------ the multiplier
@@ -452,6 +584,23 @@ def _altered(alter: Callable[[Ellips], None]) -> Forgery:
 
 
 @forgery
+def classes_in_another_order() -> Forgery:
+    make = honest()
+    for name in ("means", "precision_factors", "log_priors"):
+        getattr(make.ellips, name).copy_(getattr(make.ellips, name).roll(1, 0).clone())
+    return make
+
+
+@forgery
+def a_classifier_rounded_to_float32() -> Forgery:
+    def alter(ellips: Ellips) -> None:
+        for name in ("means", "precision_factors", "log_priors"):
+            getattr(ellips, name).copy_(getattr(ellips, name).float().clone())
+
+    return _altered(alter)
+
+
+@forgery
 def means_moved_through_data() -> Forgery:
     return _altered(lambda ellips: ellips.means.data.add_(0.1 * torch.arange(12).view(4, 3)))
 
@@ -481,6 +630,13 @@ def a_classifier_with_an_infinite_factor() -> Forgery:
     make = honest("diagonal")
     make.ellips.precision_factors[2, 1] = torch.inf
     return make
+
+
+@forgery
+def a_classifier_with_an_infinitely_likely_class() -> Forgery:
+    make = honest(seed=5)
+    make.ellips.log_priors[make.certificate.prediction] = torch.inf
+    return changed(make, radius=torch.inf, multiplier=torch.inf)
 
 
 @forgery
@@ -555,6 +711,11 @@ def nothing_left_of_the_latent_radius_but_a_constant_of_zero() -> Forgery:
 
 
 @forgery
+def an_input_radius_of_one_from_hardly_any_latent_one() -> Forgery:
+    return changed(carried(), latent_radius=1e-9, radius=1.0)
+
+
+@forgery
 def an_infinite_constant() -> Forgery:
     return changed(carried(), lipschitz=torch.inf)
 
@@ -587,6 +748,25 @@ def no_constant_in_input_space() -> Forgery:
 @forgery
 def an_infinite_input_radius_from_a_finite_latent_one() -> Forgery:
     return changed(carried(ball=torch.inf), radius=torch.inf)
+
+
+@forgery
+def a_constant_of_zero_beside_a_latent_radius_that_is_none() -> Forgery:
+    make = carried(ball=torch.inf)
+    latent = make.certificate.latent_radius
+    assert latent is not None
+    return changed(make, lipschitz=0.0, latent_radius=1.001 * latent, radius=torch.inf)
+
+
+@forgery
+def a_subnormal_constant_and_an_infinite_radius() -> Forgery:
+    return changed(carried(ball=torch.inf), lipschitz=5e-324, radius=torch.inf)
+
+
+@forgery
+def a_product_that_is_no_number_any_more() -> Forgery:
+    """Radius and constant are so small that float64 makes 0 of their product, and the latent radius is 0."""
+    return changed(carried(), lipschitz=1e-200, radius=1e-200, latent_radius=0.0)
 
 
 @forgery
@@ -644,6 +824,26 @@ def an_error_taken_off_by_half() -> Forgery:
 def an_error_a_billionth_too_small() -> Forgery:
     make = sampled()
     return with_error(make, _error(make) * (1 + 1e-8))
+
+
+def _three_apart(latent_radius: float, error: float) -> Forgery:
+    """The boundary of two classes is 1.5 from the mean of either."""
+    ellips = two([[0.0, 0.0], [3.0, 0.0]], [[1.0, 1.0], [1.0, 1.0]], [0.5, 0.5], False)
+    one = torch.ones(1, dtype=torch.float64)
+    bound = LipschitzBound(one, 10 * one, "deterministic", "by hand", {})
+    z = torch.zeros(1, 2, dtype=torch.float64)
+    certificate = ellips.certify(z).to_input(bound)
+    return with_error(changed(Forgery(ellips, z, certificate), radius=1e-3, latent_radius=latent_radius), error)
+
+
+@forgery
+def a_latent_radius_of_one_less_an_error() -> Forgery:
+    return _three_apart(1.0, 0.6)
+
+
+@forgery
+def a_latent_radius_less_an_error_of_one() -> Forgery:
+    return _three_apart(0.6, 1.0)
 
 
 @forgery

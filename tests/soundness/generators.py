@@ -229,11 +229,32 @@ def low_rank_ties(draw: Draw, points: int) -> Case:
     return Case(ellips, z)
 
 
+def almost_one(draw: Draw, points: int) -> Case:
+    """Classes a step of 1 to 1e-320 apart, points among them; sometimes two more that are 1 to 1e12 away."""
+    classes, dim, style = draw.integer(2, 4), draw.integer(1, 4), draw.integer(0, 2)
+    step, turn = 10.0 ** -draw.uniform(0, 320), draw.rotations(1, dim)
+    means = draw.normal(classes, dim) * step
+    if draw.integer(0, 1):
+        away = draw.normal(1, dim) * 10.0 ** draw.uniform(0, 12)
+        means = torch.cat([means, away, -away])  # so that the others stay where the center is
+    count = len(means)
+    spectra = draw.spectra(1, dim, 2).expand(count, dim).clone()
+    if draw.integer(0, 1):
+        spectra[0] *= 10.0 ** (draw.integer(0, 1) * draw.spectra(1, dim, 2)[0])  # in some directions, or not at all
+    priors = (10.0 ** -draw.uniform(0, 13) * draw.normal(count)).softmax(0)
+    if style == 2:
+        directions, widths = turn.expand(count, dim, dim), spectra / spectra[1:2] - 1
+        ellips = Ellips.from_low_rank(means, spectra[1].diag(), directions, widths, priors)
+    else:
+        ellips = Ellips.from_parameters(means, spectra if style else _covariances(turn, spectra), priors)
+    return Case(ellips, draw.normal(points, dim) * step * draw.integer(0, 1))
+
+
 GENERATORS: dict[str, Generator] = {
     function.__name__: function
     for function in (
         usual, conditioned, low_dimension, near_ties, exact_ties, tangencies, flat, unreached, far_points, wide,
-        many_classes, broad, vast, low_rank, low_rank_ties,
+        many_classes, broad, vast, low_rank, low_rank_ties, almost_one,
     )
 }  # fmt: skip
 

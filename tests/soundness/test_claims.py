@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
 from ellips import Ellips
 from ellips.certificates import Certificate, check, confirm
+from ellips.certificates.check import Prover
 from ellips.types import LipschitzBound
 from tests.soundness.claims import run
 from tests.soundness.forged import FORGERIES, carried, changed, honest
@@ -119,6 +122,52 @@ def test_a_level_score_goes_to_the_lowest_index() -> None:
     assert confirmed.rival.tolist() == [1, 1, 2]
     assert confirmed.diagnostics["corrected"].tolist() == [0, 1, 1]
     assert check(ellips, z, given).all()  # nor is any class above those
+
+
+def test_a_tie_that_cannot_be_decided_has_no_winner(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[Prover.__module__], "margin_sign", lambda *_: None)
+    ellips, z = make_case("exact_ties", 0, 20)
+    level = ~check(ellips, z, ellips.certify(z))
+    assert level.any()
+    assert torch.equal(Prover(ellips).winners(z) == -1, level)
+
+
+def test_margins_that_multipliers_are_proven_with_are_below_the_true_ones() -> None:
+    ellips, z = make_case("near_ties", 0, 20)
+    certificate = ellips.certify(z)
+    low = Prover(ellips).named_margins(z, certificate.prediction, certificate.rival)
+    close = certificate.margin < 1e-12 * (1 + ellips(z).abs().amax(1))
+    assert close.any()
+    assert (low[close] < certificate.margin[close]).all()
+
+
+def test_whatever_is_proven_is_proven_with_lower_bounds_of_margins(monkeypatch: pytest.MonkeyPatch) -> None:
+    ellips, z = make_case("near_ties", 0, 20)
+    prover, proven = Prover(ellips), []
+    far, unreached = prover._far_rivals(), prover.unreached
+    certificate = replace(ellips.certify(z), radius=1e-30 * ellips.scale * torch.ones(len(z)))
+    certificate = replace(certificate, multiplier=certificate.multiplier.float())
+    _, scores, errors = prover._kernel.whiten(z)
+
+    def lower(z_of: Tensor, prediction: Tensor) -> Tensor:
+        rows = (z_of.unsqueeze(1) == z).all(2).long().argmax(1)
+        return prover._kernel.margins(scores[rows], errors[rows], prediction)[0]
+
+    def prove(z: Tensor, y: Tensor, prediction: Tensor, margin: Tensor, radius: Tensor) -> Tensor:
+        other = torch.arange(ellips.num_classes) != prediction.unsqueeze(1)
+        assert torch.equal(margin[other], lower(z, prediction)[other])
+        return torch.zeros_like(margin, dtype=torch.bool)  # all of them are looked at one by one
+
+    def one_by_one(z: Tensor, prediction: Tensor, rival: Tensor, margin: Tensor, *rest: Tensor) -> Tensor:
+        assert torch.equal(margin, lower(z, prediction).gather(1, rival.unsqueeze(1)).squeeze(1))
+        assert all(x.dtype == torch.float64 for x in (z, margin, *rest))  # squares in float32 would be wrong
+        proven.append(unreached(z, prediction, rival, margin, *rest))
+        return proven[-1]
+
+    monkeypatch.setattr(far, "prove", prove)
+    monkeypatch.setattr(prover, "unreached", one_by_one)
+    prover.check(z, certificate)
+    assert len(proven) == 2  # the named ones, and all others
 
 
 def test_a_corrected_prediction_is_carried_to_the_image() -> None:

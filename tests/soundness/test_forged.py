@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from ellips.certificates import METHODS, check, checked_scope, confirm
 from ellips.certificates.multipliers import find_multipliers
 from ellips.input_certifiers import Chain, SmoothedEncoder
 from ellips.types import LipschitzBound
-from tests.soundness.forged import FORGERIES, carried, corrected, honest, sampled
+from tests.soundness.forged import FORGERIES, Forgery, carried, claim, corrected, honest, sampled, smuggled
 from tests.soundness.generators import DEAR, GENERATORS, make_case
 
 
@@ -26,6 +27,27 @@ def test_forged_certificates_are_refused(name: str) -> None:
             check(ellips, z, certificate)
         return
     assert not check(ellips, z, certificate).any()
+
+
+@pytest.mark.parametrize("rivals", ["all", "named"])
+def test_numbers_of_other_types_are_refused(rivals: Literal["all", "named"]) -> None:
+    ellips, z, certificate = honest()
+    # To torch, bytes that index are a mask: row i would be proven against class i.
+    for dtype in (torch.uint8, torch.int8, torch.int32, torch.bool, torch.float64):
+        for name in ("prediction", "rival"):
+            forged = smuggled(Forgery(ellips, z, certificate), **{name: getattr(certificate, name).to(dtype)})
+            with pytest.raises(ValueError, match=f"`{name}` to be int64 but got {dtype}"):
+                check(*forged, rivals=rivals)
+            with pytest.raises(ValueError, match=f"`{name}` to be int64 but got {dtype}"):
+                confirm(*forged)
+    # The next integer is no float64, and would be rounded down to one.
+    far = claim(0, 1, 2.0**53, 1.0)
+    above = replace(far, radius=torch.tensor([2**53 + 1]))
+    with pytest.raises(ValueError, match=r"`radius` to be floating point but got torch\.int64"):
+        check(ellips, z[:1], above, rivals=rivals)
+    whole = replace(sampled().certificate, diagnostics={"latent_error": torch.zeros(8).long()})
+    with pytest.raises(ValueError, match="`latent_error` to be floating point"):
+        check(ellips, z, whole)
 
 
 @pytest.mark.parametrize("name", [name for name in GENERATORS if name != "vast"])
@@ -148,4 +170,7 @@ def test_a_rival_that_is_not_the_nearest_may_be_named_if_it_is_proven_too() -> N
 def test_the_scope_is_said() -> None:
     assert checked_scope(honest().certificate) == "The whole claim: the prediction, and the radius against every rival."
     for soundness in ("deterministic", "estimated"):
-        assert "not that the constant bounds the encoder" in checked_scope(carried(soundness).certificate)
+        said = checked_scope(carried(soundness).certificate)
+        assert "not that the constant bounds the encoder" in said
+        assert "taken off" not in said
+    assert "with the error that was taken off it" in checked_scope(sampled().certificate)

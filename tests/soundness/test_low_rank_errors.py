@@ -109,6 +109,13 @@ def test_scores_have_their_errors_where_what_is_taken_off_is_nearly_nothing(alon
             hold(ellips, size * (torch.eye(dim, dtype=ALL)[:1] + along * torch.eye(dim, dtype=ALL)[1:2]))
 
 
+def test_scores_have_their_errors_where_little_is_taken_off_in_many_dimensions() -> None:
+    """κ Σ a c² is a quarter, less than its root, and hardly anything else has operations to spare."""
+    eye = torch.eye(40, dtype=ALL)
+    ellips = mixture(eye, eye[1].expand(2, 1, 40), torch.full((2, 1), 2.0, dtype=ALL))
+    hold(ellips, eye[:1] + 0.15 * eye[1:2])
+
+
 def test_scores_have_their_errors_where_many_directions_are_one() -> None:
     """Everything is taken off along one axis: sums of many terms, all of one sign."""
     axis = torch.eye(32, dtype=ALL)[:1]

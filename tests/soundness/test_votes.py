@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import binom
+from torch import Tensor
 
+from ellips import Ellips
+from ellips.input_certifiers import Chain, SmoothedDecision, SmoothedEncoder
+from ellips.smoothing import add_noise
 from tests.soundness.votes import Line, count_violations, gaussians
 
 COUNT = 1500
@@ -38,3 +42,32 @@ def test_the_truth_is_that_of_many_votes() -> None:
     )
     assert (inside == line.probabilities(x).argmax(1)).all()
     assert (outside != inside).any(0).all()
+
+
+STEP = 2.0**-26
+AT = torch.full((1, 2, 16, 16), 0.25)
+"""To get from here just below 0, noise of 0.25 times more than 1 is needed, whose last bit in float32 is 2 steps."""
+
+
+def last_bits(images: Tensor) -> Tensor:
+    """Return 1 where a value just below 0 is an odd number of steps, else −1, shape ``(N, 1)``."""
+    x = images.flatten(1).double()
+    odd = ((x / STEP) % 2 != 0) & (x < 0) & (x > -(2.0**-6))
+    return 2 * odd.any(1, keepdim=True).double() - 1
+
+
+def test_last_bits_of_noisy_images_tell_nothing() -> None:
+    """A step further on, float32 noise would lead to odd numbers alone: another class, at a distance of 1e-6."""
+    noise = torch.randn(200, *AT.shape[1:], generator=torch.Generator().manual_seed(0))
+    assert (last_bits(AT + 0.25 * noise) == -1).all()
+    assert (last_bits(AT - STEP + 0.25 * noise) == 1).double().mean() > 0.99
+    exact = torch.randn(200, *AT.shape[1:], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rounded = (AT.double() + 0.25 * exact).float()
+    assert torch.equal(add_noise(AT[0], exact, 0.25), rounded)
+    assert torch.equal(add_noise(AT[0].double(), exact, 0.25), rounded.double())  # float64 has last bits, too
+    means, ones = torch.tensor([[-1.0], [1.0]]).double(), torch.ones(2, 1).double()
+    chain = Chain(last_bits, Ellips.from_parameters(means, ones, torch.tensor([0.5, 0.5])))
+    found = [SmoothedDecision(num_samples=200).vote(chain, x).prediction for x in (AT, AT - STEP)]
+    assert found[0] == found[1] == 1
+    here, there = (SmoothedEncoder(num_samples=200).smooth(last_bits, x).mean for x in (AT, AT - STEP))
+    assert float(here - there) == pytest.approx(0, abs=0.1)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -66,6 +67,18 @@ def test_the_weaker_claim_wins() -> None:
         assert _certificate([1.0]).to_input(_bound([1.0], [1.0], soundness)).soundness == soundness
 
 
+def test_a_radius_on_the_image_is_not_called_exact_by_default() -> None:
+    """Who forgets `soundness` in a certifier of his own does not get the strongest word."""
+    latent, one = _certificate([1.0]), torch.ones(1)
+    for constants in ({}, {"lipschitz": 0.5 * one}, {"lipschitz": 2 * one}):
+        with pytest.raises(ValueError, match="`soundness` to say what a radius on the image may claim"):
+            replace(latent, space="input", **constants)
+        assert len(replace(latent, space="input", soundness="estimated", **constants)) == 1
+    with pytest.raises(ValueError, match="`soundness`"):
+        latent.to_input(_bound([1e-6], [1.0], "exact"))
+    assert replace(latent, space="input", lipschitz=one).soundness == "exact"
+
+
 def test_misuse_is_named() -> None:
     with pytest.raises(ValueError, match="`radius` to be at least 0 but got nan"):
         _certificate([math.nan])
@@ -77,6 +90,13 @@ def test_misuse_is_named() -> None:
         Certificate.cat([_certificate([1.0]), _certificate([1.0]).to_input(_bound([1.0], [1.0]))])
     with pytest.raises(ValueError, match="at least one"):
         Certificate.cat([])
+    marked = replace(_certificate([1.0]), diagnostics={"latent_error": torch.zeros(1)})
+    with pytest.raises(ValueError, match="same tensors and diagnostics"):
+        Certificate.cat([_certificate([1.0]), marked])
+    with pytest.raises(ValueError, match="`uncertainty` to be at least 0 but got -1"):
+        _certificate([1.0]).less(torch.tensor([-1.0]))
+    with pytest.raises(ValueError, match="`radius` to have shape"):  # a diagnostic of that name does not hide it
+        replace(_certificate([1.0, 2.0]), radius=torch.ones(1), diagnostics={"radius": torch.ones(2)})
     with pytest.raises(ValueError, match="`rival` to have shape"):
         Certificate(torch.zeros(2), torch.zeros(2), torch.zeros(3), torch.zeros(2), torch.zeros(2), "exact")
 

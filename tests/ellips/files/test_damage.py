@@ -195,7 +195,8 @@ def test_removing_results_leaves_what_the_run_did_not_write(tmp_path: Path) -> N
     fill(tmp_path, [0])
     records = rows(0)
     RunReport(folder, records, [0], {"latent": [0.1], "input": [0.1]}).write()
-    LineJournal(folder.audit_journal, SETTINGS).open(0)
+    with LineJournal(folder.audit_journal, SETTINGS).open(0):
+        pass
     folder.config.write_text("data: null\n")
     others = [tmp_path / name for name in ("checkpoints/last.ckpt", "metrics.csv", "notes.txt", "journal/notes.txt")]
     for path in others:

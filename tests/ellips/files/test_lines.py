@@ -36,7 +36,8 @@ def test_other_settings_are_refused_and_a_closed_journal_takes_nothing(tmp_path:
     journal = LineJournal(tmp_path / "j", SETTINGS)
     with pytest.raises(RuntimeError, match="open"):
         journal.append("a", 1)
-    journal.open(0)
+    with journal.open(0):
+        pass
     with pytest.raises(ValueError, match=r"differs in seed \(there 0, here 1\)"):
         LineJournal(tmp_path / "j", {**SETTINGS, "seed": 1})
     journal.delete()

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ellips.certificates import Certificate, check
@@ -75,3 +77,18 @@ def test_altered_and_foreign_files_are_refused(tmp_path: Path) -> None:
         load_certificates(tmp_path / "altered")
     with pytest.raises(ValueError, match="3 certificates"):
         save_certificates(tmp_path / "c", ellips.certify(z[:3]), z, ellips)
+
+
+def test_files_made_by_hand_with_other_lengths_are_refused(tmp_path: Path) -> None:
+    """Of more certificates than latents only the first would be looked at, and all of these be proven."""
+    ellips = random_mixture("full", 4, 5)
+    z = random_points(ellips, 6)
+    path = save_certificates(tmp_path / "c", ellips.certify(z), z, ellips, torch.arange(6))
+    with safe_open(path, framework="pt") as file:
+        about = json.loads(file.metadata()["about"])
+    del about["content"]  # as in files of version 0.1
+    metadata = {"format": "ellips-certificates-1", "about": json.dumps(about)}
+    for name, value in (("z", z[:3]), ("index", torch.arange(3)), ("index", torch.zeros(6, 2).long()), ("z", z[0])):
+        save_file({**load_file(path), name: value.clone()}, tmp_path / "forged", metadata)
+        with pytest.raises(ValueError, match="a latent, and an index if any, for each of 6 certificates"):
+            load_certificates(tmp_path / "forged")

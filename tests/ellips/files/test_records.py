@@ -14,6 +14,12 @@ def test_an_abstention_has_no_radius() -> None:
         ImageRecord(0, 1, -1, 0.1, 0.25)
 
 
+def test_an_abstention_is_never_right() -> None:
+    """Not of an image of no known class either, whose label is −1."""
+    assert not ImageRecord(0, -1, -1, 0.0, 0.1).correct
+    assert ImageRecord(0, 3, 3, 0.0, 0.1).correct
+
+
 def test_records_carry_what_the_certificate_says() -> None:
     ellips = Ellips.from_parameters(
         torch.tensor([[0.0, 0.0], [2.0, 0.0]]), torch.eye(2).repeat(2, 1, 1), torch.ones(2) / 2

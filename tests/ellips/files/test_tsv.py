@@ -1,6 +1,7 @@
 """The tab-separated file that the field's scripts read."""
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -39,7 +40,8 @@ def test_the_file_is_read_by_the_original_analysis(tmp_path: Path) -> None:
 def test_the_file_reads_back(tmp_path: Path) -> None:
     records = [record(3, radius=math.inf), record(1, seconds=3723.5), record(2, prediction=-1, radius=0.0)]
     write_tsv(tmp_path / "a.tsv", records)
-    assert read_tsv(tmp_path / "a.tsv") == records
+    # What the radii may claim is not in the file, and so is not claimed.
+    assert read_tsv(tmp_path / "a.tsv") == [replace(row, soundness="estimated") for row in records]
 
 
 @given(st.floats(0, allow_nan=False, allow_infinity=False), st.integers(1, 12))

@@ -11,6 +11,7 @@ from scipy.stats import multivariate_normal
 from torch import Tensor
 
 from ellips import Ellips
+from ellips.certificates import check
 from ellips.errors import NotFittedError
 from tests.ellips.mixtures import KINDS, quadratic_discriminant, random_mixture, random_points
 
@@ -232,3 +233,18 @@ def test_unfitted_is_an_error_not_a_number() -> None:
         with pytest.raises(NotFittedError, match="Expected a fitted mixture"):
             use(Ellips(2, 3))
     assert not Ellips(2, 3).is_fitted
+
+
+@pytest.mark.parametrize("kind", ["full", "diagonal"])
+def test_numbers_that_are_assigned_become_float64(kind: str) -> None:
+    """With ``assign=True`` torch takes tensors as they are, and means in float32 would be subtracted in float32."""
+    ellips = random_mixture(kind, 4, 4)
+    narrow = {k: v.float() if v.is_floating_point() else v for k, v in ellips.state_dict().items()}
+    fresh = Ellips(4, 4, covariance_type=ellips.covariance_type).trainable_()
+    for mixture in (fresh, Ellips(4, 4, covariance_type=ellips.covariance_type)):
+        mixture.load_state_dict(narrow, assign=True)
+        assert {tensor.dtype for tensor in mixture.stored} == {torch.float64}
+        assert torch.equal(mixture.means, ellips.means.float().double())
+        z = random_points(ellips, 5)
+        assert check(mixture, z, mixture.certify(z)).all()
+    assert isinstance(fresh.means, torch.nn.Parameter)

@@ -11,10 +11,11 @@ from scipy.stats import beta, norm
 from torch import Tensor, nn
 
 from ellips import Ellips
-from ellips.input_certifiers import ArtSmoothedDecision, Chain, InputCertifier, SmoothedDecision
+from ellips.input_certifiers import ArtSmoothedDecision, Chain, InputCertifier, SmoothedDecision, SmoothedEncoder
 from ellips.smoothing import ImageNoise
 from ellips.types import Series
 from tests.ellips.input_certifiers.chains import Case, case
+from tests.soundness.votes import first_pixel, gaussians
 
 
 def line(distances: list[float]) -> Case:
@@ -103,6 +104,23 @@ def test_the_toolbox_finds_the_same_on_the_same_noise(tmp_path: Path) -> None:
         assert (ours.radius > 0).any()
     with pytest.raises(ValueError, match="`stopping` to be 'fixed'"):
         ArtSmoothedDecision(stopping="early")
+
+
+@pytest.mark.parametrize("kind", [SmoothedDecision, SmoothedEncoder])
+def test_noise_in_half_precision_is_refused(kind: type[InputCertifier]) -> None:
+    chain, images = Chain(first_pixel, gaussians(0, 2)), torch.rand(2, 1, 1, 2)
+    latents = chain.latents(images)
+    for dtype in (torch.float16, torch.bfloat16):
+        with pytest.raises(
+            ValueError, match=f"float32 or float64, to which Gaussian noise can be added, but got {dtype}"
+        ):
+            kind().certify(chain, images.to(dtype), latents, chain.ellips.certify(latents))
+
+
+def test_an_audit_lets_each_image_fail_with_its_share_of_alpha_alone() -> None:
+    chain = Chain(first_pixel, gaussians(0, 2))
+    for kind in (SmoothedDecision, SmoothedEncoder):
+        assert kind(alpha=0.05, num_images=100).target(chain).alpha == 0.05 / 100
 
 
 def test_alpha_is_shared_by_the_images_of_a_run() -> None:

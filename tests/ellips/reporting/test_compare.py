@@ -57,6 +57,14 @@ def test_each_claim_has_a_table_and_a_panel_of_its_own(run: Path, other: Path, t
     assert (tmp_path / "out" / "compare.png").stat().st_size > 10_000
 
 
+def test_an_image_that_comes_twice_is_refused(run: Path) -> None:
+    table = ResultsFolder(run).table
+    lines = table.read_text().splitlines(keepends=True)
+    table.write_text("".join([*lines, lines[7]]))
+    with pytest.raises(ValueError, match=r"each image once in every series but these come more often: \[3\]"):
+        read_entries(str(run))
+
+
 def test_two_kinds_of_claim_are_not_drawn_as_one(run: Path, other: Path, tmp_path: Path) -> None:
     mixed = [*read_entries(str(run), ["input-exact-jacobian-norm"]), *read_entries(f"{other}:probabilistic")]
     with pytest.raises(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from jinja2 import UndefinedError
 
 from ellips import Ellips
 from ellips.files import ImageRecord, ResultsFolder
-from ellips.reporting.html import Figures, ReportImage, class_table, render_report
+from ellips.reporting.curves import radius_text
+from ellips.reporting.html import Figures, ReportImage, _shown, class_table, render_report
 from ellips.reporting.run import RunReport
 from ellips.reporting.summary import summarize
 from ellips.reporting.templates import TEMPLATES
@@ -71,6 +73,16 @@ def test_the_page_shows_claims_numbers_images_and_settings() -> None:
     assert "seed 7" in page.text
     assert (page.count("svg"), page.count("img"), page.count("h1")) == (2, 2, 1)
     assert all((a["src"] or "").startswith("data:image/png;base64,") for tag, a in page.elements if tag == "img")
+
+
+def test_no_radius_is_shown_rounded_up() -> None:
+    record = replace(records(1)[0], radius=0.28999)
+    assert _shown(shown(record))["radius"] == "0.2899"
+    # Radii that were asked for stay as they were written, where that is short enough.
+    assert [
+        radius_text(r) for r in (0.3, 0.25, 1.0, 36 / 255, 72 / 255, 1e-5)
+    ] == "0.3 0.25 1 0.1411 0.2823 1e-05".split()
+    assert radius_text(72 / 255, 6) == "0.282352"
 
 
 def test_what_is_missing_is_named() -> None:

@@ -7,6 +7,7 @@ from rich.console import Console
 from ellips.files import ImageRecord
 from ellips.metrics import certified_accuracy_curve
 from ellips.reporting import LabelledCurve, accuracy_table, plot_curves, save_figure, single_claim
+from ellips.reporting.curves import radius_text
 from ellips.reporting.html import choose_images
 from ellips.reporting.summary import completeness, records_by_series, summarize
 from ellips.types import Series
@@ -78,7 +79,7 @@ def test_a_table_of_many_radii_goes_on_beneath_and_nothing_is_cut_off(width: int
     assert "…" not in text
     assert max(map(len, text.splitlines()[4:])) <= width
     words = text.split()
-    for heading in ("clean", *(f"{radius:.4g}" for radius in radii[1:]), "12,300"):
+    for heading in ("clean", *map(radius_text, radii[1:]), "12,300"):
         assert words.count(heading) == 1
     assert len([word for word in words if "–" in word]) == 2 * len(radii)
     assert "[0]" in text

@@ -19,6 +19,13 @@ def crossing_probability(needed: Counts, looks: Counts, p: float) -> float:
     return reached
 
 
+@pytest.mark.parametrize("draws", [1, 5, 9])
+def test_of_few_draws_nothing_is_proven(draws: int) -> None:
+    plan = VotePlan.stopping(0.25, draws, 0.001, None)
+    assert plan.radii.tolist() == [0.0]
+    assert (plan.needed > draws).all()
+
+
 @pytest.mark.parametrize("draws", [20, 100, 700])
 @pytest.mark.parametrize("alpha", [0.2, 0.001])
 @pytest.mark.parametrize("targets", [None, (0.5,), (0.2, 0.9, 1.7)])

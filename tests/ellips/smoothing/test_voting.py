@@ -80,13 +80,14 @@ def test_votes_of_many_images_share_batches() -> None:
 
 
 def test_easy_images_take_few_draws_and_hard_ones_many() -> None:
-    votes = vote(shifted([5.0, 0.27, 0.1]), VotePlan.stopping(0.5, 10_000, 0.001, (0.25, 0.5, 0.75)))
+    votes = vote(shifted([5.0, *[0.27] * 5, 0.1]), VotePlan.stopping(0.5, 10_000, 0.001, (0.25, 0.5, 0.75)))
     assert votes.draws[0] < 200
     assert votes.radius[0] == 0.75
-    assert votes.draws[1] > 1000  # a little beyond a target
-    assert 0.2 < votes.radius[1] < 0.27
-    assert votes.draws[2] < votes.draws[1]  # none is in reach
-    assert votes.radius[2] < 0.1
+    beyond = votes.draws[1:-1].median()  # a little beyond a target; one may be unlucky, and be given up
+    assert beyond > 1000
+    assert 0.2 < votes.radius[1:-1].median() < 0.27
+    assert votes.draws[-1] < beyond  # none is in reach
+    assert votes.radius[-1] < 0.1
 
 
 def test_the_radius_approaches_the_distance_of_a_linear_classifier_as_draws_grow() -> None:

@@ -54,7 +54,10 @@ def test_localization_of_a_checkpoint_and_of_a_run(run: Path, capsys: pytest.Cap
     printed = capsys.readouterr().out
     assert "Pal et al." in printed
     assert "not shown" in printed
-    assert main(["localization", str(run)]) == 0
+    assert main(["localization", str(run), "--json", str(out)]) == 0
+    found = json.loads(out.read_text())["localization"]
+    radius = mixture().certify(mixture().means).radius
+    assert float(radius.min()) / 2 < found[0]["epsilon"] <= found[-1]["epsilon"] <= float(radius.max())
 
 
 def test_normality_and_degradation_of_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
