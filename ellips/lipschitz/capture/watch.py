@@ -286,6 +286,7 @@ _HANDOVERS: list[tuple[Any, str]] = [
 
 # What is called to make a number of a tensor, by torch.tensor([...]) and other threads where no mode of torch follows.
 _CONVERSIONS = ("__bool__", "__int__", "__index__", "__float__", "__complex__", "item", "tolist", "numpy", "__array__")
+_ALONE = threading.RLock()  # what is put into classes of all threads is taken out in the opposite order
 
 
 @contextmanager
@@ -308,7 +309,7 @@ def _no_other_ways(notes: _Notes) -> Iterator[None]:
 
         return call
 
-    with ExitStack() as stack:
+    with _ALONE, ExitStack() as stack:
         for owner, name in _HANDOVERS:
             stack.enter_context(patch.object(owner, name, handover(getattr(owner, name))))
         for name in _CONVERSIONS:
