@@ -47,12 +47,12 @@ def test_the_votes_needed_are_the_fewest_whose_bound_reaches_the_probability(dra
 
 
 def test_a_probability_next_to_the_level_is_not_taken_for_one_below_it() -> None:
-    """What SciPy rounds is on the side of more votes."""
-    margin = np.array([1.0])
+    """What SciPy rounds is on the side of more votes, of one margin among others, too."""
+    margin = np.array([1.0, 0.2])
     for others in (0, 3, 9):
         likely = float(binom.cdf(others, 100, norm.sf(margin[0])))
         for share, needed in ((1 - 2e-9, 1), (1 - 5e-10, 1), (1 + 5e-10, 1), (1 + 2e-9, 0)):
-            assert votes_needed(margin, 100, likely * share).tolist() == [100 - others + needed]
+            assert votes_needed(margin, 100, likely * share)[0] == 100 - others + needed
 
 
 def test_a_value_next_to_the_threshold_is_not_over_it() -> None:
