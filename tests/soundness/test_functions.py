@@ -65,6 +65,19 @@ def test_what_was_seen_of_a_function_is_not_believed_of_one_that_treats_batches_
         source(lambda x: x.flatten(1) * (factor if len(x) == 1 else 300 * factor), IMAGES)
 
 
+@pytest.mark.parametrize(("before", "after"), [(1, True), (0.0, -0.0)])
+def test_numbers_that_are_equal_but_not_the_same_are_told_apart(before: float, after: float) -> None:
+    flag, source = before, SpectralProduct()
+
+    def function(images: Tensor) -> Tensor:
+        return images.flatten(1) * (300.0 if len(images) > 1 and repr(flag) == repr(after) else 1.0)
+
+    source(function, IMAGES)
+    flag = after
+    with pytest.raises(UnprovenOperationError, match="other values"):
+        source(function, IMAGES)
+
+
 def test_watching_in_several_threads_leaves_nothing_behind() -> None:
     before = dict(vars(Tensor))
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ellips.lipschitz.capture.export import export
 from ellips.lipschitz.capture.graph import JITTER, Graph, UnprovenOperationError
-from ellips.lipschitz.capture.state import snapshot
+from ellips.lipschitz.capture.state import random_states, snapshot
 from ellips.lipschitz.capture.watch import watch
 from ellips.precision import full_precision, require_subnormals
 from ellips.types import ImageMap
@@ -78,7 +78,7 @@ def compare(function: ImageMap, graph: Graph, images: Tensor) -> None:
         UnprovenOperationError: If they differ by more than float32 rounds, which is measured against float64; or if the
             function changes anything that it can reach.
     """
-    before = snapshot(function)
+    before, drawn = snapshot(function), random_states()
     for kind, batch in _batches(images):
         precise, allowed = _expected(graph, batch, kind)
         for mode, value in _MODES.items():
@@ -87,7 +87,12 @@ def compare(function: ImageMap, graph: Graph, images: Tensor) -> None:
         if count * images[:1].numel() <= _MOST_PIXELS:
             many = batch[:1].expand(count, *batch.shape[1:])
             _require(function, _without_gradients, many, precise[:1], allowed[:1], f"{count} images at once")
-    changed = [name for name, value in snapshot(function).items() if before.get(name, value) != value]
+    if drawn != random_states():
+        raise UnprovenOperationError(
+            "Expected a function that does the same at every call but it draws random numbers."
+        )
+    after = snapshot(function)
+    changed = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
     if changed:
         raise UnprovenOperationError(
             f"Expected a function that remembers nothing but a call changes {', '.join(changed[:3])}."
