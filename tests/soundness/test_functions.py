@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ellips.lipschitz import SpectralProduct, UnprovenOperationError
 from ellips.lipschitz.capture.watch import watch
 from tests.soundness.attack import steepest
-from tests.soundness.functions import PYTHON
+from tests.soundness.functions import IN_BATCHES, PYTHON
 from tests.soundness.looks import SPOT
 from tests.soundness.operations import OPERATIONS
 
@@ -32,6 +32,12 @@ def test_a_function_built_to_fool_is_refused_or_its_bound_holds(name: str, dense
     found = steepest(function, (3, 4, 4), SPOTS)
     assert found <= bound * (1 + 1e-6), f"{found} > {bound}"
     assert bound > 0
+
+
+@pytest.mark.parametrize("name", IN_BATCHES)
+def test_what_is_done_at_one_image_in_batches_only_is_refused(name: str) -> None:
+    with pytest.raises(UnprovenOperationError, match=r"takes numbers out|by itself"):
+        SpectralProduct()(IN_BATCHES[name], IMAGES)
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
