@@ -71,7 +71,7 @@ def snapshot(function: object) -> dict[str, object]:
 
 def random_states() -> tuple[object, ...]:
     """Return the states of the generators that draw random numbers for everybody."""
-    of_numpy = repr(np.random.get_state()[1:])  # noqa: NPY002 - others draw from it
+    of_numpy = repr(np.random.get_state(legacy=False))  # noqa: NPY002 - others draw from it
     return hash(random.getstate()), of_numpy, hash(torch.get_rng_state().numpy().tobytes())
 
 
@@ -182,8 +182,9 @@ def _attributes(item: Any, kind: type) -> Iterator[tuple[str, Any]]:
     if isinstance(item, nn.Module) or not _of_library(kind.__module__, _SILENT):
         yield from dict(getattr(item, "__dict__", {})).items()
     if isinstance(item, nn.Module) and _of_library(kind.__module__):
-        if not _of_library(getattr(kind.forward, "__module__", None)):
-            yield "forward", kind.forward
+        forward = getattr(kind, "forward", None)
+        if not _of_library(getattr(forward, "__module__", None)):
+            yield "forward", forward
     elif not _of_library(kind.__module__):
         names = (name for base in kind.__mro__ for name, x in vars(base).items() if isinstance(x, MemberDescriptorType))
         yield from ((name, getattr(item, name)) for name in names if hasattr(item, name))
