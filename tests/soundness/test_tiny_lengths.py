@@ -73,14 +73,17 @@ def test_a_curvature_that_is_no_number_is_there() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("method", METHODS)
-def test_what_float32_cannot_square_is_no_reason_to_leave_a_rival_out(kind: str, method: Method) -> None:
+@pytest.mark.parametrize("unit", [1.0, 0.25])
+def test_what_float32_cannot_square_is_no_reason_to_leave_a_rival_out(kind: str, method: Method, unit: float) -> None:
     apart, far = 2e-23, 1e12
     means = [[far, 0.0], [-far, 0.0], [0.0, 0.0], [apart, apart]]
     priors = torch.tensor([1.0, 1.0, 1 + 1e-12, 1 - 1e-12], dtype=torch.float64) / 4
     ellips = mixture(kind, means, [1.0] * 4, priors)
+    ellips.means.mul_(unit)
+    ellips.precision_factors.div_(unit)
     z = torch.zeros(1, 2, dtype=torch.float64)
     found = ellips.certify(z, method)
-    truth = float(ellips.log_priors[2] - ellips.log_priors[3]) / (2**0.5 * apart)
+    truth = unit * float(ellips.log_priors[2] - ellips.log_priors[3]) / (2**0.5 * apart)
     assert float(found.radius) <= truth * (1 + 1e-9)
     assert check(ellips, z, found).all()
 
