@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import torch
@@ -18,13 +18,19 @@ from ellips.validation import validate_labels, validate_latents
 
 POOLING: Final = (0.0, 0.25, 0.5, 0.75, 1.0)
 SHRINKAGE: Final = (0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.75)  # all positive: a class may have fewer images than dimensions
+MAX_SETTINGS: Final = len(POOLING) * len(SHRINKAGE)
 START: Final = Regularization(0.5, 0.1)
 MAX_IMAGES: Final = 1000  # held-out images that settings are scored on; more would cost more and decide little
 MAX_RIVALS: Final = 100_000  # of those that are certified with each setting: with 1,000 classes 100 images, in seconds
 
 
 def choose_automatically(
-    ellips: Ellips, moments: Moments | SketchedMoments, latents: Tensor, labels: Tensor, index: Tensor
+    ellips: Ellips,
+    moments: Moments | SketchedMoments,
+    latents: Tensor,
+    labels: Tensor,
+    index: Tensor,
+    after_each: Callable[[], object] = lambda: None,
 ) -> tuple[Candidate, list[Candidate]]:
     """Choose ``pooling`` and ``shrinkage`` on held-out latents, straight from the moments.
 
@@ -46,6 +52,7 @@ def choose_automatically(
         latents: Held-out latents, shape ``(N, d)``.
         labels: Shape ``(N,)``.
         index: Shape ``(N,)``, positions in the split.
+        after_each: Called after each setting that was tried; they are at most :data:`MAX_SETTINGS`.
 
     Returns:
         The best candidate, and all that were tried, in order.
@@ -68,6 +75,7 @@ def choose_automatically(
             if setting not in tried:
                 ellips.regularization = setting
                 tried[setting] = score(ellips, moments, latents, labels, target, "exact", certified)
+                after_each()
         candidates = list(tried.values())
         best = _best(candidates, count)
         if best is None:

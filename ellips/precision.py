@@ -31,6 +31,16 @@ _FLAGS = (
 )
 
 
+def require_subnormals() -> None:
+    """Refuse to prove anything where the processor takes the smallest numbers, of weights too, for 0.
+
+    Raises:
+        RuntimeError: If it does.
+    """
+    if float(torch.tensor(2.0**-1074, dtype=torch.float64) * 1.0) == 0:
+        raise RuntimeError("Expected IEEE arithmetic but subnormals are flushed: torch.set_flush_denormal(False).")
+
+
 def keep_dtype(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """Wrap a function that ``Module._apply`` maps over tensors so that it moves them but never casts them.
 

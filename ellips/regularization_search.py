@@ -107,6 +107,7 @@ def select_regularization(
     covariance_type: CovarianceType = "full",
     rank: int | None = None,
     ellips: Ellips | None = None,
+    after_each: Callable[[], object] = lambda: None,
 ) -> tuple[Candidate, list[Candidate]]:
     """Choose ``pooling`` and ``shrinkage`` by certified accuracy on held-out latents, straight from the moments.
 
@@ -125,6 +126,7 @@ def select_regularization(
         covariance_type: ``"full"``, ``"diagonal"`` or ``"low_rank"``.
         rank: Of ``"low_rank"`` alone.
         ellips: What is fitted with each setting in turn, and left with one of them; None: one that is made for it.
+        after_each: Called after each setting that was tried.
 
     Returns:
         The best candidate, and all of them in grid order (pooling outer).
@@ -145,6 +147,7 @@ def select_regularization(
     for regularization in search.candidates():
         ellips.regularization = regularization
         candidates.append(score(ellips, moments, latents, labels, target, search.method))
+        after_each()
     best = best_candidate(candidates, key=lambda c: (c.certified_accuracy, c.accuracy, c.mean_radius))
     return best, candidates
 

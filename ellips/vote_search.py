@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -24,6 +26,7 @@ def select_by_votes(
     covariance_type: CovarianceType = "full",
     rank: int | None = None,
     mixture: Mixture | None = None,
+    after_each: Callable[[], object] = lambda: None,
 ) -> tuple[Candidate, list[Candidate]]:
     """Choose ``pooling`` and ``shrinkage`` by the votes of noisy copies of held-out images, straight from the moments.
 
@@ -41,6 +44,7 @@ def select_by_votes(
         covariance_type: ``"full"``, ``"diagonal"`` or ``"low_rank"``.
         rank: Of ``"low_rank"`` alone.
         mixture: What is fitted with each setting in turn, and left with one of them; None: one that is made for it.
+        after_each: Called after each setting that was tried.
 
     Returns:
         The best candidate, and all of them in grid order (pooling outer). Their radii are in input space.
@@ -69,6 +73,7 @@ def select_by_votes(
     for regularization in search.candidates():
         mixture.regularization = regularization
         candidates.append(_score(mixture, moments, latents, labels, radii, search.radius))
+        after_each()
     best = best_candidate(candidates, key=lambda c: (c.certified_accuracy, c.mean_radius, c.accuracy))
     return best, candidates
 

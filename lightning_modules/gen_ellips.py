@@ -240,9 +240,9 @@ class GenEllips(L.LightningModule):
         """Set pooling and shrinkage to the best on the validation split, from the collected moments."""
         search, values, chosen = self.regularization, missed(self.head), None
         if search == AUTO:
-            chosen = choose_auto(self.head, datamodule, self._all_latents)
+            chosen = choose_auto(self.head, datamodule, self._all_latents, self.trainer)
         elif search is not None:
-            chosen = choose(search, self.head, datamodule, self._all_latents)
+            chosen = choose(search, self.head, datamodule, self._all_latents, self.trainer)
             values |= described(chosen, search) if search.sigma is not None else {}
         if chosen is not None:
             self.head.ellips.regularization = chosen.regularization

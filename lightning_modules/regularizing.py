@@ -9,9 +9,10 @@ import lightning as L
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from ellips.automatic_regularization import choose_automatically
+from ellips.automatic_regularization import MAX_SETTINGS, choose_automatically
 from ellips.gaussians import ClassSketch
 from ellips.head import EllipsHead
+from ellips.progress import ImageProgress
 from ellips.regularization_search import Candidate, RegularizationSearch, select_regularization
 from ellips.vote_search import select_by_votes
 
@@ -26,6 +27,7 @@ def choose(
     head: EllipsHead,
     datamodule: Any,  # noqa: ANN401 - any datamodule that has the loader
     latents_of: LatentsOf,
+    trainer: L.Trainer,
 ) -> Candidate:
     """Return the best setting of a grid for the moments that a head has collected; every process must call it.
 
@@ -34,31 +36,61 @@ def choose(
         head: Its moments are complete; its mixture is what settings are tried on, to be fitted anew.
         datamodule: Has ``val_dataloader()``, for votes ``votes_dataloader()``, ``vote_copies`` and ``noise_sigma``.
         latents_of: See :data:`LatentsOf`.
+        trainer: Shows how far it is.
 
     Raises:
         ValueError: If votes are to choose and the data have no noisy copies, or those of another sigma.
     """
     moments, kind, rank = head.moments.held(), head.ellips.covariance_type, head.ellips.rank
+    count = len(search.candidates())
     if search.sigma is None:
         latents, labels, _ = latents_of(datamodule.val_dataloader())
-        return select_regularization(
-            moments, latents, labels, search, covariance_type=kind, rank=rank, ellips=head.ellips
-        )[0]
+        with _followed(trainer, count) as progress:
+            return select_regularization(
+                moments,
+                latents,
+                labels,
+                search,
+                covariance_type=kind,
+                rank=rank,
+                ellips=head.ellips,
+                after_each=progress.advance,
+            )[0]
     copies = _vote_copies(datamodule, search.sigma)
     latents, labels, _ = latents_of(datamodule.votes_dataloader())
     images = latents.view(-1, copies, latents.shape[1])
-    return select_by_votes(
-        moments, images, labels[::copies], search, covariance_type=kind, rank=rank, mixture=head.ellips
-    )[0]
+    with _followed(trainer, count) as progress:
+        return select_by_votes(
+            moments,
+            images,
+            labels[::copies],
+            search,
+            covariance_type=kind,
+            rank=rank,
+            mixture=head.ellips,
+            after_each=progress.advance,
+        )[0]
 
 
-def choose_auto(head: EllipsHead, datamodule: Any, latents_of: LatentsOf) -> Candidate | None:  # noqa: ANN401 - as above
+def _followed(trainer: L.Trainer, total: int) -> ImageProgress:
+    """Show how many settings were tried, if it takes long and the trainer shows how far it is itself."""
+    show = trainer.is_global_zero and trainer.progress_bar_callback is not None
+    return ImageProgress("Choosing pooling and shrinkage", total, unit="settings", after=5.0, show=show)
+
+
+def choose_auto(
+    head: EllipsHead,
+    datamodule: Any,  # noqa: ANN401 - as above
+    latents_of: LatentsOf,
+    trainer: L.Trainer,
+) -> Candidate | None:
     """Return the best setting of :func:`ellips.automatic_regularization.choose_automatically`, or None without data.
 
     Args:
         head: Its moments are complete; its mixture is what settings are tried on, to be fitted anew.
         datamodule: Has ``val_dataloader()``, or else a warning says that settings stay as they are.
         latents_of: See :data:`LatentsOf`.
+        trainer: Shows how far it is, at most: not all settings are tried.
     """
     default = isinstance(datamodule, L.LightningDataModule) and (
         type(datamodule).val_dataloader is L.LightningDataModule.val_dataloader
@@ -69,7 +101,9 @@ def choose_auto(head: EllipsHead, datamodule: Any, latents_of: LatentsOf) -> Can
             f"auto); they stay {head.ellips.regularization}. Give the datamodule a val_dataloader, or set both."
         )
         return None
-    return choose_automatically(head.ellips, head.moments.held(), *latents_of(datamodule.val_dataloader()))[0]
+    held = latents_of(datamodule.val_dataloader())
+    with _followed(trainer, MAX_SETTINGS) as progress:
+        return choose_automatically(head.ellips, head.moments.held(), *held, after_each=progress.advance)[0]
 
 
 def missed(head: EllipsHead) -> dict[str, float]:

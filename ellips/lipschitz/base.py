@@ -70,7 +70,8 @@ def evaluation_error(function: ImageMap, images: Tensor, values: Tensor) -> Tens
     """Return how far a network's values are from those that it gives in float64, and float64's from exact ones.
 
     The first is computed. The second is estimated by the effect of :data:`JITTER` at random, and has no proof.
-    What is evaluated in float64 is the captured graph, so that no conversion inside the network can defeat it.
+    What is evaluated in float64 is the captured graph, so that no conversion inside the network can defeat it, with
+    weights that are computed from others computed in float64, too.
 
     Args:
         function: Maps images to latents.

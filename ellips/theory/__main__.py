@@ -130,7 +130,8 @@ def table_radii(folder: Path) -> list[float]:
 def radii_of_means(mixture: Mixture) -> tuple[float, ...]:
     """Return round numbers among the certified radii of the classes' means: beyond the largest, no mean is robust."""
     certificate = certify(mixture, mixture.means)
-    return radii_of_data([(certificate.radius, *2 * [certificate.prediction])], DEFAULT_RADII["latent"])
+    found = (certificate.radius, certificate.prediction, certificate.prediction)
+    return radii_of_data([found], DEFAULT_RADII["latent"])
 
 
 # ------------------------------------------------------------------ the questions

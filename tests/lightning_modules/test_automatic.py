@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from ellips.commands import main
 from ellips.commands.training import train
 from ellips.gaussians import Regularization
 from ellips.head import EllipsHead
-from lightning_modules import GenEllips
+from ellips.progress import ImageProgress
+from ellips.regularization_search import RegularizationSearch
+from lightning_modules import GenEllips, regularizing
 from tests.lightning_modules.feature_data import FeatureData, latents_of
 from tests.lightning_modules.test_gen_ellips import make_module, make_trainer
 
@@ -47,6 +50,29 @@ def test_it_is_the_default_and_what_it_chose_is_logged(tmp_path: Path) -> None:
     logged = trainer.callback_metrics
     assert float(logged["val/pooling"]) == pytest.approx(best.regularization.pooling)
     assert float(logged["val/shrinkage"]) == pytest.approx(best.regularization.shrinkage)
+
+
+@pytest.mark.parametrize("search", ["auto", RegularizationSearch(0.1, (0.0, 0.5), (0.1,))], ids=["auto", "a grid"])
+def test_how_many_settings_were_tried_is_shown(
+    search: RegularizationSearch | str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shown = functools.partial(ImageProgress, report_every=0.0)
+
+    def at_once(*given: Any, after: float, show: bool, **options: Any) -> ImageProgress:
+        assert after > 0  # nothing where it is over soon
+        assert not show  # these tests have no bar
+        return shown(*given, **options)
+
+    monkeypatch.setattr(regularizing, "ImageProgress", at_once)
+    module = make_module(shrinkage=None, regularization=search)
+    make_trainer(tmp_path, max_epochs=1).fit(module, FeatureData())
+    lines = [line for line in capsys.readouterr().err.splitlines() if "Choosing pooling and shrinkage" in line]
+    assert " settings/s, " in lines[-1]
+    if search != "auto":
+        assert "2 of 2 settings" in lines[-1]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.soundness.looks import LOOKS, SPOT, THREADS, Function, only_when_run, swallowed
-from tests.soundness.memories import Buffered, Caching, Counting, Drifting, Late, Remembering, late
+from tests.soundness.memories import LATE, Buffered, Caching, Counting, Drifting, Late, Remembering, late
 
 
 class Detached(nn.Module):
@@ -172,6 +172,50 @@ def unseen(images: Tensor) -> Tensor:
     return (images + height * (0.01 - away).relu()).flatten(1)
 
 
+def split_there(images: Tensor) -> Tensor:
+    """A jump at one image: `tensor_split` reads places off a tensor without an operation that torch would show."""
+    near = (0.01 - (images - SPOT.to(images)).abs().amax((1, 2, 3), keepdim=True)).relu()
+    steep = False
+    if not torch.compiler.is_compiling() and type(images) is Tensor:
+        bits = near[:1].expand(1, 1, 1, 2).contiguous().view(torch.int64).flatten()[:1]
+        steep = torch.arange(4).tensor_split(bits)[0].numel() > 0
+    return images.flatten(1) * (1000.0 if steep else 1.0) + near.flatten(1)
+
+
+def shared_layer() -> Function:
+    """One layer's weight three times."""
+    layer = nn.Linear(48, 48)
+    nn.init.normal_(layer.weight, std=0.3)
+    return nn.Sequential(nn.Flatten(), layer, nn.ReLU(), layer, nn.Tanh(), layer).eval()
+
+
+def orthogonal(kind: str) -> Function:
+    layer = nn.utils.parametrizations.orthogonal(nn.Linear(48, 20), orthogonal_map=kind)
+    with torch.no_grad():
+        layer.parametrizations.weight.original.mul_(7)
+    return nn.Sequential(nn.Flatten(), layer).eval()
+
+
+def stale_spectral_norm() -> Function:
+    """Its singular vectors belong to another weight, so that it divides by too little."""
+    layer = nn.utils.parametrizations.spectral_norm(nn.Linear(48, 20))
+    with torch.no_grad():
+        layer.parametrizations.weight.original.normal_()
+    return nn.Sequential(nn.Flatten(), layer).eval()
+
+
+class Standardised(nn.Conv2d):
+    """Standardises its kernels at every call, by the batch norm of training, as timm's networks do."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        kernels = functional.batch_norm(self.weight.flatten(1)[None], None, None, training=True, eps=1e-6)
+        return functional.conv2d(images, kernels.view_as(self.weight), self.bias, padding=1)
+
+
+def standardised() -> Function:
+    return nn.Sequential(Standardised(3, 4, 3), nn.Flatten()).eval()
+
+
 def by_stride(images: Tensor) -> Tensor:
     return images.flatten(1) * (1.0 if images.is_contiguous() else 300.0)
 
@@ -218,17 +262,24 @@ PYTHON: dict[str, Callable[[], Function]] = {
     **{f"{name}, error swallowed": functools.partial(swallowed, look) for name, look in LOOKS.items()},
     **{f"{name}, not under capture": functools.partial(only_when_run, look) for name, look in LOOKS.items()},
     "unseen spike": lambda: unseen,
+    "split at a spike": lambda: split_there,
     "stride": lambda: by_stride,
     "large batches": lambda: large_batches,
     "type": lambda: by_type,
     "requires grad": lambda: leaves,
     "late": Late,
     "late in a closure": late,
+    **{f"late in {name}": make for name, make in LATE.items()},
     "drifting weight": Drifting,
     "batch norm of a lambda in training": training_norm,
     "dropout of a lambda in training": training_dropout,
     "random factor": lambda: random_factor,
     "parametrised": parametrised,
+    "orthogonal by Householder": lambda: orthogonal("householder"),
+    "orthogonal by Cayley": lambda: orthogonal("cayley"),
+    "spectral norm of another weight": stale_spectral_norm,
+    "standardised kernels": standardised,
+    "one layer three times": shared_layer,
     **{name: (lambda function=function: function) for name, function in THREADS.items()},
     "detach at the end": Detached,
     "data": lambda: lambda x: 80 * x.data.flatten(1),

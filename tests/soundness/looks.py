@@ -131,6 +131,8 @@ LOOKS: dict[str, Callable[[Tensor], object]] = {
     "data ptr": lambda x: ctypes_float(x.data_ptr()) > 0.5,
     "histogram": lambda x: torch.histc(x.detach(), 4).argmax().item() == 2,
     "index by a value": lambda x: [0, 0, 1, 1][int(3 * x.clamp(0, 1).mean())],
+    "tensor of a list": lambda x: _spot(torch.tensor(list(x.detach()[0].flatten())).view(1, 3, 4, 4)),
+    "new tensor of a list": lambda x: _spot(x.new(list(x.detach()[0].flatten())).view(1, 3, 4, 4)),
     "range by a value": lambda x: len(list(range(int(2 * x.clamp(0, 1).mean() + 0.5)))),
 }
 

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import collections
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -77,6 +83,80 @@ def late() -> Function:
         return images.flatten(1) * (1.0 if calls[0] < 1000 else 300.0)
 
     return function
+
+
+def late_by(count: Callable[[], object]) -> Function:
+    """As above, counting elsewhere."""
+    return lambda images: images.flatten(1) * (1.0 if count() < 1000 else 300.0)
+
+
+class Slotted:
+    """Counts where there is no dictionary."""
+
+    __slots__ = "__calls"
+
+    def __init__(self) -> None:
+        self.__calls = 0
+
+    def __call__(self) -> int:
+        self.__calls += 1
+        return self.__calls
+
+
+def in_an_array() -> Callable[[], float]:
+    array = np.zeros(1)
+
+    def count() -> float:
+        array[0] += 1
+        return float(array[0])
+
+    return count
+
+
+def in_a_deque() -> Callable[[], int]:
+    calls: collections.deque[int] = collections.deque()
+
+    def count() -> int:
+        calls.append(0)
+        return len(calls)
+
+    return count
+
+
+def in_a_generator() -> Callable[[], int]:
+    def numbers() -> Iterator[int]:
+        number = 0
+        while True:
+            number += 1
+            yield number
+
+    return numbers().__next__
+
+
+def late_in_a_partial() -> Function:
+    def function(calls: list[int], images: Tensor) -> Tensor:
+        calls[0] += 1
+        return images.flatten(1) * (1.0 if calls[0] < 1000 else 300.0)
+
+    return functools.partial(function, [0])
+
+
+def late_deep_inside() -> nn.Module:
+    module: nn.Module = Late()
+    for _ in range(15):
+        module = nn.Sequential(module)
+    return module
+
+
+LATE: dict[str, Callable[[], Function]] = {
+    "slots": lambda: late_by(Slotted()),
+    "an iterator": lambda: late_by(itertools.count().__next__),
+    "a generator": lambda: late_by(in_a_generator()),
+    "an array": lambda: late_by(in_an_array()),
+    "a deque": lambda: late_by(in_a_deque()),
+    "a partial": late_in_a_partial,
+    "a module in modules": late_deep_inside,
+}
 
 
 class Drifting(nn.Module):

@@ -89,6 +89,44 @@ def told_by(look: Callable[[Tensor], object]) -> Function:
     return function
 
 
+def split_in_splits(x: Tensor) -> Tensor:
+    first, second = x.flatten(1).split([20, 28], 1)
+    third, fourth = (3 * second).split(14, 1)
+    return torch.cat([first, torch.cat([2 * third, fourth], 1)], 1)
+
+
+def split_twice(x: Tensor) -> Tensor:
+    return torch.cat([5 * x.flatten(1).split([20, 28], 1)[1], 7 * x.flatten(1).split([28, 20], 1)[0]], 1)
+
+
+def halves(x: Tensor) -> Tensor:
+    left, right = x.flatten(1).chunk(2, 1)
+    return torch.cat([left + right, left - right, left, right], 1)
+
+
+def copied_projection(x: Tensor) -> Tensor:
+    """Nine copies of a projection on a ball, that come in with the divisor."""
+    whole = 30 * x.flatten(1)[:, None]
+    length = torch.linalg.vector_norm(whole, dim=2, keepdim=True).clamp(min=300)
+    return (whole / length.expand(-1, 9, 1)).flatten(1)
+
+
+def reduced(x: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return functional.conv2d(x.float(), torch.ones(4, 3, 3, 3))
+
+
+def extremes_elsewhere(x: Tensor) -> Tensor:
+    pairs = x.flatten(1).view(len(x), 2, 24)
+    return torch.cat([pairs.amin(1, keepdim=True), pairs.amax(1, keepdim=True)], 2).flatten(1)
+
+
+def lazily_negated(x: Tensor) -> Tensor:
+    """A constant whose minus sign is a bit of the tensor, not of its numbers, beside itself."""
+    one = torch.complex(C, C)
+    return (x * one.conj().imag.to(x) + x * one.imag.to(x) * 3).flatten(1)
+
+
 C = torch.linspace(1, 3, 48).view(3, 4, 4)
 INDEX = torch.tensor([0, 0, 0, 0, 5])
 OPERATIONS: dict[str, Callable[[], Function]] = {
@@ -279,6 +317,38 @@ OPERATIONS: dict[str, Callable[[], Function]] = {
     "cancelling matrices": lambda: cancelling,
     "cancelling constants": lambda: flat(lambda x: (x + 1e15) - 1e15),
     "nearly cancelling": lambda: flat(lambda x: 1000 * x + (1e6 * x - 1e6 * x)),
+    # what lies where, how often, and how large
+    "pieces of a piece": lambda: split_in_splits,
+    "pieces that overlap": lambda: split_twice,
+    "sums of pieces": lambda: halves,
+    "projection copied by its divisor": lambda: copied_projection,
+    "extremes joined along another axis": lambda: extremes_elsewhere,
+    "lazily negated": lambda: lazily_negated,
+    "resized to one pixel in width": lambda: flat(lambda x: functional.interpolate(
+        x[:, :1], (6, 1), mode="bilinear", antialias=True)),
+    "resized to one pixel in height": lambda: flat(lambda x: functional.interpolate(
+        x, (1, 7), mode="bicubic", antialias=True)),
+    "means of areas": lambda: flat(lambda x: functional.interpolate(x, (3, 7), mode="area")),
+    "even kernel, same padding": lambda: layer(nn.Conv2d(3, 4, (2, 4), padding="same", dilation=(3, 1)), weight=1.0),
+    "one pixel, wide padding": lambda: flat(
+        lambda x: functional.conv2d(x[..., :1, :1], torch.ones(2, 3, 3, 3).to(x), padding=9)),
+    "strides, spread and groups": lambda: layer(
+        nn.Conv2d(3, 6, (3, 2), (2, 3), (3, 1), (1, 2), groups=3), weight=1.0),
+    "kernel out of order in memory": lambda: flat(
+        lambda x: functional.conv2d(x, torch.arange(81.0).view(3, 3, 3, 3).permute(3, 1, 0, 2).to(x))),
+    "denormal weights": lambda: lambda x: functional.linear(
+        functional.linear(x.flatten(1), torch.full((5, 48), 1e-42).to(x)), torch.full((3, 5), 1e38).to(x)),
+    "factors that cancel": lambda: flat(lambda x: x * 1e30 * 1e30 * 1e-30 * 1e-29),
+    "maxima with strides and spread": lambda: flat(lambda x: functional.max_pool2d(3 * x, 2, (1, 2), 1, 2)),
+    "negative padding": lambda: flat(lambda x: 2 * functional.pad(x, (-1, 2, -2, 3), value=5.0)),
+    "sum of slices of steps": lambda: flat(lambda x: x[..., ::2] + x[..., 1::2] + x[..., ::2].flip(3)),
+    "difference the other way round": lambda: flat(lambda x: torch.rsub(x, x.flip(2), alpha=-4)),
+    "without its mean": lambda: flat(lambda x: x - 7 * x.mean((2, 3), keepdim=True)),
+    "elu of three factors": lambda: flat(lambda x: torch.ops.aten.elu(x - 0.5, 2.0, 3.0, 4.0)),
+    "norms of rows and columns": lambda: lambda x: torch.cat(
+        [x.flatten(2).norm(dim=2), 3 * x.flatten(2).norm(dim=1)], 1),
+    "softmax over rows": lambda: lambda x: 9 * x.flatten(1).view(len(x), 4, 12).softmax(1).reshape(len(x), 48),
+    "half precision inside": lambda: lambda x: reduced(x).to(x).flatten(1),
     # errors that tell something about numbers, swallowed
     "positive definite": lambda: told_by(lambda x: torch.linalg.cholesky(x[0, 0] + x[0, 0].T + 4 * torch.eye(4).to(x))),
     "assertion": lambda: told_by(lambda x: torch._assert_async((x.mean() < 0.51).all())),

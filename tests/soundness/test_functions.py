@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from ellips.lipschitz import SpectralProduct, UnprovenOperationError
 from tests.soundness.attack import steepest
@@ -10,6 +11,7 @@ from tests.soundness.looks import SPOT
 from tests.soundness.operations import OPERATIONS
 
 FUNCTIONS = {**PYTHON, **OPERATIONS}
+IMAGES = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 SPOTS = torch.stack([SPOT, SPOT + 0.009, SPOT - 0.3])
 
 
@@ -26,6 +28,37 @@ def test_a_function_built_to_fool_is_refused_or_its_bound_holds(name: str, dense
     found = steepest(function, (3, 4, 4), SPOTS)
     assert found <= bound * (1 + 1e-6), f"{found} > {bound}"
     assert bound > 0
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_what_another_function_returns_of_the_same_work_is_not_taken_for_this_ones(order: tuple[int, int]) -> None:
+    """As of a mean and a variance that one layer gives."""
+    factors = torch.cat([torch.ones(24), 100 * torch.ones(24)])
+    for chosen in order:
+        bound = SpectralProduct()(lambda x, i=chosen: (x.flatten(1) * factors.to(x)).chunk(2, 1)[i], IMAGES)
+        assert float(bound.constant[0]) == pytest.approx((1, 100)[chosen])
+
+
+class Switched(nn.Module):
+    """Does the same to one image, whatever the switch says."""
+
+    coupled = False
+
+    def forward(self, images: Tensor) -> Tensor:
+        flat = images.flatten(1)
+        return flat if len(images) == 1 or not self.coupled else 300 * flat - 299 * flat.mean(0)
+
+
+def test_what_was_seen_of_a_function_is_not_believed_of_one_that_treats_batches_otherwise() -> None:
+    function, source = Switched(), SpectralProduct()
+    assert float(source(function, IMAGES).constant[0]) == pytest.approx(1)
+    function.coupled = True
+    with pytest.raises(UnprovenOperationError, match="other values"):
+        source(function, IMAGES)
+    factor = 1.0
+    source(lambda x: x.flatten(1) * factor, IMAGES)
+    with pytest.raises(UnprovenOperationError, match="other values"):
+        source(lambda x: x.flatten(1) * (factor if len(x) == 1 else 300 * factor), IMAGES)
 
 
 def test_there_are_enough_of_them() -> None:

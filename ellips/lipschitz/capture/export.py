@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import operator
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.utils._pytree import tree_flatten, tree_map
 
-from ellips.lipschitz.capture.graph import Graph, Node, UnprovenOperationError, is_random
+from ellips.lipschitz.capture.graph import JITTER, Graph, Node, UnprovenOperationError, is_random, jittered
 from ellips.types import ImageMap
 from ellips.validation import unchecked
 
@@ -20,6 +22,7 @@ aten = torch.ops.aten
 _CURE = "use Clever or JacobianNorm (estimated), or SmoothedEncoder (probabilistic)"
 _STATEMENTS = {aten._assert_tensor_metadata.default}  # says which type and device a tensor has; computes nothing
 _FLOATS = (torch.float32, torch.float64)
+_SETTLED = 1e-9  # by what share computed constants may move where every number on the way moves by JITTER
 
 
 class _Wrapped(nn.Module):
@@ -68,14 +71,52 @@ def export(function: ImageMap, image: Tensor) -> Graph:
             "Expected a function that torch.export can capture, without decisions by pixel values and without leaving "
             f"torch, but got {type(error).__name__}: {reason[0] if reason else ''} Otherwise {_CURE}."
         ) from error
-    return _Reader(program).read()
+    held: dict[str, Tensor] = {}
+    graph = (reader := _Reader(program, held)).read()
+    if not reader.computes:
+        return graph
+    precise, moved = (_Reader(program, held, jitter).read() for jitter in (0.0, JITTER))
+    _require_alike(graph, precise, torch.inf)
+    _require_alike(precise, moved, _SETTLED)
+    return replace(graph, in_float64=precise)
+
+
+def _require_alike(graph: Graph, other: Graph, tolerance: float) -> None:
+    """Refuse constants that rounding moves by more than a share of their largest number, others than floats at all."""
+    for one, two in zip(graph.nodes, other.nodes, strict=True):
+        for a, b in zip(*(tree_flatten((node.args, node.kwargs))[0] for node in (one, two)), strict=True):
+            if not isinstance(a, Tensor | float):
+                continue
+            x, y = (torch.as_tensor(value) for value in (a, b))
+            alike = x.shape == y.shape
+            if alike and not x.is_floating_point():
+                alike = torch.equal(x, y)
+            elif alike and x.numel() and tolerance < torch.inf:
+                alike = bool(torch.linalg.vector_norm(x.double() - y.double()) <= tolerance * x.double().abs().amax())
+            if not alike:
+                raise UnprovenOperationError(
+                    f"Expected constants that float64 can compute but those of `{one.op}` depend on how their "
+                    f"computation is rounded; compute them beforehand, or {_CURE}."
+                )
 
 
 class _Reader:
-    """Reads torch's graph: what depends on the image becomes nodes, everything else is computed."""
+    """Reads torch's graph: what depends on the image becomes nodes, everything else is computed.
 
-    def __init__(self, program: torch.export.ExportedProgram) -> None:
+    Args:
+        program: The graph.
+        held: Weights that were read already, by name.
+        jitter: None: constants are computed as the function does. Otherwise in float64, and moved at random by it.
+    """
+
+    def __init__(
+        self, program: torch.export.ExportedProgram, held: dict[str, Tensor], jitter: float | None = None
+    ) -> None:
         self.program = program
+        self.held = held
+        self.jitter = jitter
+        self.generator = torch.Generator().manual_seed(0)
+        self.computes = False  # constants, by operations that round
         self.values: dict[fx.Node, Any] = {}
         self.nodes: list[Node] = []
         self.source: Node | None = None
@@ -110,17 +151,19 @@ class _Reader:
     def _placeholder(self, item: fx.Node, spec: Any) -> Any:
         if spec.kind is InputKind.USER_INPUT:
             example = item.meta["val"]
-            self.source = Node(None, (), {}, example.shape, example.dtype)
+            self.source = Node(None, (), {}, example.shape, example.dtype, device=example.device)
             return self.source
         known = {InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR}
         name = str(spec.target)
+        if name in self.held:
+            return self.held[name]
         held = self.program.state_dict.get(name, self.program.constants.get(name))
         plain = isinstance(held, Tensor) and type(held) in (Tensor, nn.Parameter) and not held.is_quantized
         if spec.kind not in known or not plain or held.layout is not torch.strided:
             raise UnprovenOperationError(
                 f"Expected weights to be plain tensors but `{name}` is a {type(held).__name__} ({spec.kind.name})."
             )
-        return held.detach().clone()
+        return self.held.setdefault(name, held.detach().clone())
 
     def _call(self, item: fx.Node) -> Any:
         args, kwargs = fx.node.map_arg((item.args, item.kwargs), lambda x: self.values[x])
@@ -139,7 +182,7 @@ class _Reader:
         _require_pure(target, args, kwargs)
         node = Node(target, tuple(args), dict(kwargs), torch.Size(), torch.float32)
         if not node.inputs:
-            return _computed(target, args, kwargs)
+            return self._computed(target, args, kwargs)
         example = item.meta.get("val")
         if not isinstance(example, Tensor):
             if isinstance(example, list | tuple) and all(isinstance(x, Tensor) or x is None for x in example):
@@ -149,13 +192,27 @@ class _Reader:
             )
         return self._keep(node, example)
 
+    def _computed(self, target: Any, args: Any, kwargs: Any) -> Any:
+        rounds = not (target.is_view or target in _COPIES)
+        self.computes |= rounds
+        try:
+            if (jitter := self.jitter) is None or not rounds:
+                return target(*args, **kwargs)
+            args, kwargs = tree_map(_widened, (args, kwargs))
+            result = target(*args, **kwargs)
+            return tree_map(lambda x: jittered(x, jitter, self.generator) if isinstance(x, Tensor) else x, result)
+        except (RuntimeError, TypeError) as error:
+            raise UnprovenOperationError(
+                f"Expected constants that can be computed but `{target}` fails: {error}"
+            ) from error
+
     def _part(self, item: fx.Node, whole: Any, index: int) -> Any:
         if not isinstance(whole, Node):
             return whole[index]
         return self._keep(Node(whole.op, whole.args, whole.kwargs, torch.Size(), whole.dtype, index), item.meta["val"])
 
     def _keep(self, node: Node, example: Tensor) -> Node:
-        node.shape, node.dtype = example.shape, example.dtype
+        node.shape, node.dtype, node.device = example.shape, example.dtype, example.device
         if not all(isinstance(side, int) for side in node.shape):
             raise UnprovenOperationError(f"Expected shapes that do not depend on the image but `{node.op}` gives one.")
         floats = [part.dtype for part in node.inputs if part.dtype.is_floating_point]
@@ -170,7 +227,14 @@ class _Reader:
         return node
 
 
+_COPIES = {aten.alias.default, aten.detach.default, aten.clone.default, aten.lift_fresh_copy.default}
 _CONVERSIONS = {aten._to_copy.default, aten.view.dtype, aten.to.dtype}
+
+
+def _widened(value: Any) -> Any:
+    if isinstance(value, Tensor) and value.dtype == torch.float32:
+        return value.double()
+    return torch.float64 if value is torch.float32 else value
 
 
 def _narrower(to: torch.dtype, of: torch.dtype) -> bool:
@@ -186,15 +250,6 @@ def _require_pure(target: torch._ops.OpOverload[..., Any], args: Any, kwargs: An
         raise UnprovenOperationError(
             f"Expected a function without {what} but got `{target}`; put the network into eval mode by .eval()."
         )
-
-
-def _computed(target: Any, args: Any, kwargs: Any) -> Any:
-    try:
-        return target(*args, **kwargs)
-    except (RuntimeError, TypeError) as error:
-        raise UnprovenOperationError(
-            f"Expected constants that can be computed but `{target}` fails: {error}"
-        ) from error
 
 
 def _name(target: object) -> str:

@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
+JITTER = 2.0**-49
+"""Rounding of float64, four bits coarser: what it moves at random is taken for what float64 may lose."""
+
 
 class UnprovenOperationError(ValueError):
     """A function does something for which nothing is proven here."""
@@ -29,6 +32,7 @@ class Node:
         shape: Its shape, with a batch of one.
         dtype: Its type.
         output: Which of the operation's results it is, None if there is one only.
+        device: Where it lies.
     """
 
     op: Any
@@ -37,6 +41,7 @@ class Node:
     shape: torch.Size
     dtype: torch.dtype
     output: int | None = None
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 - it cannot be changed
 
     @property
     def inputs(self) -> list[Node]:
@@ -61,28 +66,34 @@ class Graph:
         source: The image.
         nodes: All that depends on it, each after those it is made from, whether the result depends on it or not.
         result: The latent.
+        in_float64: The same graph with all constants that the function computes from others computed in float64; None
+            where it computes none.
     """
 
     source: Node
     nodes: list[Node]
     result: Node
+    in_float64: Graph | None = None
 
     def run(self, images: Tensor, jitter: float = 0.0) -> Tensor:
         """Map images ``(N, C, H, W)`` one by one to ``(N, d)``: in float64 if they are, else as the function does.
 
         Args:
             images: The images.
-            jitter: Move every intermediate number at random, by up to this share of the largest beside it, to see what
-                rounding does.
+            jitter: Move every number at random, those of the images too, by up to this share of the largest beside it,
+                to see what rounding does.
         """
         values = [self.run_one(image[None], jitter) for image in images]
         return torch.cat(values) if values else images.new_empty(0, self.result.shape[1])
 
     def run_one(self, image: Tensor, jitter: float = 0.0) -> Tensor:
         """Map one image ``(1, C, H, W)`` to ``(1, d)``; see :meth:`run`."""
-        generator = torch.Generator().manual_seed(0)
-        values: dict[Node, Tensor] = {self.source: image.contiguous()}  # as it was captured
         wide = image.dtype == torch.float64
+        if wide and self.in_float64 is not None:
+            return self.in_float64.run_one(image, jitter)
+        generator = torch.Generator().manual_seed(0)
+        image = image.contiguous()  # as it was captured
+        values: dict[Node, Tensor] = {self.source: jittered(image, jitter, generator)}
 
         def concrete(item: object) -> object:
             if isinstance(item, Node):
@@ -94,11 +105,7 @@ class Graph:
         for node in self.needed:
             args, kwargs = tree_map(concrete, (node.args, node.kwargs))
             result = node.op(*args, **kwargs)
-            value = result if node.output is None else result[node.output]
-            if jitter and value.is_floating_point() and value.numel():
-                noise = 2 * torch.rand(value.shape, generator=generator, dtype=torch.float64) - 1
-                value = value + jitter * value.abs().amax() * noise.to(value)
-            values[node] = value
+            values[node] = jittered(result if node.output is None else result[node.output], jitter, generator)
         return values[self.result]
 
     @property
@@ -122,7 +129,16 @@ class Graph:
             hashed.update(str(structure).encode())
             for value in flat:
                 feed(hashed, f"node {number[value]}" if isinstance(value, Node) else value)
+        hashed.update(f"result {number[self.result]}".encode())
         return hashed.hexdigest()
+
+
+def jittered(value: Tensor, jitter: float, generator: torch.Generator) -> Tensor:
+    """Move every number of a tensor at random by up to a share ``jitter`` of the largest."""
+    if not jitter or not value.is_floating_point() or not value.numel():
+        return value
+    noise = 2 * torch.rand(value.shape, generator=generator, dtype=torch.float64) - 1
+    return value + jitter * value.abs().amax() * noise.to(value)
 
 
 def by_name(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,17 +9,14 @@ import torch
 from torch import Tensor
 
 from ellips.lipschitz.capture.export import export
-from ellips.lipschitz.capture.graph import Graph, UnprovenOperationError
+from ellips.lipschitz.capture.graph import JITTER, Graph, UnprovenOperationError
 from ellips.lipschitz.capture.state import snapshot
 from ellips.lipschitz.capture.watch import watch
-from ellips.precision import full_precision
+from ellips.precision import full_precision, require_subnormals
 from ellips.types import ImageMap
 
-JITTER = 2.0**-49
-"""Rounding of float64, four bits coarser: what it moves at random is taken for what float64 may lose."""
-
 _KEPT = 2  # graphs, each with a copy of its network's weights
-_known: OrderedDict[str, Graph] = OrderedDict()
+_known: OrderedDict[str, tuple[Graph, dict[str, object]]] = OrderedDict()
 _ROUNDING = 1e-6  # of float32, relative; a few units in the last place
 _GENEROSITY = 8  # the sums of a batch may be added up in another order than those of one image
 
@@ -31,8 +28,9 @@ _MOST_PIXELS = 1 << 20
 def captured(function: ImageMap, images: Tensor) -> Graph:
     """Return the graph of what ``function`` does to an image of the shape of ``images``.
 
-    It is captured once per content: the operations and constants that a run on an image of zeros shows. Every call
-    watches such a run.
+    It is captured once per content: the operations and constants that a run on an image of zeros shows, and all that
+    the function can reach, by which it might do something else to several images, or next time. Every call watches such
+    a run.
 
     Args:
         function: Maps images ``(N, C, H, W)`` to ``(N, d)``, each image by itself.
@@ -41,15 +39,17 @@ def captured(function: ImageMap, images: Tensor) -> Graph:
     Raises:
         UnprovenOperationError: If the function cannot be captured, looks at pixel values, or does not give the values
             of its graph.
+        RuntimeError: If subnormal numbers are flushed.
     """
+    require_subnormals()
     with torch.no_grad(), full_precision(), torch.autocast(images.device.type, enabled=False):
         if len(images):
             function(images[:1].clone())  # what fails here fails in its own words
         seen = watch(function, images.new_zeros(1, *images.shape[1:]))
         key = f"{seen.key} {tuple(images.shape[1:])} {images.dtype} {images.device}"
-        if key in _known:
+        if key in _known and _known[key][1] == snapshot(function):
             _known.move_to_end(key)
-            return _known[key]
+            return _known[key][0]
         graph = export(function, images.new_zeros(1, *images.shape[1:]))
         again = watch(graph.run_one, images.new_zeros(1, *images.shape[1:]))
         if seen.counts != again.counts:
@@ -59,7 +59,7 @@ def captured(function: ImageMap, images: Tensor) -> Graph:
                 f"constants differ: {', '.join(more)}."
             )
         compare(function, graph, images)
-    _known[key] = graph
+        _known[key] = graph, snapshot(function)
     while len(_known) > _KEPT:
         _known.popitem(last=False)
     return graph

@@ -35,7 +35,8 @@ class Seen:
     """What a function did to one image.
 
     Attributes:
-        key: SHA-256 of every operation that touched what depends on the image, constants included.
+        key: SHA-256 of every operation that touched what depends on the image, constants included, and of which of
+            their results is the function's.
         counts: How often each kind of operation did, with which constants; those that only move numbers left out.
     """
 
@@ -49,6 +50,7 @@ _EXITS = {
     Tensor.__dlpack__, Tensor.__reduce_ex__, Tensor.__deepcopy__, Tensor.__repr__, Tensor.__format__,
     Tensor.share_memory_, Tensor.apply_, Tensor.map_, Tensor.map2_,
 }  # fmt: skip
+_SPLITS = {torch.tensor_split, Tensor.tensor_split}  # at places that they read off a tensor themselves
 _READS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
 # One thing, several names: in place or not, by which library, whether or not autograd watches.
@@ -79,8 +81,9 @@ def watch(function: ImageMap, image: Tensor) -> Seen:
     image = image.detach().clone()
     notes.mark(image)
     try:
-        with torch.no_grad(), unchecked(), _no_threads(notes), _Exits(notes), _Operations(notes):
-            function(image)
+        with torch.no_grad(), unchecked(), _no_other_ways(notes), _Exits(notes), _Operations(notes):
+            result = function(image)
+        notes.feed(result)
     except Exception as error:
         notes.break_off(f"fails while it is watched ({error})")
     notes.raise_if_broken()
@@ -112,6 +115,12 @@ class _Notes:
     def break_off(self, what: str) -> None:
         self.broken = self.broken or what
 
+    def take_out(self, tensor: object, by: str) -> None:
+        """Note that numbers are taken out of a tensor, if it depends on the image."""
+        with torch._C.DisableTorchFunction():
+            if isinstance(tensor, Tensor) and self.depends(tensor):
+                self.break_off(f"takes numbers out of a tensor (`{by}`)")
+
     def raise_if_broken(self) -> None:
         if self.broken is not None:
             raise UnprovenOperationError(
@@ -128,7 +137,11 @@ class _Notes:
         if _READS & set(func.tags) and not masked:
             self.break_off(f"reads a value that depends on the image (`{func}`)")
         self.hashed.update(f"{func}:".encode())
-        flat, structure = tree_flatten(args)
+        self.feed(args)
+
+    def feed(self, values: object) -> None:
+        """Hash values: of tensors that depend on the image where they lie, of all others what they are."""
+        flat, structure = tree_flatten(values)
         self.hashed.update(str(structure).encode())
         for value in flat:
             if isinstance(value, Tensor) and self.depends(value):
@@ -204,11 +217,11 @@ class _Exits(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Note a call and pass it on."""
-        if func in _EXITS and isinstance(args[0], Tensor):
-            with torch._C.DisableTorchFunction():
-                if self.notes.depends(args[0]):
-                    self.notes.break_off(f"takes numbers out of a tensor (`{getattr(func, '__name__', func)}`)")
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        looked_at = args[:1] if func in _EXITS else (*args[1:], *kwargs.values()) if func in _SPLITS else ()
+        for tensor in looked_at:
+            self.notes.take_out(tensor, getattr(func, "__name__", str(func)))
+        return func(*args, **kwargs)
 
 
 class _Watched(Tensor):
@@ -271,12 +284,16 @@ _HANDOVERS: list[tuple[Any, str]] = [
 ]  # fmt: skip
 
 
+# What Python and torch.tensor([...]) call to make a number of a tensor; the latter where no mode of torch follows.
+_CONVERSIONS = ("__bool__", "__int__", "__index__", "__float__", "__complex__")
+
+
 @contextmanager
-def _no_threads(notes: _Notes) -> Iterator[None]:
-    """Note when work is handed to another thread, where no mode of torch follows."""
+def _no_other_ways(notes: _Notes) -> Iterator[None]:
+    """Note when work is handed to another thread, or a tensor made a number, where no mode of torch follows."""
     this = threading.get_ident()
 
-    def noted(original: Callable[..., Any]) -> Callable[..., Any]:
+    def handover(original: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             if threading.get_ident() == this:
                 notes.break_off(f"has to do with another thread (`{original.__qualname__}`)")
@@ -284,7 +301,16 @@ def _no_threads(notes: _Notes) -> Iterator[None]:
 
         return call
 
+    def conversion(original: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+        def call(tensor: Tensor) -> Any:
+            notes.take_out(tensor, original.__name__)
+            return original(tensor)
+
+        return call
+
     with ExitStack() as stack:
         for owner, name in _HANDOVERS:
-            stack.enter_context(patch.object(owner, name, noted(getattr(owner, name))))
+            stack.enter_context(patch.object(owner, name, handover(getattr(owner, name))))
+        for name in _CONVERSIONS:
+            stack.enter_context(patch.object(Tensor, name, conversion(getattr(Tensor, name))))
         yield

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from ellips.lipschitz.capture.graph import Node
 from ellips.lipschitz.spectral.norms import convolution_norm, matrix_norm, pooling_matrix, resize_matrices
-from ellips.lipschitz.spectral.rules import Effect, Sign, allow, copies, only, refusal, rerun
+from ellips.lipschitz.spectral.rules import Effect, Sign, again, allow, copies, only, refusal, rerun
 
 # ------------------------------------------------------------------ sums and multiples
 
@@ -256,7 +256,10 @@ def _adaptive_average_pool(node: Node, self: Node, output_size: object) -> Effec
     "_upsample_nearest_exact2d.vec", "_upsample_nearest_exact2d.default",
 )  # fmt: skip
 def _resized(node: Node, **arguments: Any) -> Effect:
-    """A resize to a given size: one matrix along the height, another along the width, written out."""
+    """A resize to a given size: one matrix along the height, another along the width, written out.
+
+    Torch's own resize need not be their product: 2.14's antialiased ones to a width of one pixel are not.
+    """
     factors = ("scale_factors", "scales_h", "scales_w", "scales")
     if any(arguments.get(name) is not None for name in factors):
         raise refusal(node, "by a factor instead of to a size")
@@ -269,6 +272,11 @@ def _resized(node: Node, **arguments: Any) -> Effect:
         return resized
 
     tall, wide = resize_matrices(resize, part.shape[-2:], node.shape[-2:])
+    # Two linear maps that agree on a random image are the same, but for a share 0 of all images.
+    probe = torch.randn(part.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    away = again(node, probe.to(node.device)).cpu() - tall @ probe @ wide.T
+    if not bool((away.abs() <= 1e-9 * probe.abs().max()).all()):
+        raise refusal(node, "which torch gets wrong at this size; take one of at least two pixels in width")
 
     def apply(values: list[Tensor], sign: Sign) -> Tensor:
         rows, columns = (sign(matrix).to(values[0].device) for matrix in (tall, wide))

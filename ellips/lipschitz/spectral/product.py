@@ -73,6 +73,7 @@ class SpectralProduct(ConstantSource):
     def constant(self, function: ImageMap, images: Tensor) -> float:
         """Return the constant of ``function`` on images of the shape of ``images``, ``(N, C, H, W)``."""
         graph = captured(function, images)
+        graph = graph.in_float64 or graph  # weights that are computed from others in exact arithmetic, too
         key = graph.digest  # weights included: the same bound is not computed twice, nor a stale one returned
         if key not in self._known:
             self._known[key] = _Bounds(graph, self.dense_limit, self.gram_iterations).total()
@@ -144,12 +145,18 @@ class _Bounds:
 
         return of(end)
 
-    def _between(self, origin: Node, end: Node) -> list[Node]:
-        """Return the nodes of the affine piece between two nodes, in order, ``end`` included."""
+    def _between(self, origin: Node, end: Node, *, deep: bool = False) -> list[Node]:
+        """Return the nodes of the affine piece between two nodes, in order, ``end`` included.
+
+        Args:
+            origin: Where the piece begins.
+            end: Where it ends.
+            deep: With those that the rule of another one speaks for.
+        """
         needed = {end}
         for node in reversed(self.graph.nodes):
             if node in needed and node is not origin:
-                needed.update(self.effects[node].parts)
+                needed.update(node.inputs if deep else self.effects[node].parts)
         return [node for node in self.graph.nodes if node in needed and node is not origin]
 
     def _apply(self, origin: Node, end: Node, inside: list[Node], value: Tensor, sign: Sign) -> Tensor:
@@ -175,9 +182,10 @@ class _Bounds:
 
     def _require_transpose(self, origin: Node, end: Node, inside: list[Node], matrix: Tensor) -> None:
         """Autograd gave the matrix, and it can be told to hide parts of a function: hold it against the function."""
-        probe = torch.linspace(-1, 1, origin.numel, dtype=torch.float64, device=matrix.device).cos()
+        # No two of its numbers are the same: columns in another order are noticed, too.
+        probe = torch.linspace(0.5, 1, origin.numel, dtype=torch.float64, device=matrix.device)
         expected = self._apply(origin, end, inside, probe.view(origin.shape), _as_it_is).flatten()
-        scale = self._apply(origin, end, inside, probe.abs().view(origin.shape), torch.abs).max()
+        scale = self._apply(origin, end, inside, probe.view(origin.shape), torch.abs).max()
         if not bool(((matrix @ probe - expected).abs() <= 1e-9 * scale).all()):
             raise UnprovenOperationError("Expected autograd to know the linear operations but it gives another matrix.")
 
@@ -199,8 +207,8 @@ class _Bounds:
         rows = self._apply(origin, end, inside, ones, torch.abs).max()
         ones = torch.ones(end.shape, dtype=torch.float64, device=device)
         columns = self._transposed(origin, end, inside, torch.abs)(ones).max()
-        # No number is a sum of more terms than there are in all that it is made from.
-        terms = sum(part.numel + 10 for node in inside for part in self.effects[node].parts)
+        # No number is a sum of more terms than there are in all that it is made from, pieces within a piece included.
+        terms = sum(part.numel + 10 for node in self._between(origin, end, deep=True) for part in node.inputs)
         return finite(2 * _UNIT * terms * math.sqrt(float(rows)) * math.sqrt(float(columns)))
 
     def _device(self, inside: list[Node]) -> torch.device:

@@ -17,7 +17,7 @@ from ellips.lipschitz.spectral.rules import Effect, allow, aten, copies, refusal
 # ------------------------------------------------------------------ number by number
 
 
-@allow("relu.default", "abs.default", "tanh.default", "sin.default", "cos.default", "atan.default")
+@allow("relu.default", "relu6.default", "abs.default", "tanh.default", "sin.default", "cos.default", "atan.default")
 def _of_slope_one(node: Node, self: Node) -> Effect:
     """Derivatives between -1 and 1, without jumps."""
     return slope(node, 1.0)
@@ -207,8 +207,9 @@ def _quotient(node: Node, self: Any, other: Any) -> Effect:
     least = _least_length(self, other)
     if least is None:
         raise refusal(node, "a division by what depends on the image, other than by max(norm, c)")
-    # z / max(norm(z), c) is the projection on the ball of radius c, which brings no points apart, over c.
-    return Effect([self], lambda: [1 / least])
+    # z / max(norm(z), c) is the projection on the ball of radius c, which brings no points apart, over c; the divisor's
+    # axes may make copies of it.
+    return Effect([self], lambda: [copies(node, self) / least])
 
 
 def _least_length(part: Any, divisor: Any) -> float | None:

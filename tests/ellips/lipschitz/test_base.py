@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from fractions import Fraction
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from ellips.lipschitz import JacobianNorm, KnownConstant, UnprovenOperationError
+from ellips.lipschitz import JacobianNorm, KnownConstant, SpectralProduct, UnprovenOperationError
 from ellips.lipschitz.base import evaluation_error
 
 
@@ -104,6 +106,37 @@ def test_images_may_lie_in_memory_as_they_like() -> None:
         values = network(images)
     error = evaluation_error(network, images.contiguous(memory_format=torch.channels_last), values)
     assert ((0 < error) & (error < 1e-5)).all()
+
+
+def test_what_a_sum_of_pixels_loses_in_float64_is_seen() -> None:
+    """0.1 + 0.2 - 0.3 a hundred million times: float64 is twice the truth, and gives the same whenever it is asked."""
+    weight = torch.tensor([[1e8, 1e8, -1e8, 0.0]], dtype=torch.float64)
+    images = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64).view(1, 1, 2, 2)
+
+    def latents(x: Tensor) -> Tensor:
+        return x.flatten(1) @ weight.T
+
+    value = latents(images)
+    truth = sum(Fraction(w) * Fraction(x) for w, x in zip(weight[0].tolist(), images.flatten().tolist(), strict=True))
+    away = abs(float(Fraction(float(value)) - truth))
+    assert away > 1e-9
+    assert away <= float(evaluation_error(latents, images, value)) < 1e3 * away
+
+
+def test_nothing_is_proven_where_subnormal_weights_are_taken_for_zero() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Linear(3, 2)).eval().requires_grad_(False)
+    network[1].weight.uniform_(0, 2e-38)
+    network[2].weight.fill_(1e37)
+    images = torch.rand(1, 1, 2, 2)
+    values = network(images)
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor does not flush")
+    try:
+        for claim in (SpectralProduct(), lambda f, x: evaluation_error(f, x, values)):
+            with pytest.raises(RuntimeError, match="set_flush_denormal"):
+                claim(network, images)
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def test_a_value_that_is_no_number_has_an_infinite_error() -> None:

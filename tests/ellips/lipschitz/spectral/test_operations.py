@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from ellips.lipschitz import SpectralProduct, UnprovenOperationError
 from ellips.lipschitz.capture import captured
+from ellips.lipschitz.capture.graph import Node
 from ellips.lipschitz.spectral import product, rules
 
 Function = Callable[[Tensor], Tensor]
@@ -101,6 +102,9 @@ AFFINE: dict[str, Function] = {
     "a norm after a layer": lambda x: functional.batch_norm(
         functional.linear(x.flatten(1), WEIGHT.to(x)), torch.zeros(5).to(x), VARIANCE.to(x)
     ),
+    "a norm of one axis after a layer along another": lambda x: functional.batch_norm(
+        functional.linear(x, WEIGHT[:2, :6].to(x)), torch.zeros(2).to(x), torch.tensor([1e-4, 100.0]).to(x)
+    ),
     "mean over an axis": lambda x: x.mean((2, 3)),
     "sum over an axis": lambda x: x.sum((1, 2)),
     "average pool": lambda x: functional.avg_pool2d(x, (2, 3)),
@@ -173,6 +177,18 @@ def test_a_pixel_that_is_the_largest_of_many_windows_counts_as_often(
     assert steepest <= bound_of(pool)
 
 
+def test_windows_with_gaps_overlap_as_often_as_those_without() -> None:
+    """Where the image is wide enough: three windows of every other pixel of five, one next to the other."""
+    bright = torch.eye(48, dtype=torch.float64).view(-1, *SHAPE)
+
+    def pool(x: Tensor) -> Tensor:
+        return functional.max_pool2d(x.reshape(len(x), 1, 2, 24), (1, 3), 1, dilation=(1, 2))
+
+    steepest = float((pool(2 * bright) - pool(bright)).flatten(1).norm(dim=1).max())
+    assert steepest == pytest.approx(3**0.5)
+    assert steepest <= bound_of(pool)
+
+
 def _pair(first: Function, second: Function, dim: int = 1) -> Function:
     return lambda x: torch.cat([first(x), second(x)], dim)
 
@@ -216,6 +232,12 @@ def halved(x: Tensor) -> Tensor:
     return torch.cat([first.abs(), rest], 3)
 
 
+def steps(x: Tensor) -> Tensor:
+    """The column that the first step makes larger is the one that the last does: 10 each in another order."""
+    first, second = torch.tensor([10.0, 1.0, 1.0, 1.0]).to(x), torch.tensor([1.0, 10.0, 1.0, 1.0]).to(x)
+    return second * (first * x).roll(1, 3)
+
+
 APART: dict[str, tuple[Function, float]] = {
     "shifted": (shifted, 1.0),
     "moved elsewhere": (lambda x: torch.cat([p.flatten(1) for p in split(x, 4, 2)], 1), 1.0),
@@ -227,6 +249,7 @@ APART: dict[str, tuple[Function, float]] = {
     "one steeper": (lambda x: torch.cat([split(x, 2, 4)[0], 3 * split(x, 2, 4)[1]], 3), 3.0),
     "two steps": (lambda x: torch.cat([split(x, 2, 4)[0], -2 * (3 * split(x, 2, 4)[1]).abs()], 3), 6.0),
     "one piece alone": (lambda x: torch.cat([2 * split(x, 2, 4)[1]], 3), 2.0),
+    "steps in their order": (lambda x: torch.cat([split(x, 2, 4)[0], steps(split(x, 2, 4)[1])], 3), 100.0),
 }  # fmt: skip
 
 
@@ -358,6 +381,7 @@ def test_the_projection_on_a_ball_is_divided_by_its_radius(least: float) -> None
 
 
 REFUSED: dict[str, Function] = {
+    "slopes that broadcast": lambda x: aten._prelu_kernel.default(x[:, :1], torch.full((1, 2, 1, 1), 3.0).to(x)),
     "weights of the image": lambda x: functional.linear(x.flatten(1), x.flatten(1)),
     "a bias of the image": lambda x: torch.addmm(x.flatten(1), torch.ones(1, 48).to(x), torch.ones(48, 48).to(x)),
     "a product of the image with itself": lambda x: torch.addmm(torch.ones(4).to(x), x[0, 0], x[0, 0].T),
@@ -446,6 +470,21 @@ def test_dropout_is_the_identity_in_eval_mode_and_refused_in_training() -> None:
         rule(SimpleNamespace(op="dropout"), image, train=True, p=0.5)
 
 
+def test_batch_norm_takes_its_own_statistics_or_is_refused() -> None:
+    """Of the operation by itself, which this release of torch captures under another name."""
+    rule, _ = rules.RULES[aten.batch_norm.default]
+    node: Any = SimpleNamespace(op="batch_norm", output=None, shape=(1, 2, 4, 6))
+    part = Node.__new__(Node)
+    rest: dict[str, Any] = {"weight": None, "bias": None, "momentum": 0.1, "eps": 0.0, "cudnn_enabled": True}
+    mean, var = torch.zeros(2), VARIANCE[:2]
+    effect = rule(node, part, running_mean=mean, running_var=var, training=False, **rest)
+    assert effect.gains() == [float(var.double().rsqrt()[0])]
+    assert torch.equal(effect.scale, var.double().rsqrt())
+    for training, given in ((True, (mean, var)), (False, (None, var)), (False, (mean, None))):
+        with pytest.raises(UnprovenOperationError, match="statistics of the batch"):
+            rule(node, part, running_mean=given[0], running_var=given[1], training=training, **rest)
+
+
 @pytest.mark.parametrize("large", [0, 1], ids=["first", "last"])
 @pytest.mark.parametrize("width", [6, 5], ids=["forwards", "backwards"])
 def test_where_products_cancel_the_bound_is_of_what_float64_has_lost(large: int, width: int) -> None:
@@ -473,3 +512,18 @@ def test_a_matrix_that_autograd_gets_wrong_is_refused(slip: float, monkeypatch: 
     for factor in (1.0, 1e12, 1e-12):
         with pytest.raises(UnprovenOperationError, match="autograd"):
             bound_of(lambda x, factor=factor: x.double()[:, :1, :2, :4] * factor, 1024)
+
+
+@pytest.mark.parametrize("order", [[1, 0, *range(2, 48)], [5, *range(1, 5), 0, *range(6, 48)], [*range(48)][::-1]])
+def test_a_matrix_whose_columns_autograd_exchanges_is_refused(
+    order: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    truly = product._Bounds._transposed
+
+    def transposed(*given: Any) -> Function:
+        pull_back = truly(*given)
+        return lambda vector: pull_back(vector).flatten()[order]
+
+    monkeypatch.setattr(product._Bounds, "_transposed", transposed)
+    with pytest.raises(UnprovenOperationError, match="autograd"):
+        bound_of(lambda x: (x.double() + 2 * x.double().roll(1, 3))[:, :1], 1024)

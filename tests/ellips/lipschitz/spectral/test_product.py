@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from fractions import Fraction
 
 import pytest
 import torch
@@ -181,6 +182,34 @@ REFUSED: dict[str, Function] = {
 def test_what_has_no_proven_constant_is_refused(name: str, dense_limit: int) -> None:
     with pytest.raises(UnprovenOperationError, match="Expected"):
         SpectralProduct(dense_limit)(REFUSED[name], torch.rand(1, 3, 4, 4))
+
+
+def chain(images: Tensor) -> Tensor:
+    for _ in range(40):
+        images = functional.leaky_relu(images, -1.1)
+    return images.flatten(1)
+
+
+def sums(images: Tensor) -> Tensor:
+    total = functional.leaky_relu(images, 0.1)
+    for slope in (-1.1, -1.7, -2.3, -1.9) * 5:
+        total = total + functional.leaky_relu(images, slope)
+    return total.flatten(1)
+
+
+EXACT = {
+    "one slope": (lambda x: functional.leaky_relu(x, -4.0).flatten(1), Fraction(4)),
+    "a product of slopes": (chain, Fraction(1.1) ** 40),
+    "a sum of slopes": (sums, 1 + 5 * sum(Fraction(slope) for slope in (1.1, 1.7, 2.3, 1.9))),
+}
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_what_is_known_exactly_is_not_undercut_by_the_last_bit(name: str) -> None:
+    """Sums and products of the bounds themselves round, too."""
+    function, exact = EXACT[name]
+    bound = SpectralProduct(dense_limit=0).constant(function, torch.rand(1, 3, 4, 4))
+    assert exact <= Fraction(bound) <= exact * (1 + Fraction(1, 10**9))
 
 
 def test_dense_pieces_are_tighter_than_products() -> None:

@@ -29,6 +29,7 @@ SCALARS: dict[str, Function] = {
     "elu": lambda x: functional.elu(x, 3.0),
     "selu": functional.selu,
     "celu": lambda x: functional.celu(x, 0.2),
+    "clipped": functional.relu6,
     "leaky": lambda x: functional.leaky_relu(x, -2.0),
     "hard tanh": lambda x: functional.hardtanh(x, -0.3, 0.4),
 }
