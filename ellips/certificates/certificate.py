@@ -120,14 +120,17 @@ class Certificate:
         """
         if self.space != "latent":
             raise ValueError("Expected a certificate in latent space but got one in input space already.")
-        constant, ball = (x.to(self.radius) for x in (bound.constant, bound.ball_radius))
+        # In float64: a narrower type would round a ball to nearest.
+        radius, constant, ball = (
+            x.to(self.radius.device, torch.float64) for x in (self.radius, bound.constant, bound.ball_radius)
+        )
         if len(bound) != len(self):
             raise ValueError(f"Expected a Lipschitz constant for each of {len(self)} points but got {len(bound)}.")
         all_at_least(0, constant=constant, ball_radius=ball)
         # L = 0: the latent never moves. inf/inf would be NaN where an unbounded radius meets an unknown constant.
-        ratio = torch.where(constant == 0, torch.inf, self.radius / constant)
+        ratio = torch.where(constant == 0, torch.inf, radius / constant)
         ratio = torch.where(constant.isinf(), torch.zeros_like(ratio), ratio)
-        ratio = torch.where(self.radius == 0, torch.zeros_like(ratio), ratio)
+        ratio = torch.where(radius == 0, torch.zeros_like(ratio), ratio)
         return replace(
             self,
             radius=torch.minimum(round_down(ratio), ball),
@@ -186,5 +189,9 @@ class Certificate:
 
 
 def round_down(x: Tensor, ulps: int = 2) -> Tensor:
-    """Return non-negative floats lowered by some units in the last place: what rounding may have added."""
-    return x * (1 - ulps * torch.finfo(x.dtype).eps)
+    """Return non-negative floats lowered by some units in the last place: what rounding may have added.
+
+    Of subnormal numbers, whose units are as large as they are, nothing is left.
+    """
+    kind = torch.finfo(x.dtype)
+    return torch.where(x < kind.tiny, 0.0, x * (1 - ulps * kind.eps))

@@ -54,6 +54,24 @@ def test_what_is_divided_or_taken_off_never_leaves_more_than_there_was() -> None
         assert left >= (whole - off) - 1e-14 * whole
 
 
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_neither_narrow_nor_subnormal_numbers_leave_more_than_there_was(kind: torch.dtype) -> None:
+    """Balls were rounded to the type of the radii, and the last unit of a subnormal number is no small part of it."""
+    draw, tiny = torch.Generator().manual_seed(2), torch.finfo(kind).tiny
+    latent = torch.cat([torch.rand(200, generator=draw), tiny * torch.rand(200, generator=draw, dtype=torch.float64)])
+    latent, (lost, ball) = latent.to(kind), torch.rand(2, len(latent), generator=draw, dtype=torch.float64)
+    certificate = Certificate(*([torch.zeros(len(latent)).long(), latent] * 2), latent, "exact")
+    for slope, off in ((1.0, 1e-9 * lost), (1e40, tiny * lost)):
+        constant = torch.full_like(ball, slope)
+        moved = certificate.to_input(LipschitzBound(constant, ball, "deterministic", "test", {})).radius.tolist()
+        left = certificate.less(off).radius.tolist()
+        rows = zip(moved, left, *(x.tolist() for x in (constant, ball, latent, off)), strict=True)
+        for radius, rest, steep, limit, whole, error in rows:
+            assert radius <= limit
+            assert Fraction(radius) * Fraction(steep) <= Fraction(whole)
+            assert rest == 0 or Fraction(rest) <= Fraction(whole) - Fraction(error)
+
+
 def test_a_ball_is_never_left() -> None:
     draw = torch.Generator().manual_seed(1)
     latent, ball = (torch.rand(100, generator=draw, dtype=torch.float64) for _ in range(2))
