@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Literal, get_args
 
 import torch
@@ -12,9 +13,11 @@ from torch import Tensor
 from ellips.certificates import Certificate
 from ellips.chunks import ChunkSize, validate_chunk_size
 from ellips.encoders.linear import LinearHead
+from ellips.encoders.weights import state_digest
+from ellips.errors import WeightsNotFoundError
 from ellips.input_certifiers.base import AuditTarget, Chain, InputCertifier, validate_noisy_type, validate_shared_alpha
 from ellips.lipschitz.base import owning_module, validate_by_image, validate_eval_mode, validate_images
-from ellips.settings import UNRECORDED
+from ellips.settings import CONTENT, UNRECORDED
 from ellips.smoothing import Decision, VotePlan, count_votes, majority, soft_votes
 from ellips.smoothing.voting import COPIES, LEVEL, Votes
 from ellips.types import ImageMap, Series, Soundness
@@ -68,7 +71,7 @@ class SmoothedDecision(InputCertifier):
     num_selection: int = 100
     stopping: Stopping = "early"
     radii: tuple[float, ...] | None = None
-    linear_head: str | None = None
+    linear_head: str | None = field(default=None, metadata={CONTENT: lambda file: file and head_digest(file)})
     chunk_size: ChunkSize = field(default="auto", repr=False, compare=False, metadata=UNRECORDED)
     seed: int = 0
 
@@ -209,7 +212,7 @@ def linear_scores(chain: Chain, file: str) -> ImageMap:
         ValueError: If the chain does not know its encoder, or it has other features.
         WeightsNotFoundError: If there is no such file.
     """
-    encoder, head = chain.features, _head(file)
+    encoder, head = chain.features, _head(file, _written(file))
     width = getattr(encoder, "feature_dim", head.in_features)
     if encoder is None or width != head.in_features:
         got = "a classifier without one" if encoder is None else f"one with {width}"
@@ -222,6 +225,25 @@ def linear_scores(chain: Chain, file: str) -> ImageMap:
     return scores
 
 
+def head_digest(file: str) -> str | None:
+    """Return the digest of a linear head, by which a run tells it from what comes to be in its file later.
+
+    None where there is no such file.
+    """
+    try:
+        return state_digest(_head(file, _written(file)))
+    except WeightsNotFoundError:
+        return None
+
+
+def _written(file: str) -> tuple[tuple[str, int, int, int], ...]:
+    """Return what changes when a file, or one in a folder, is written anew."""
+    path = Path(file).expanduser()
+    found = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
+    return tuple((f.name, s.st_mtime_ns, s.st_size, s.st_ino) for f, s in ((f, f.stat()) for f in found))
+
+
 @lru_cache(maxsize=4)
-def _head(file: str) -> LinearHead:
+def _head(file: str, written: tuple[tuple[str, int, int, int], ...]) -> LinearHead:
+    del written  # a head that was trained again is another one
     return LinearHead(file)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ellips import Ellips
 from ellips.input_certifiers import ArtSmoothedDecision, Chain, InputCertifier, SmoothedDecision, SmoothedEncoder
+from ellips.settings import describe
 from ellips.smoothing import ImageNoise
 from ellips.types import Series
 from tests.ellips.input_certifiers.chains import Case, case
@@ -80,6 +81,22 @@ def test_the_encoders_own_linear_head_may_vote_on_the_same_noise(tmp_path: Path)
     assert not torch.equal(gaussians.prediction, found.prediction)
     target = certifier.target(chain).predict(given.images.double())
     assert ((target == found.prediction) | (target < 0) | (found.prediction < 0)).all()
+
+
+def test_a_head_that_was_trained_again_votes_and_is_told_from_the_one_before(tmp_path: Path) -> None:
+    """The first head went on voting, and a run that was resumed mixed the votes of both."""
+    chain, file = encoder_and_head(tmp_path)
+    given, certifier = case(chain, torch.rand(3, 1, 2, 2)), SmoothedDecision(0.5, 400, linear_head=file)
+    before = certifier.certify(*given), describe(certifier)
+    state = load_file(file)
+    state["bias"] += 1e3 * torch.eye(5)[(before[0].prediction.max() + 1) % 5]
+    save_file(state, file)
+    after = certifier.certify(*given)
+    assert (after.prediction == (before[0].prediction.max() + 1) % 5).all()
+    changed = {name for name, value in describe(certifier).items() if value != before[1][name]}
+    assert changed == {"linear_head_content"}
+    assert "linear_head_content" not in describe(SmoothedDecision())
+    assert describe(SmoothedDecision(linear_head=str(tmp_path / "none")))["linear_head"].endswith("none")
 
 
 def test_a_head_without_its_encoder_is_refused(tmp_path: Path) -> None:
