@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Literal, get_args
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from ellips.certificates import Certificate
 from ellips.chunks import ChunkSize, validate_chunk_size
 from ellips.encoders.linear import LinearHead
+from ellips.encoders.weights import state_digest
 from ellips.input_certifiers.base import AuditTarget, Chain, InputCertifier, validate_noisy_type, validate_shared_alpha
 from ellips.lipschitz.base import owning_module, validate_by_image, validate_eval_mode, validate_images
 from ellips.settings import UNRECORDED
@@ -184,6 +186,11 @@ class SmoothedDecision(InputCertifier):
         )
 
     @property
+    def files(self) -> dict[str, str]:
+        """The linear head, as it votes."""
+        return {} if self.linear_head is None else {"linear_head": f"sha256:{state_digest(_head(self.linear_head))}"}
+
+    @property
     def strongest(self) -> Soundness:
         """Votes are sampled."""
         return "probabilistic"
@@ -222,6 +229,12 @@ def linear_scores(chain: Chain, file: str) -> ImageMap:
     return scores
 
 
-@lru_cache(maxsize=4)
 def _head(file: str) -> LinearHead:
+    path = Path(file)
+    return _read_head(file, path.stat().st_mtime_ns if path.is_file() else None)
+
+
+@lru_cache(maxsize=4)
+def _read_head(file: str, changed: int | None) -> LinearHead:
+    del changed  # a file that was written anew is another one
     return LinearHead(file)
