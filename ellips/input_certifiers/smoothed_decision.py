@@ -16,6 +16,7 @@ from ellips.encoders.linear import LinearHead
 from ellips.encoders.weights import state_digest
 from ellips.input_certifiers.base import AuditTarget, Chain, InputCertifier, validate_noisy_type, validate_shared_alpha
 from ellips.lipschitz.base import owning_module, validate_by_image, validate_eval_mode, validate_images
+from ellips.precision import full_precision
 from ellips.settings import UNRECORDED
 from ellips.smoothing import Decision, VotePlan, count_votes, majority, soft_votes
 from ellips.smoothing.voting import COPIES, LEVEL, Votes
@@ -122,13 +123,19 @@ class SmoothedDecision(InputCertifier):
         )
 
     def scores(self, chain: Chain) -> ImageMap:
-        """Return the scores whose largest is a copy's vote.
+        """Return the scores whose largest is a copy's vote, whatever autocast and TF32 are set to around them.
 
         Raises:
             ValueError: If they are a linear head's, and the encoder is not known or has other features.
             WeightsNotFoundError: If the head's file is not there.
         """
-        return chain.scores if self.linear_head is None else linear_scores(chain, self.linear_head)
+        found = chain.scores if self.linear_head is None else linear_scores(chain, self.linear_head)
+
+        def scores(images: Tensor) -> Tensor:
+            with full_precision(), torch.autocast(images.device.type, enabled=False):
+                return found(images)
+
+        return scores
 
     def decision(self, chain: Chain) -> Decision:
         """Return the classifier that is smoothed."""
