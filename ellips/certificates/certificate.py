@@ -101,7 +101,7 @@ class Certificate:
         """
         all_at_least(0, uncertainty=uncertainty)
         off = uncertainty.to(self.radius)
-        left = round_down((round_down(self.radius, 4) - off).clamp_min(0))
+        left = round_down(round_down(self.radius, 4) - off)  # 0 where more is off than there was
         return replace(self, radius=torch.where(off.isinf(), 0.0, left))
 
     def to_input(self, bound: LipschitzBound) -> Certificate:
@@ -188,7 +188,7 @@ class Certificate:
 
 
 def round_down(x: Tensor, ulps: int = 2) -> Tensor:
-    """Return non-negative floats lowered by some units in the last place: what rounding may have added.
+    """Return floats lowered by some units in the last place, what rounding may have added, and at least 0.
 
     Subnormal ones, whose last place is all that they have, become 0.
     """

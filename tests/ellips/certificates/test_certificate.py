@@ -101,6 +101,8 @@ def test_a_radius_on_the_image_is_not_called_exact_by_default() -> None:
         assert len(replace(latent, space="input", soundness="estimated", **constants)) == 1
     with pytest.raises(ValueError, match="`soundness`"):
         latent.to_input(_bound([1e-6], [1.0], "exact"))
+    with pytest.raises(ValueError, match="`soundness`"):  # of one image among others, too
+        _certificate([1.0, 1.0]).to_input(_bound([1.0, 1e-6], [1.0, 1.0], "exact"))
     assert replace(latent, space="input", lipschitz=one).soundness == "exact"
 
 
