@@ -184,6 +184,9 @@ def test_norms_of_the_smallest_numbers_have_lost_digits_and_are_refused() -> Non
     ):
         with pytest.raises(UnprovenOperationError, match=r"range of numbers|finite"):
             bound()
+    negative = torch.tensor([[-3.0]]).double()
+    assert scaled_rows(negative, negative[0]).tolist() == [[9.0]]
+    assert scaled_rows(negative, -negative[0]).tolist() == [[-9.0]]
     nothing = torch.zeros(2, 3, dtype=torch.float64)
     assert matrix_norm(nothing) == gram_norm(nothing[None], 3) == 0
     assert torch.equal(scaled_rows(nothing, torch.tensor([1e-200, 0.0], dtype=torch.float64)), nothing)
