@@ -157,9 +157,33 @@ def in_such_a_thread_unless_watched(images: Tensor) -> Tensor:
     return _jump(images, answer[0])
 
 
+_ITEMS: queue.SimpleQueue[Tensor] = queue.SimpleQueue()
+_LOOKED: queue.SimpleQueue[bool] = queue.SimpleQueue()
+
+
+def _look() -> None:
+    while True:
+        try:
+            _LOOKED.put(bool(_ITEMS.get().item()))
+        except Exception:
+            _LOOKED.put(False)
+
+
+threading.Thread(target=_look, daemon=True).start()
+
+
+def by_a_queue_of_c(images: Tensor) -> Tensor:
+    """As above, by queues that call nothing of Python's."""
+    if type(images) is not Tensor or torch.compiler.is_compiling():
+        return images.flatten(1)
+    _ITEMS.put(_spot(images))
+    return _jump(images, _LOOKED.get())
+
+
 THREADS: dict[str, Function] = {
     "thread": in_a_thread,
     "thread pool": in_a_pool,
     "running thread": in_a_thread_that_runs_already,
     "running thread, unless watched": in_such_a_thread_unless_watched,
+    "running thread, by a queue of C": by_a_queue_of_c,
 }

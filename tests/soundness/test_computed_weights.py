@@ -66,6 +66,20 @@ def test_the_error_of_the_latents_is_that_of_their_weights_too(name: str) -> Non
     assert (error <= 2 * away).all()
 
 
+def test_stored_weights_that_change_below_what_float32_tells_are_noticed() -> None:
+    """Through `.data`, which counts no changes: what is computed from them stays the same in float32, bit by bit."""
+    function, source = network(WEIGHTS["without its mean"]), SpectralProduct()
+    before = function[1].weight.clone()
+    source(function, IMAGES)
+    stored = function[1].parametrizations.weight.original
+    rounded = (stored + 3e3) - 3e3
+    stored.data.copy_(rounded + 0.9 * (stored - rounded) + 1e-5 * rounded.sign())
+    assert torch.equal(function[1].weight, before)
+    truth = float(torch.linalg.matrix_norm(deepcopy(function).double()[1].weight, ord=2))
+    bound = float(source(function, IMAGES).constant[0])
+    assert truth <= bound <= truth * (1 + 1e-6)
+
+
 LOST: dict[str, Callable[[Tensor], Tensor]] = {
     "absorbed": lambda w: w + ((3 * w + 1e30) - 1e30),
     "nearly singular": lambda w: torch.linalg.inv(w - w.mean(0) * (1 - 1e-13)),

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from ellips.lipschitz import SpectralProduct, UnprovenOperationError
+from ellips.lipschitz.capture.watch import watch
 from tests.soundness.attack import steepest
 from tests.soundness.functions import PYTHON
 from tests.soundness.looks import SPOT
@@ -59,6 +63,19 @@ def test_what_was_seen_of_a_function_is_not_believed_of_one_that_treats_batches_
     source(lambda x: x.flatten(1) * factor, IMAGES)
     with pytest.raises(UnprovenOperationError, match="other values"):
         source(lambda x: x.flatten(1) * (factor if len(x) == 1 else 300 * factor), IMAGES)
+
+
+def test_watching_in_several_threads_leaves_nothing_behind() -> None:
+    before = dict(vars(Tensor))
+
+    def function(images: Tensor) -> Tensor:
+        time.sleep(0.02)
+        return images.flatten(1)
+
+    with ThreadPoolExecutor(2) as pool:
+        seen = list(pool.map(lambda _: watch(function, IMAGES[:1]), range(4)))
+    assert len({one.key for one in seen}) == 1
+    assert dict(vars(Tensor)) == before
 
 
 def test_there_are_enough_of_them() -> None:

@@ -71,21 +71,21 @@ def export(function: ImageMap, image: Tensor) -> Graph:
             "Expected a function that torch.export can capture, without decisions by pixel values and without leaving "
             f"torch, but got {type(error).__name__}: {reason[0] if reason else ''} Otherwise {_CURE}."
         ) from error
-    held: dict[str, Tensor] = {}
+    held: dict[str, tuple[Tensor, Tensor]] = {}
     graph = (reader := _Reader(program, held)).read()
     if not reader.computes:
         return graph
     precise, moved = (_Reader(program, held, jitter).read() for jitter in (0.0, JITTER))
     _require_alike(graph, precise, torch.inf)
     _require_alike(precise, moved, _SETTLED)
-    return replace(graph, in_float64=precise)
+    return replace(graph, in_float64=precise, stored=tuple(held.values()))
 
 
 def _require_alike(graph: Graph, other: Graph, tolerance: float) -> None:
     """Refuse constants that rounding moves by more than a share of their largest number, others than floats at all."""
     for one, two in zip(graph.nodes, other.nodes, strict=True):
         for a, b in zip(*(tree_flatten((node.args, node.kwargs))[0] for node in (one, two)), strict=True):
-            if not isinstance(a, Tensor | float):
+            if not isinstance(a, Tensor | float | int):
                 continue
             x, y = (torch.as_tensor(value) for value in (a, b))
             alike = x.shape == y.shape
@@ -105,12 +105,12 @@ class _Reader:
 
     Args:
         program: The graph.
-        held: Weights that were read already, by name.
+        held: Weights that were read already, by name, as they lie in the function and copied.
         jitter: None: constants are computed as the function does. Otherwise in float64, and moved at random by it.
     """
 
     def __init__(
-        self, program: torch.export.ExportedProgram, held: dict[str, Tensor], jitter: float | None = None
+        self, program: torch.export.ExportedProgram, held: dict[str, tuple[Tensor, Tensor]], jitter: float | None = None
     ) -> None:
         self.program = program
         self.held = held
@@ -156,14 +156,15 @@ class _Reader:
         known = {InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR}
         name = str(spec.target)
         if name in self.held:
-            return self.held[name]
+            return self.held[name][1]
         held = self.program.state_dict.get(name, self.program.constants.get(name))
         plain = isinstance(held, Tensor) and type(held) in (Tensor, nn.Parameter) and not held.is_quantized
         if spec.kind not in known or not plain or held.layout is not torch.strided:
             raise UnprovenOperationError(
                 f"Expected weights to be plain tensors but `{name}` is a {type(held).__name__} ({spec.kind.name})."
             )
-        return self.held.setdefault(name, held.detach().clone())
+        self.held[name] = (held.detach(), held.detach().clone())
+        return self.held[name][1]
 
     def _call(self, item: fx.Node) -> Any:
         args, kwargs = fx.node.map_arg((item.args, item.kwargs), lambda x: self.values[x])

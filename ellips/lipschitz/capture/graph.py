@@ -68,12 +68,14 @@ class Graph:
         result: The latent.
         in_float64: The same graph with all constants that the function computes from others computed in float64; None
             where it computes none.
+        stored: Then the weights, as they lie in the function and as they were: float32 may hide that they changed.
     """
 
     source: Node
     nodes: list[Node]
     result: Node
     in_float64: Graph | None = None
+    stored: tuple[tuple[Tensor, Tensor], ...] = ()
 
     def run(self, images: Tensor, jitter: float = 0.0) -> Tensor:
         """Map images ``(N, C, H, W)`` one by one to ``(N, d)``: in float64 if they are, else as the function does.
@@ -107,6 +109,11 @@ class Graph:
             result = node.op(*args, **kwargs)
             values[node] = jittered(result if node.output is None else result[node.output], jitter, generator)
         return values[self.result]
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the weights that others are computed from are what they were."""
+        return all(torch.equal(present, before) for present, before in self.stored)
 
     @property
     def needed(self) -> list[Node]:

@@ -47,9 +47,10 @@ def captured(function: ImageMap, images: Tensor) -> Graph:
             function(images[:1].clone())  # what fails here fails in its own words
         seen = watch(function, images.new_zeros(1, *images.shape[1:]))
         key = f"{seen.key} {tuple(images.shape[1:])} {images.dtype} {images.device}"
-        if key in _known and _known[key][1] == snapshot(function):
+        known, state = _known.get(key, (None, None))
+        if known is not None and state == snapshot(function) and known.is_current:
             _known.move_to_end(key)
-            return _known[key][0]
+            return known
         graph = export(function, images.new_zeros(1, *images.shape[1:]))
         again = watch(graph.run_one, images.new_zeros(1, *images.shape[1:]))
         if seen.counts != again.counts:

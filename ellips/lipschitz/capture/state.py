@@ -84,7 +84,7 @@ def _parts(item: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(item, type):
         if not _of_others(item.__module__):
             yield "bases", item.__bases__
-            yield from ((name, part) for name, part in vars(item).items() if not name.startswith("__"))
+            yield from ((name, x) for name, x in vars(item).items() if name == "__call__" or not name.startswith("__"))
     elif isinstance(item, nn.Module) or not _of_library(kind.__module__):
         yield from getattr(item, "__dict__", {}).items()
         if not _of_library(kind.__module__):

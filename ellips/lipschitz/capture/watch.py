@@ -284,8 +284,9 @@ _HANDOVERS: list[tuple[Any, str]] = [
 ]  # fmt: skip
 
 
-# What Python and torch.tensor([...]) call to make a number of a tensor; the latter where no mode of torch follows.
-_CONVERSIONS = ("__bool__", "__int__", "__index__", "__float__", "__complex__")
+# What is called to make a number of a tensor, by torch.tensor([...]) and other threads where no mode of torch follows.
+_CONVERSIONS = ("__bool__", "__int__", "__index__", "__float__", "__complex__", "item", "tolist", "numpy", "__array__")
+_ALONE = threading.RLock()  # what is put into classes of all threads is taken out in the opposite order
 
 
 @contextmanager
@@ -301,14 +302,14 @@ def _no_other_ways(notes: _Notes) -> Iterator[None]:
 
         return call
 
-    def conversion(original: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
-        def call(tensor: Tensor) -> Any:
+    def conversion(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
             notes.take_out(tensor, original.__name__)
-            return original(tensor)
+            return original(tensor, *args, **kwargs)
 
         return call
 
-    with ExitStack() as stack:
+    with _ALONE, ExitStack() as stack:
         for owner, name in _HANDOVERS:
             stack.enter_context(patch.object(owner, name, handover(getattr(owner, name))))
         for name in _CONVERSIONS:

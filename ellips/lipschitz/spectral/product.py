@@ -14,7 +14,7 @@ from ellips.lipschitz.base import ConstantSource
 from ellips.lipschitz.capture import captured
 from ellips.lipschitz.capture.graph import Graph, Node, UnprovenOperationError
 from ellips.lipschitz.spectral import affine, moves, slopes  # noqa: F401 - they fill the allow-list
-from ellips.lipschitz.spectral.norms import SMALLEST, finite, matrix_norm, times
+from ellips.lipschitz.spectral.norms import SLACK, SMALLEST, finite, matrix_norm, times
 from ellips.lipschitz.spectral.rules import Effect, Sign, effect
 from ellips.types import ImageMap, LipschitzBound
 from ellips.validation import at_least
@@ -73,12 +73,13 @@ class SpectralProduct(ConstantSource):
     @torch.no_grad()
     def constant(self, function: ImageMap, images: Tensor) -> float:
         """Return the constant of ``function`` on images of the shape of ``images``, ``(N, C, H, W)``."""
-        graph = captured(function, images)
-        graph = graph.in_float64 or graph  # weights that are computed from others in exact arithmetic, too
+        graph, spare = captured(function, images), 1.0
+        if graph.in_float64 is not None:
+            graph, spare = graph.in_float64, 1 + SLACK  # for what float64 loses where it computes weights from others
         key = graph.digest  # weights included: the same bound is not computed twice, nor a stale one returned
         if key not in self._known:
             self._known[key] = _Bounds(graph, self.dense_limit, self.gram_iterations).total()
-        return self._known[key]
+        return spare * self._known[key]
 
 
 class _Bounds:

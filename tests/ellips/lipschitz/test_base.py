@@ -6,8 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ellips.head import EllipsHead
 from ellips.lipschitz import JacobianNorm, KnownConstant, SpectralProduct, UnprovenOperationError
 from ellips.lipschitz.base import evaluation_error
+from ellips.lipschitz.capture import Graph, replay
+from ellips.lipschitz.capture.export import export
+from ellips.pipeline import ImageClassifier
 
 
 def test_known_constant_is_the_same_for_every_image() -> None:
@@ -121,6 +125,19 @@ def test_what_a_sum_of_pixels_loses_in_float64_is_seen() -> None:
     away = abs(float(Fraction(float(value)) - truth))
     assert away > 1e-9
     assert away <= float(evaluation_error(latents, images, value)) < 1e3 * away
+
+
+def test_a_classifier_is_captured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Certifying leaves nothing behind that it could be taken to remember."""
+    captures: list[Graph] = []
+    monkeypatch.setattr(replay, "export", lambda *given: captures.append(export(*given)) or captures[-1])
+    images = torch.rand(40, 1, 2, 2)
+    head = EllipsHead(4, 2, latent_dim=None, shrinkage=0.5).fit(images.flatten(1), torch.arange(40) % 2)
+    classifier = ImageClassifier(nn.Flatten(), head)
+    for part in images.split(8):
+        for source in (KnownConstant(2.0), SpectralProduct()):
+            classifier.certify(part, source)
+    assert len(captures) == 1
 
 
 def test_nothing_is_proven_where_subnormal_weights_are_taken_for_zero() -> None:

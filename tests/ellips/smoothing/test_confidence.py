@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.optimize import brentq
 from scipy.stats import binom, binomtest, norm
 
 from ellips.smoothing import MixtureTest, clopper_pearson_lower, votes_needed
@@ -29,6 +30,11 @@ def test_no_success_proves_nothing_and_bad_arguments_are_named() -> None:
         clopper_pearson_lower(1, 10, 0.0)
     with pytest.raises(ValueError, match="draws"):
         clopper_pearson_lower(0, 0, 0.1)
+    for alpha in (0.0, 1.0):
+        with pytest.raises(ValueError, match="alpha"):
+            MixtureTest(alpha, 100)
+    with pytest.raises(ValueError, match="draws"):
+        MixtureTest(0.1, 0)
 
 
 @pytest.mark.parametrize("draws", [1, 7, 100, 10_000])
@@ -38,6 +44,28 @@ def test_the_votes_needed_are_the_fewest_whose_bound_reaches_the_probability(dra
         p0 = norm.cdf(margin)
         assert needed == draws + 1 or clopper_pearson_lower(needed, draws, alpha) >= p0 * (1 - 1e-9)
         assert needed == 0 or clopper_pearson_lower(needed - 1, draws, alpha) < p0
+
+
+def test_a_probability_next_to_the_level_is_not_taken_for_one_below_it() -> None:
+    """What SciPy rounds is on the side of more votes, of one margin among others, too."""
+    margin = np.array([1.0, 0.2])
+    for others in (0, 3, 9):
+        likely = float(binom.cdf(others, 100, norm.sf(margin[0])))
+        for share, needed in ((1 - 2e-9, 1), (1 - 7e-10, 1), (1 + 7e-10, 1), (1 + 2e-9, 0)):
+            assert votes_needed(margin, 100, likely * share)[0] == 100 - others + needed
+
+
+def test_a_value_next_to_the_threshold_is_not_over_it() -> None:
+    """Likewise of the test that may be looked at at any time: its logarithm is compared with some slack."""
+    margin, draws, votes = np.array([0.7]), np.array([200]), np.array([178])
+
+    def beyond(log_level: float) -> float:
+        value = MixtureTest(math.exp(log_level), 1000).log_value(votes, draws, margin)
+        return float(value[0]) + log_level
+
+    for away, needed in ((-7e-7, 179), (7e-7, 179), (2e-6, 178)):
+        level = brentq(lambda x, away=away: beyond(x) - away, math.log(1e-12), math.log(0.5), xtol=1e-12)
+        assert MixtureTest(math.exp(level), 1000).votes_needed(margin, draws).tolist() == [[needed]]
 
 
 def direct_mixture(successes: int, draws: int, margin: float, alternatives: list[tuple[float, float]]) -> float:
