@@ -9,9 +9,6 @@ from typing import Any
 UNRECORDED: Mapping[str, bool] = {"recorded": False}
 """Metadata of a field that changes how a result is computed and not what it is: no run is refused for it."""
 
-CONTENT = "content"
-"""Metadata of a field that names a file: gives what to record of what is in it, beside its name."""
-
 
 def describe(settings: object) -> Any:  # noqa: ANN401 - whatever JSON can hold
     """Return settings as JSON can hold them, nested ones included.
@@ -29,9 +26,6 @@ def describe(settings: object) -> Any:  # noqa: ANN401 - whatever JSON can hold
         kind = type(settings)
         recorded = [item.name for item in fields(settings) if item.init and item.metadata.get("recorded", True)]
         arguments = {name: describe(getattr(settings, name)) for name in recorded}
-        for item in fields(settings):
-            if CONTENT in item.metadata and (content := item.metadata[CONTENT](getattr(settings, item.name))):
-                arguments[f"{item.name}_content"] = content
         return {"class_path": f"{kind.__module__}.{kind.__qualname__}", **arguments}
     if isinstance(settings, list | tuple):
         return [describe(item) for item in settings]

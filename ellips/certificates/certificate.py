@@ -101,7 +101,7 @@ class Certificate:
         """
         all_at_least(0, uncertainty=uncertainty)
         off = uncertainty.to(self.radius)
-        left = round_down((round_down(self.radius, 4) - off).clamp_min(0))
+        left = round_down(round_down(self.radius, 4) - off)  # 0 where more is off than there was
         return replace(self, radius=torch.where(off.isinf(), 0.0, left))
 
     def to_input(self, bound: LipschitzBound) -> Certificate:
@@ -120,10 +120,9 @@ class Certificate:
         """
         if self.space != "latent":
             raise ValueError("Expected a certificate in latent space but got one in input space already.")
-        # In float64: a narrower type would round a ball to nearest.
-        radius, constant, ball = (
-            x.to(self.radius.device, torch.float64) for x in (self.radius, bound.constant, bound.ball_radius)
-        )
+        # In float64: narrower types would round a constant down to 0, or the ball up.
+        radius = self.radius.double()
+        constant, ball = (x.to(radius) for x in (bound.constant, bound.ball_radius))
         if len(bound) != len(self):
             raise ValueError(f"Expected a Lipschitz constant for each of {len(self)} points but got {len(bound)}.")
         all_at_least(0, constant=constant, ball_radius=ball)
@@ -136,7 +135,7 @@ class Certificate:
             radius=torch.minimum(round_down(ratio), ball),
             soundness=weakest(self.soundness, bound.soundness),
             space="input",
-            latent_radius=self.radius,
+            latent_radius=radius,
             lipschitz=constant,
             ball_radius=ball,
             source=bound.source,
@@ -189,9 +188,9 @@ class Certificate:
 
 
 def round_down(x: Tensor, ulps: int = 2) -> Tensor:
-    """Return non-negative floats lowered by some units in the last place: what rounding may have added.
+    """Return floats lowered by some units in the last place, what rounding may have added, and at least 0.
 
-    Of subnormal numbers, whose units are as large as they are, nothing is left.
+    Subnormal ones, whose last place is all that they have, become 0.
     """
-    kind = torch.finfo(x.dtype)
-    return torch.where(x < kind.tiny, 0.0, x * (1 - ulps * kind.eps))
+    lowered = x * (1 - ulps * torch.finfo(x.dtype).eps)
+    return torch.where(x < torch.finfo(x.dtype).tiny, torch.zeros_like(x), lowered)

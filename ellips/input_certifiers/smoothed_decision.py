@@ -14,10 +14,10 @@ from ellips.certificates import Certificate
 from ellips.chunks import ChunkSize, validate_chunk_size
 from ellips.encoders.linear import LinearHead
 from ellips.encoders.weights import state_digest
-from ellips.errors import WeightsNotFoundError
 from ellips.input_certifiers.base import AuditTarget, Chain, InputCertifier, validate_noisy_type, validate_shared_alpha
 from ellips.lipschitz.base import owning_module, validate_by_image, validate_eval_mode, validate_images
-from ellips.settings import CONTENT, UNRECORDED
+from ellips.precision import full_precision
+from ellips.settings import UNRECORDED
 from ellips.smoothing import Decision, VotePlan, count_votes, majority, soft_votes
 from ellips.smoothing.voting import COPIES, LEVEL, Votes
 from ellips.types import ImageMap, Series, Soundness
@@ -71,7 +71,7 @@ class SmoothedDecision(InputCertifier):
     num_selection: int = 100
     stopping: Stopping = "early"
     radii: tuple[float, ...] | None = None
-    linear_head: str | None = field(default=None, metadata={CONTENT: lambda file: file and head_digest(file)})
+    linear_head: str | None = None
     chunk_size: ChunkSize = field(default="auto", repr=False, compare=False, metadata=UNRECORDED)
     seed: int = 0
 
@@ -123,13 +123,19 @@ class SmoothedDecision(InputCertifier):
         )
 
     def scores(self, chain: Chain) -> ImageMap:
-        """Return the scores whose largest is a copy's vote.
+        """Return the scores whose largest is a copy's vote, whatever autocast and TF32 are set to around them.
 
         Raises:
             ValueError: If they are a linear head's, and the encoder is not known or has other features.
             WeightsNotFoundError: If the head's file is not there.
         """
-        return chain.scores if self.linear_head is None else linear_scores(chain, self.linear_head)
+        found = chain.scores if self.linear_head is None else linear_scores(chain, self.linear_head)
+
+        def scores(images: Tensor) -> Tensor:
+            with full_precision(), torch.autocast(images.device.type, enabled=False):
+                return found(images)
+
+        return scores
 
     def decision(self, chain: Chain) -> Decision:
         """Return the classifier that is smoothed."""
@@ -187,6 +193,11 @@ class SmoothedDecision(InputCertifier):
         )
 
     @property
+    def files(self) -> dict[str, str]:
+        """The linear head, as it votes."""
+        return {} if self.linear_head is None else {"linear_head": f"sha256:{state_digest(_head(self.linear_head))}"}
+
+    @property
     def strongest(self) -> Soundness:
         """Votes are sampled."""
         return "probabilistic"
@@ -212,7 +223,7 @@ def linear_scores(chain: Chain, file: str) -> ImageMap:
         ValueError: If the chain does not know its encoder, or it has other features.
         WeightsNotFoundError: If there is no such file.
     """
-    encoder, head = chain.features, _head(file, _written(file))
+    encoder, head = chain.features, _head(file)
     width = getattr(encoder, "feature_dim", head.in_features)
     if encoder is None or width != head.in_features:
         got = "a classifier without one" if encoder is None else f"one with {width}"
@@ -225,25 +236,13 @@ def linear_scores(chain: Chain, file: str) -> ImageMap:
     return scores
 
 
-def head_digest(file: str) -> str | None:
-    """Return the digest of a linear head, by which a run tells it from what comes to be in its file later.
-
-    None where there is no such file.
-    """
-    try:
-        return state_digest(_head(file, _written(file)))
-    except WeightsNotFoundError:
-        return None
-
-
-def _written(file: str) -> tuple[tuple[str, int, int, int], ...]:
-    """Return what changes when a file, or one in a folder, is written anew."""
+def _head(file: str) -> LinearHead:
     path = Path(file).expanduser()
-    found = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
-    return tuple((f.name, s.st_mtime_ns, s.st_size, s.st_ino) for f, s in ((f, f.stat()) for f in found))
+    written = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
+    return _read_head(file, tuple((f.name, s.st_mtime_ns, s.st_size) for f, s in ((f, f.stat()) for f in written)))
 
 
 @lru_cache(maxsize=4)
-def _head(file: str, written: tuple[tuple[str, int, int, int], ...]) -> LinearHead:
-    del written  # a head that was trained again is another one
+def _read_head(file: str, changed: tuple[tuple[str, int, int], ...]) -> LinearHead:
+    del changed  # a file that was written anew is another one
     return LinearHead(file)

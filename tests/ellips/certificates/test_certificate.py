@@ -7,7 +7,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from ellips.certificates import Certificate
+from ellips.certificates import Certificate, round_down
 from ellips.types import LipschitzBound
 
 
@@ -80,6 +80,31 @@ def test_a_ball_is_never_left() -> None:
     assert (moved.radius == moved.ball_radius).any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_narrower_types_round_no_constant_to_zero_and_no_ball_up(dtype: torch.dtype) -> None:
+    one = torch.ones(2, dtype=dtype)
+    classes = torch.zeros(2, dtype=torch.int64)
+    bound = LipschitzBound(
+        torch.tensor([1e-50, 1e-3], dtype=torch.float64),
+        torch.tensor([math.inf, 0.1], dtype=torch.float64),
+        "deterministic",
+        "test",
+        {},
+    )
+    moved = Certificate(classes, one, classes + 1, one, one, "exact").to_input(bound)
+    assert float(moved.radius[0]) == pytest.approx(1e50)
+    assert Fraction(float(moved.radius[0])) * Fraction(1e-50) <= 1
+    assert float(moved.radius[1]) == 0.1
+
+
+def test_of_the_smallest_numbers_nothing_is_left_by_rounding_down() -> None:
+    """A third of the last place is rounded to it, and no unit below it is left to take off."""
+    smallest = 2.0**-1074
+    moved = _certificate([smallest]).to_input(_bound([1.5], [math.inf]))
+    assert float(moved.radius[0]) == 0
+    assert round_down(torch.tensor([2.0**-1022]).double()) < 2.0**-1022
+
+
 def test_the_weaker_claim_wins() -> None:
     for soundness in ("exact", "deterministic", "probabilistic", "estimated"):
         assert _certificate([1.0]).to_input(_bound([1.0], [1.0], soundness)).soundness == soundness
@@ -94,6 +119,8 @@ def test_a_radius_on_the_image_is_not_called_exact_by_default() -> None:
         assert len(replace(latent, space="input", soundness="estimated", **constants)) == 1
     with pytest.raises(ValueError, match="`soundness`"):
         latent.to_input(_bound([1e-6], [1.0], "exact"))
+    with pytest.raises(ValueError, match="`soundness`"):  # of one image among others, too
+        _certificate([1.0, 1.0]).to_input(_bound([1.0, 1e-6], [1.0, 1.0], "exact"))
     assert replace(latent, space="input", lipschitz=one).soundness == "exact"
 
 
