@@ -172,6 +172,44 @@ def unseen(images: Tensor) -> Tensor:
     return (images + height * (0.01 - away).relu()).flatten(1)
 
 
+def _near(images: Tensor) -> Tensor:
+    """Zero everywhere but around one image."""
+    return (0.01 - (images - SPOT.to(images)).abs().amax((1, 2, 3), keepdim=True)).relu()
+
+
+def unseen_choice(images: Tensor) -> Tensor:
+    """The same operations on the same numbers: of two results that are zero nearly everywhere it takes another."""
+    both = _near(images) * torch.tensor([1e-3, 1e6]).to(images)
+    chosen = 0 if torch.compiler.is_compiling() else 1
+    return (images + both[..., chosen : chosen + 1]).flatten(1)
+
+
+def unseen_bits(images: Tensor) -> Tensor:
+    """Bits of a number, taken for an integer: a move, and a change of type."""
+    near = _near(images)
+    if not torch.compiler.is_compiling() and images.dtype == torch.float32:
+        near = near.view(torch.int32).to(images.dtype)
+    return (images + near).flatten(1)
+
+
+def spike_in_batches(images: Tensor) -> Tensor:
+    return (images + (1e6 if len(images) > 1 else 1e-3) * _near(images)).flatten(1)
+
+
+def look_in_batches(images: Tensor) -> Tensor:
+    near = len(images) > 1 and bool((images[0] - SPOT.to(images)).abs().max() < 0.01)
+    return images.flatten(1) * (1000.0 if near else 1.0)
+
+
+def look_with_gradients(images: Tensor) -> Tensor:
+    near = torch.is_grad_enabled() and bool((images[0] - SPOT.to(images)).abs().max() < 0.01)
+    return images.flatten(1) * (1000.0 if near else 1.0)
+
+
+IN_BATCHES: dict[str, Function] = {"spike": spike_in_batches, "look": look_in_batches, "gradients": look_with_gradients}
+"""They do the same to one image alone, and without gradients, as at all random ones."""
+
+
 def split_there(images: Tensor) -> Tensor:
     """A jump at one image: `tensor_split` reads places off a tensor without an operation that torch would show."""
     near = (0.01 - (images - SPOT.to(images)).abs().amax((1, 2, 3), keepdim=True)).relu()
@@ -263,6 +301,8 @@ PYTHON: dict[str, Callable[[], Function]] = {
     **{f"{name}, not under capture": functools.partial(only_when_run, look) for name, look in LOOKS.items()},
     "unseen spike": lambda: unseen,
     "split at a spike": lambda: split_there,
+    "unseen choice": lambda: unseen_choice,
+    "unseen bits": lambda: unseen_bits,
     "stride": lambda: by_stride,
     "large batches": lambda: large_batches,
     "type": lambda: by_type,

@@ -109,6 +109,8 @@ LOOKS: dict[str, Callable[[Tensor], object]] = {
     "numpy asarray": lambda x: np.asarray(x.detach()).mean() > 0.51,
     "numpy by force": lambda x: x.numpy(force=True).mean() > 0.51,
     "capsule": lambda x: torch.utils.dlpack.from_dlpack(torch.utils.dlpack.to_dlpack(x.detach())).mean() > 0.51,
+    "capsule in numpy": lambda x: np.from_dlpack(_Capsule(torch.utils.dlpack.to_dlpack(x.detach()))).mean() > 0.51,
+    "data ptr, unseen by modes": lambda x: _unseen_by_modes(x) > 0.5,
     "dlpack": lambda x: np.from_dlpack(x.detach()).mean() > 0.51,
     "equal": lambda x: torch.equal(x[0], SPOT.to(x)),
     "allclose": lambda x: torch.allclose(x[0], SPOT.to(x), atol=0.01),
@@ -137,6 +139,24 @@ LOOKS: dict[str, Callable[[Tensor], object]] = {
 }
 
 
+class _Capsule:
+    """What hands out a capsule that it was given."""
+
+    def __init__(self, capsule: object) -> None:
+        self.capsule = capsule
+
+    def __dlpack__(self, **_: object) -> object:
+        return self.capsule
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 1, 0
+
+
+def _unseen_by_modes(images: Tensor) -> float:
+    with torch._C.DisableTorchFunction():
+        return ctypes_float(images.data_ptr())
+
+
 def ctypes_float(address: int) -> float:
     return ctypes.c_float.from_address(address).value
 
@@ -155,6 +175,29 @@ def in_such_a_thread_unless_watched(images: Tensor) -> Tensor:
     _WORK.put((_spot(images).double(), answer))
     _DONE.get()
     return _jump(images, answer[0])
+
+
+_ADDRESSED: queue.SimpleQueue[Tensor] = queue.SimpleQueue()
+_READ: queue.SimpleQueue[bool] = queue.SimpleQueue()
+
+
+def _read() -> None:
+    while True:
+        try:
+            _READ.put(abs(ctypes_float(_ADDRESSED.get().data_ptr()) - 0.1) < 1e-4)
+        except Exception:
+            _READ.put(False)
+
+
+threading.Thread(target=_read, daemon=True).start()
+
+
+def by_an_address_in_a_thread(images: Tensor) -> Tensor:
+    """At one image only, by where its numbers lie."""
+    if type(images) is not Tensor or torch.compiler.is_compiling():
+        return images.flatten(1)
+    _ADDRESSED.put(images)
+    return _jump(images, _READ.get())
 
 
 _ITEMS: queue.SimpleQueue[Tensor] = queue.SimpleQueue()
@@ -186,4 +229,5 @@ THREADS: dict[str, Function] = {
     "running thread": in_a_thread_that_runs_already,
     "running thread, unless watched": in_such_a_thread_unless_watched,
     "running thread, by a queue of C": by_a_queue_of_c,
+    "running thread, by an address": by_an_address_in_a_thread,
 }

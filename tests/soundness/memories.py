@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import collections
+import contextvars
 import functools
+import io
 import itertools
+import random
+import weakref
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -148,6 +152,192 @@ def late_deep_inside() -> nn.Module:
     return module
 
 
+class Number(int):
+    calls = 0
+
+
+class Kind(type):
+    calls = 0
+
+
+class OfKind(metaclass=Kind):
+    """Its class keeps nothing, its class's class does."""
+
+    calls_of_one = 0
+
+    @staticmethod
+    def count() -> int:
+        _CALLS[0] += 1
+        return _CALLS[0]
+
+
+_CALLS = [0]
+
+
+def on(item: object) -> Callable[[], int]:
+    """Count in an attribute."""
+
+    def count() -> int:
+        item.calls = getattr(item, "calls", 0) + 1  # type: ignore[attr-defined]
+        return item.calls  # type: ignore[attr-defined]
+
+    return count
+
+
+def in_a_class_of_classes() -> Callable[[], int]:
+    Kind.calls = 0
+    item = OfKind()
+
+    def count() -> int:
+        type(type(item)).calls += 1
+        return type(type(item)).calls
+
+    return count
+
+
+def in_a_static_method() -> Callable[[], int]:
+    item = OfKind()
+    return lambda: item.count()
+
+
+def in_a_growing_dictionary() -> Callable[[], int]:
+    calls: dict[int, None] = {}
+
+    def count() -> int:
+        calls[len(calls)] = None
+        return len(calls)
+
+    return count
+
+
+def under_a_key_that_reads_like_another() -> Callable[[], int]:
+    calls: dict[object, int] = {1: 0, "1": 0}
+
+    def count() -> int:
+        calls[1] += 1
+        return calls[1]
+
+    return count
+
+
+def at_the_end_of(calls: list[float] | np.ndarray) -> Callable[[], float]:
+    def count() -> float:
+        calls[-1] += 1
+        return float(calls[-1])
+
+    return count
+
+
+def in_the_data_of_a_tensor() -> Callable[[], float]:
+    """Through `.data`, which counts no changes, but not under capture."""
+    calls = torch.zeros(1)
+
+    def count() -> float:
+        if torch.compiler.is_compiling():
+            return 0.0
+        calls.data.add_(1)
+        return float(calls)
+
+    return count
+
+
+def in_a_cache() -> Callable[[], int]:
+    cached = functools.lru_cache(lambda key: 0)
+
+    def count() -> int:
+        cached(object())
+        return cached.cache_info().misses
+
+    return count
+
+
+def in_the_second_generator() -> Callable[[], int]:
+    def numbers() -> Iterator[int]:
+        number = 0
+        while True:
+            number += 1
+            yield number
+
+    first, second = numbers(), numbers()
+    next(first)
+
+    def count() -> int:
+        assert first is not None
+        return next(second)
+
+    return count
+
+
+def in_a_context() -> Callable[[], int]:
+    calls = contextvars.ContextVar("calls", default=0)
+
+    def count() -> int:
+        calls.set(calls.get() + 1)
+        return calls.get()
+
+    return count
+
+
+_ELSEWHERE = OfKind()
+
+
+def behind_a_weak_reference() -> Callable[[], int]:
+    found = weakref.ref(_ELSEWHERE)
+    _ELSEWHERE.calls_of_one = 0
+
+    def count() -> int:
+        found().calls_of_one += 1
+        return found().calls_of_one
+
+    return count
+
+
+def in_a_stream() -> Callable[[], int]:
+    stream = io.BytesIO()
+
+    def count() -> int:
+        stream.write(b" ")
+        return stream.tell()
+
+    return count
+
+
+def on_torch() -> Callable[[], int]:
+    torch.calls = 0  # type: ignore[attr-defined]
+
+    def count() -> int:
+        torch.calls += 1  # type: ignore[attr-defined]
+        return torch.calls  # type: ignore[attr-defined,no-any-return]
+
+    return count
+
+
+def very_rarely(draw: Callable[[], float]) -> Callable[[], int]:
+    return lambda: 1000 if draw() < 1e-3 else 0
+
+
+def in_keyword_defaults() -> Callable[[], int]:
+    def count(*, calls: list[int] = [0]) -> int:  # noqa: B006
+        calls[0] += 1
+        return calls[0]
+
+    return count
+
+
+def deep_inside() -> Callable[[], int]:
+    item: list[object] = [0]
+    innermost = item
+    for _ in range(200):
+        item = [item, "around"]
+
+    def count() -> int:
+        assert item
+        innermost[0] = int(str(innermost[0])) + 1
+        return int(str(innermost[0]))
+
+    return count
+
+
 LATE: dict[str, Callable[[], Function]] = {
     "slots": lambda: late_by(Slotted()),
     "an iterator": lambda: late_by(itertools.count().__next__),
@@ -156,6 +346,28 @@ LATE: dict[str, Callable[[], Function]] = {
     "a deque": lambda: late_by(in_a_deque()),
     "a partial": late_in_a_partial,
     "a module in modules": late_deep_inside,
+    "a range": lambda: late_by(iter(range(10**9)).__next__),
+    "an iterator of iterators": lambda: late_by(itertools.accumulate(itertools.repeat(1)).__next__),
+    "a dictionary that grows": lambda: late_by(in_a_growing_dictionary()),
+    "a key that reads like another": lambda: late_by(under_a_key_that_reads_like_another()),
+    "the end of a long list": lambda: late_by(at_the_end_of([0.0] * 3000)),
+    "the end of a large array": lambda: late_by(at_the_end_of(np.zeros(200_000))),
+    "the data of a tensor": lambda: late_by(in_the_data_of_a_tensor()),
+    "an attribute of a tensor": lambda: late_by(on(torch.zeros(1))),
+    "an attribute of a number": lambda: late_by(on(Number(1))),
+    "a library": lambda: late_by(on_torch()),
+    "a class of classes": lambda: late_by(in_a_class_of_classes()),
+    "a static method": lambda: late_by(in_a_static_method()),
+    "a cache": lambda: late_by(in_a_cache()),
+    "the second generator": lambda: late_by(in_the_second_generator()),
+    "a context": lambda: late_by(in_a_context()),
+    "a weak reference": lambda: late_by(behind_a_weak_reference()),
+    "a stream": lambda: late_by(in_a_stream()),
+    "random numbers of its own": lambda: late_by(very_rarely(random.Random(0).random)),
+    "random numbers of NumPy's": lambda: late_by(very_rarely(np.random.default_rng(0).random)),
+    "everybody's random numbers": lambda: late_by(very_rarely(random.random)),
+    "keyword defaults": lambda: late_by(in_keyword_defaults()),
+    "the innermost list": lambda: late_by(deep_inside()),
 }
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ellips.lipschitz import SpectralProduct, UnprovenOperationError
 from ellips.lipschitz.capture.watch import watch
 from tests.soundness.attack import steepest
-from tests.soundness.functions import PYTHON
+from tests.soundness.functions import IN_BATCHES, PYTHON
 from tests.soundness.looks import SPOT
 from tests.soundness.operations import OPERATIONS
 
@@ -32,6 +32,12 @@ def test_a_function_built_to_fool_is_refused_or_its_bound_holds(name: str, dense
     found = steepest(function, (3, 4, 4), SPOTS)
     assert found <= bound * (1 + 1e-6), f"{found} > {bound}"
     assert bound > 0
+
+
+@pytest.mark.parametrize("name", IN_BATCHES)
+def test_what_is_done_at_one_image_in_batches_only_is_refused(name: str) -> None:
+    with pytest.raises(UnprovenOperationError, match=r"takes numbers out|by itself"):
+        SpectralProduct()(IN_BATCHES[name], IMAGES)
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
@@ -63,6 +69,19 @@ def test_what_was_seen_of_a_function_is_not_believed_of_one_that_treats_batches_
     source(lambda x: x.flatten(1) * factor, IMAGES)
     with pytest.raises(UnprovenOperationError, match="other values"):
         source(lambda x: x.flatten(1) * (factor if len(x) == 1 else 300 * factor), IMAGES)
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, True), (0.0, -0.0)])
+def test_numbers_that_are_equal_but_not_the_same_are_told_apart(before: float, after: float) -> None:
+    flag, source = before, SpectralProduct()
+
+    def function(images: Tensor) -> Tensor:
+        return images.flatten(1) * (300.0 if len(images) > 1 and repr(flag) == repr(after) else 1.0)
+
+    source(function, IMAGES)
+    flag = after
+    with pytest.raises(UnprovenOperationError, match="other values"):
+        source(function, IMAGES)
 
 
 def test_watching_in_several_threads_leaves_nothing_behind() -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ellips.lipschitz.capture.export import export
 from ellips.lipschitz.capture.graph import JITTER, Graph, UnprovenOperationError
-from ellips.lipschitz.capture.state import snapshot
-from ellips.lipschitz.capture.watch import watch
+from ellips.lipschitz.capture.notes import SOME
+from ellips.lipschitz.capture.state import random_states, snapshot
+from ellips.lipschitz.capture.watch import noted, scrambled, watch
 from ellips.precision import full_precision, require_subnormals
 from ellips.types import ImageMap
 
@@ -21,6 +23,7 @@ _ROUNDING = 1e-6  # of float32, relative; a few units in the last place
 _GENEROSITY = 8  # the sums of a batch may be added up in another order than those of one image
 
 
+_SCRAMBLED = 3
 _MANY = (9, 33, 257)
 _MOST_PIXELS = 1 << 20
 
@@ -59,11 +62,25 @@ def captured(function: ImageMap, images: Tensor) -> Graph:
                 "Expected a function that does the same whether it is captured or run but operations or their "
                 f"constants differ: {', '.join(more)}."
             )
+        for seed in range(_SCRAMBLED):
+            _require_alike_when_scrambled(function, graph, images.new_zeros(1, *images.shape[1:]), seed)
         compare(function, graph, images)
         _known[key] = graph, snapshot(function)
     while len(_known) > _KEPT:
         _known.popitem(last=False)
     return graph
+
+
+def _require_alike_when_scrambled(function: ImageMap, graph: Graph, image: Tensor, seed: int) -> None:
+    try:
+        found, expected = (scrambled(run, image, seed) for run in (function, graph.run_one))
+    except Exception as error:
+        raise UnprovenOperationError(f"Expected a function that maps all numbers but it fails: {error}") from error
+    scale = expected[expected.isfinite()].abs().amax() if expected.isfinite().any() else 1.0
+    if found.shape != expected.shape or not torch.allclose(found, expected, 0.0, float(1e-4 * scale), equal_nan=True):
+        raise UnprovenOperationError(
+            "Expected a function that does the same whether it is captured or run but it takes other numbers."
+        )
 
 
 def compare(function: ImageMap, graph: Graph, images: Tensor) -> None:
@@ -78,16 +95,31 @@ def compare(function: ImageMap, graph: Graph, images: Tensor) -> None:
         UnprovenOperationError: If they differ by more than float32 rounds, which is measured against float64; or if the
             function changes anything that it can reach.
     """
-    before = snapshot(function)
+    before, drawn = snapshot(function), random_states()
     for kind, batch in _batches(images):
         precise, allowed = _expected(graph, batch, kind)
         for mode, value in _MODES.items():
             _require(function, value, batch, precise, allowed, f"{kind} ({len(batch)} at once, {mode})")
+    for value in _MODES.values():  # does it look at numbers when it is run otherwise?
+        noted(partial(value, function), batch[:1].expand(2, *batch.shape[1:]))
+    one, several = (
+        noted(partial(_without_gradients, function), batch[:1].expand(n, *batch.shape[1:])) for n in (1, SOME)
+    )
+    if not several.kinds <= one.kinds:
+        raise UnprovenOperationError(
+            f"Expected a function that treats each image by itself but of {SOME} images it makes something else, by "
+            f"{', '.join(sorted({x.split()[0] for x in several.kinds - one.kinds}))}."
+        )
     for count in _MANY:  # the same image many times
         if count * images[:1].numel() <= _MOST_PIXELS:
             many = batch[:1].expand(count, *batch.shape[1:])
             _require(function, _without_gradients, many, precise[:1], allowed[:1], f"{count} images at once")
-    changed = [name for name, value in snapshot(function).items() if before.get(name, value) != value]
+    if drawn != random_states():
+        raise UnprovenOperationError(
+            "Expected a function that does the same at every call but it draws random numbers."
+        )
+    after = snapshot(function)
+    changed = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
     if changed:
         raise UnprovenOperationError(
             f"Expected a function that remembers nothing but a call changes {', '.join(changed[:3])}."

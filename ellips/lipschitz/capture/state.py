@@ -4,17 +4,23 @@
 
 from __future__ import annotations
 
+import functools
+import random
 import sys
+import warnings
+import weakref
 from array import array
 from collections import deque
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Set
+from contextvars import ContextVar
 from functools import partial
-from itertools import islice
+from io import BytesIO, StringIO
 from types import (
     BuiltinMethodType,
     CodeType,
     FunctionType,
     GeneratorType,
+    MappingProxyType,
     MemberDescriptorType,
     MethodType,
     MethodWrapperType,
@@ -26,40 +32,72 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
-_DEPTH = 50
-_MOST = 1000  # entries of one container
-_MOST_BYTES = 1 << 20
+from ellips.lipschitz.capture.graph import UnprovenOperationError
+
+_NUMBERS = (bool, int, float, complex, str, bytes)
+_PLAIN = {*_NUMBERS, type(None), torch.dtype, torch.device, torch.Size}
+_CONTAINERS = (list, tuple, set, frozenset, deque)
+_MOST = 300_000  # values and objects
 
 
 def snapshot(function: object) -> dict[str, object]:
     """Return the values that a function can reach through closures, its module's attributes and its globals.
 
-    Plain values are themselves; a tensor is its place in memory and how often it was changed; numbers of Python and
-    NumPy are hashed, where they are few; everything else is walked into, as far as it belongs to the function rather
-    than to a library. What lies elsewhere (files, the environment, other processes) is not seen.
+    Numbers and tensors are what they are, hashed where they are many; everything else is walked into, as far as it
+    belongs to the function rather than to a library. What lies elsewhere (files, the environment, other processes) is
+    not seen.
+
+    Raises:
+        UnprovenOperationError: If the function reaches what cannot be looked into, or too much.
     """
-    return dict(_walk(function, "function", set(), _DEPTH))
+    found: dict[str, object] = {}
+    seen: dict[int, object] = {}  # the objects, too: an address means nothing once its memory is free
+    waiting: list[tuple[str, Any]] = [("function", function), *_global_hooks()]
+    while waiting:
+        path, item = waiting.pop()
+        while path in found:
+            path += "'"
+        found[path] = _value(item)
+        if len(found) > _MOST:
+            raise UnprovenOperationError(
+                f"Expected a function that reaches at most {_MOST} values but it reaches more, the last ones by "
+                f"{path}; hand in one that holds the network alone."
+            )
+        if type(item) not in _PLAIN and id(item) not in seen:
+            seen[id(item)] = item
+            waiting += [(f"{path}.{name}", part) for name, part in _parts(item)]
+    return found
 
 
-def _walk(item: Any, path: str, seen: set[int], depth: int) -> Iterator[tuple[str, object]]:
-    if isinstance(item, _PLAIN):
-        yield path, item
-        return
+def random_states() -> tuple[object, ...]:
+    """Return the states of the generators that draw random numbers for everybody."""
+    of_numpy = repr(np.random.get_state()[1:])  # noqa: NPY002 - others draw from it
+    return hash(random.getstate()), of_numpy, hash(torch.get_rng_state().numpy().tobytes())
+
+
+def _value(item: Any) -> object:
+    kind = type(item)
+    if kind in _PLAIN:
+        return kind, repr(item) if kind in (float, complex) else item  # NaN is NaN, and 0 is not -0
     if isinstance(item, Tensor):
-        inference = item.is_inference()
-        yield path, (id(item), None if inference else item._version)
-        return
-    if isinstance(item, np.ndarray | array | bytearray | memoryview):
-        view: memoryview = memoryview(item)  # type: ignore[arg-type]  # what numpy says of itself
-        yield path, hash(view.tobytes()) if view.nbytes <= _MOST_BYTES else (id(item), view.nbytes)
-        return
-    yield path, type(item).__qualname__
-    if id(item) in seen or depth == 0:
-        return
-    seen.add(id(item))
-    for name, part in _parts(item):
-        yield from _walk(part, f"{path}.{name}", seen, depth - 1)
+        return _tensor(item)
+    if isinstance(item, np.ndarray | array | bytearray | memoryview) and not _of_objects(item):
+        return hash(memoryview(item).tobytes())  # type: ignore[arg-type]  # what numpy says of itself
+    base = next((base for base in _NUMBERS if isinstance(item, base)), None)
+    return kind.__qualname__ if base is None else (kind.__qualname__, base.__repr__(item))
+
+
+def _of_objects(item: Any) -> bool:
+    return isinstance(item, np.ndarray) and item.dtype.hasobject
+
+
+def _tensor(item: Tensor) -> object:
+    version = None if item.is_inference() else item._version
+    try:
+        numbers = item.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+    except (RuntimeError, TypeError):  # of another layout, or of a class of its own
+        return id(item), version
+    return item.dtype, item.shape, version, hash(numbers)
 
 
 def _parts(item: Any) -> Iterator[tuple[str, Any]]:
@@ -71,28 +109,95 @@ def _parts(item: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(item, FunctionType):
         yield from _parts_of_function(item)
     elif isinstance(item, partial):
-        yield from (("function", item.func), ("args", item.args), ("keywords", item.keywords))
-    elif isinstance(item, GeneratorType):
-        yield "locals", item.gi_frame and dict(item.gi_frame.f_locals)
-    elif kind.__module__ == "itertools":
-        yield "state", repr(item)
-    elif isinstance(item, Mapping):
-        yield from ((str(key), item[key]) for key in list(item)[:_MOST])
-    elif isinstance(item, list | tuple | set | frozenset | deque):
-        yield "length", len(item)
-        yield from ((str(number), part) for number, part in enumerate(islice(item, _MOST)))
+        yield from (("function", item.func), ("args", item.args), ("keywords", item.keywords), ("of", vars(item)))
+    elif type(item).__name__ == "cython_function_or_method":
+        yield "self", getattr(item, "__self__", None)
+    elif isinstance(item, property):
+        yield from (("fget", item.fget), ("fset", item.fset), ("fdel", item.fdel))
+    elif isinstance(item, staticmethod | classmethod):
+        yield "function", item.__func__
     elif isinstance(item, type):
-        if not _of_others(item.__module__):
-            yield "bases", item.__bases__
-            yield from ((name, x) for name, x in vars(item).items() if name == "__call__" or not name.startswith("__"))
-    elif isinstance(item, nn.Module) or not _of_library(kind.__module__):
-        yield from getattr(item, "__dict__", {}).items()
-        if not _of_library(kind.__module__):
-            names = (
-                name for base in kind.__mro__ for name, x in vars(base).items() if isinstance(x, MemberDescriptorType)
-            )
-            yield from ((name, getattr(item, name)) for name in names if hasattr(item, name))
-            yield "class", kind
+        yield from _parts_of_class(item)
+    elif not isinstance(item, ModuleType):
+        yield from _content(item)
+        yield from _attributes(item, kind)
+
+
+def _content(item: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what an object of Python, NumPy or torch itself holds, where no attribute shows it."""
+    if isinstance(item, dict | MappingProxyType):
+        pairs = list(dict.items(item) if isinstance(item, dict) else item.items())
+        yield "length", len(pairs)
+        for number, (key, value) in enumerate(pairs):
+            name = key if type(key) is str else f"[{number}]"
+            yield from ((f"{name} of {number}", key), (name, value))
+    elif isinstance(item, _CONTAINERS):
+        parts = list(item)
+        yield "length", len(parts)
+        if parts and all(type(part) in _PLAIN for part in parts):
+            yield "numbers", repr(parts)
+        else:
+            yield from ((str(number), part) for number, part in enumerate(parts))
+    elif isinstance(item, np.ndarray):
+        yield "objects", item.tolist() if _of_objects(item) else None
+    elif isinstance(item, GeneratorType):
+        yield from (("locals", item.gi_frame and dict(item.gi_frame.f_locals)), ("from", item.gi_yieldfrom))
+        yield "at", item.gi_frame and item.gi_frame.f_lasti
+    elif isinstance(item, ContextVar):
+        yield "value", item.get(None)
+    elif isinstance(item, weakref.ReferenceType):
+        yield "referent", item()
+    elif isinstance(item, functools._lru_cache_wrapper):
+        yield "cache", tuple(item.cache_info())
+    elif isinstance(item, BytesIO | StringIO):
+        yield from (("content", item.getvalue()), ("position", item.tell())) if not item.closed else ()
+    elif isinstance(item, random.Random):
+        yield "state", item.getstate()
+    elif isinstance(item, np.random.Generator):
+        yield "state", item.bit_generator.state
+    elif isinstance(item, np.random.BitGenerator):
+        yield "state", item.state
+    elif isinstance(item, np.random.RandomState):
+        yield "state", item.get_state(legacy=False)
+    elif isinstance(item, torch.Generator):
+        yield "state", item.get_state()
+    elif hasattr(type(item), "__next__") and _of_others(type(item).__module__):
+        yield "state", _iterator(item)
+
+
+def _iterator(item: Any) -> object:
+    """Return where an iterator of Python's own stands: what copies of it are made from."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # some will not say it much longer
+            return item.__reduce__()
+    except TypeError as error:
+        raise UnprovenOperationError(
+            f"Expected a function that remembers nothing but it reaches an iterator, {type(item).__qualname__}, of "
+            "which nothing shows where it stands; leave it out."
+        ) from error
+
+
+def _attributes(item: Any, kind: type) -> Iterator[tuple[str, Any]]:
+    if isinstance(item, nn.Module) or not _of_library(kind.__module__, _SILENT):
+        yield from dict(getattr(item, "__dict__", {})).items()
+    if isinstance(item, nn.Module) and _of_library(kind.__module__):
+        if not _of_library(getattr(kind.forward, "__module__", None)):
+            yield "forward", kind.forward
+    elif not _of_library(kind.__module__):
+        names = (name for base in kind.__mro__ for name, x in vars(base).items() if isinstance(x, MemberDescriptorType))
+        yield from ((name, getattr(item, name)) for name in names if hasattr(item, name))
+        yield "class", kind
+
+
+def _parts_of_class(item: type) -> Iterator[tuple[str, Any]]:
+    if _of_others(item.__module__):
+        return
+    yield from (("bases", item.__bases__), ("class", type(item)))
+    yield from ((name, x) for name, x in vars(item).items() if name not in _NO_STATE)
+
+
+_NO_STATE = {"__dict__", "__weakref__", "__annotations__", "_abc_impl"}
 
 
 def _parts_of_function(item: FunctionType) -> Iterator[tuple[str, Any]]:
@@ -102,16 +207,33 @@ def _parts_of_function(item: FunctionType) -> Iterator[tuple[str, Any]]:
         except ValueError:  # not filled yet
             continue
     yield from (("code", hash(item.__code__)), ("defaults", item.__defaults__), ("attributes", item.__dict__))
+    yield "keywords", item.__kwdefaults__
     if _of_others(item.__module__):
         return
+    yield from (("doc", item.__doc__), ("name", (item.__name__, item.__qualname__)), ("types", item.__annotations__))
     names = sorted(_names(item.__code__))
     for name in names:
         part = item.__globals__.get(name)
         if isinstance(part, ModuleType):
-            if not _of_others(part.__name__):
-                yield from ((f"{name}.{inner}", vars(part)[inner]) for inner in names if inner in vars(part))
+            yield from _parts_of_module(part, name, names)
         elif name in item.__globals__:
             yield name, part
+
+
+def _parts_of_module(item: ModuleType, name: str, names: list[str]) -> Iterator[tuple[str, Any]]:
+    others = _of_others(item.__name__)
+    for inner in names:
+        part = vars(item).get(inner)
+        # Of a library what somebody has put there: numbers, and what is made elsewhere.
+        own = not others or type(part) in {*_PLAIN, *_CONTAINERS, dict} or isinstance(part, Tensor)
+        if inner in vars(item) and (own or not _of_others(getattr(part, "__module__", None) or "builtins")):
+            yield f"{name}.{inner}", part
+
+
+def _global_hooks() -> Iterator[tuple[str, Any]]:
+    """Yield what torch calls before or after every module."""
+    module = nn.modules.module
+    yield from ((name, hooks) for name, hooks in vars(module).items() if name.startswith("_global_") and hooks)
 
 
 def _names(code: CodeType) -> set[str]:
@@ -119,17 +241,20 @@ def _names(code: CodeType) -> set[str]:
     return set(code.co_names).union(*(_names(part) for part in inner))
 
 
-_LIBRARIES = {
-    "torch", "torchvision", "torchmetrics", "timm", "lightning", "lightning_utilities", "pytorch_lightning", "numpy",
-    "builtins", "threading", "queue", "logging", "ellips",
+_SILENT = {
+    "lightning", "lightning_utilities", "pytorch_lightning", "builtins", "threading", "queue", "logging", "ellips",
 }  # fmt: skip
-"""Their code is not walked into: what it keeps, as the graphs that are kept here, is no part of the function."""
+"""What their objects keep, as the graphs that are kept here, is no part of the function, but for modules."""
+
+_LIBRARIES = _SILENT | {"torch", "torchvision", "torchmetrics", "timm", "numpy"}
+"""Their code is not walked into."""
 
 
-def _of_library(module: str | None, libraries: Set[str] = frozenset(_LIBRARIES)) -> bool:
-    return (module or "").partition(".")[0] in libraries
+def _of_library(module: object, libraries: Set[str] = frozenset(_LIBRARIES)) -> bool:
+    """Whether code of a module, by its name, is of a library; what has another thing there comes from compiled code."""
+    return module is not None and (not isinstance(module, str) or module.partition(".")[0] in libraries)
 
 
-def _of_others(module: str | None) -> bool:
+def _of_others(module: object) -> bool:
     """Whether code is of a library or of Python: its names lead everywhere."""
     return _of_library(module) or _of_library(module, sys.stdlib_module_names)

@@ -8,12 +8,11 @@ the error that refuses to let it look, shows another face there. Here it runs on
 from __future__ import annotations
 
 import hashlib
+import itertools
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
@@ -23,48 +22,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from ellips.lipschitz.capture.graph import UnprovenOperationError, feed, is_random
+from ellips.lipschitz.capture.graph import is_random
+from ellips.lipschitz.capture.notes import EXITS, READS, SPLITS, Notes, Seen, has_mask
 from ellips.types import ImageMap
 from ellips.validation import unchecked
 
 aten = torch.ops.aten
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What a function did to one image.
-
-    Attributes:
-        key: SHA-256 of every operation that touched what depends on the image, constants included, and of which of
-            their results is the function's.
-        counts: How often each kind of operation did, with which constants; those that only move numbers left out.
-    """
-
-    key: str
-    counts: Counter[str]
-
-
-# They look at numbers, or hand them out, without an operation that torch would show.
-_EXITS = {
-    Tensor.numpy, Tensor.tolist, Tensor.data_ptr, Tensor.untyped_storage, Tensor.storage, Tensor.__array__,
-    Tensor.__dlpack__, Tensor.__reduce_ex__, Tensor.__deepcopy__, Tensor.__repr__, Tensor.__format__,
-    Tensor.share_memory_, Tensor.apply_, Tensor.map_, Tensor.map2_,
-}  # fmt: skip
-_SPLITS = {torch.tensor_split, Tensor.tensor_split}  # at places that they read off a tensor themselves
-_READS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
-
-# One thing, several names: in place or not, by which library, whether or not autograd watches.
-_MOVES = {
-    "view", "_unsafe_view", "reshape", "_reshape_alias", "as_strided", "permute", "transpose", "t", "squeeze",
-    "unsqueeze", "expand", "clone", "detach", "alias", "slice", "select", "split", "split_with_sizes", "unbind",
-    "lift_fresh", "_to_copy", "copy", "contiguous", "unsafe_split", "unfold", "narrow", "view_copy", "diagonal",
-    "_conj", "unsafe_chunk", "chunk", "slice_scatter", "select_scatter", "fill", "zero", "detach_copy", "expand_copy",
-    "t_copy", "permute_copy", "_nested_view_from_buffer", "set",
-}  # fmt: skip
-_NORMALISATIONS = {
-    "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "_native_batch_norm_legit_no_training",
-    "_native_batch_norm_legit", "_batch_norm_no_update", "_batch_norm_with_update",
-}  # fmt: skip
 
 
 def watch(function: ImageMap, image: Tensor) -> Seen:
@@ -77,107 +40,51 @@ def watch(function: ImageMap, image: Tensor) -> Seen:
     Raises:
         UnprovenOperationError: If Python looks at a number that depends on the image, or starts a thread.
     """
-    notes = _Notes()
-    image = image.detach().clone()
-    notes.mark(image)
-    try:
-        with torch.no_grad(), unchecked(), _no_other_ways(notes), _Exits(notes), _Operations(notes):
-            result = function(image)
-        notes.feed(result)
-    except Exception as error:
-        notes.break_off(f"fails while it is watched ({error})")
-    notes.raise_if_broken()
-    disguised = _Notes()  # once more on a tensor that takes the watching along into other threads
+    seen, image = noted(function, image), image.detach().clone()
+    disguised = Notes()  # once more on a tensor that takes the watching along into other threads
     with torch.no_grad(), unchecked():
         try:
             function(_Watched.around(image, disguised))
         except Exception as error:
             disguised.break_off(f"fails on a tensor that is watched ({error})")
     disguised.raise_if_broken()
-    return Seen(notes.hashed.hexdigest(), notes.counts)
+    return seen
 
 
-class _Notes:
-    def __init__(self) -> None:
-        self.hashed = hashlib.sha256()
-        self.counts: Counter[str] = Counter()
-        self.broken: str | None = None
-        self._numbers: dict[int, int] = {}  # memory that depends on the image
-        self._alive: list[Tensor] = []  # an address means nothing once its memory is free
-
-    def mark(self, tensor: Tensor) -> None:
-        self._numbers.setdefault(_memory(tensor), len(self._numbers))
-        self._alive.append(tensor)
-
-    def depends(self, tensor: Tensor) -> bool:
-        return _memory(tensor) in self._numbers
-
-    def break_off(self, what: str) -> None:
-        self.broken = self.broken or what
-
-    def take_out(self, tensor: object, by: str) -> None:
-        """Note that numbers are taken out of a tensor, if it depends on the image."""
-        with torch._C.DisableTorchFunction():
-            if isinstance(tensor, Tensor) and self.depends(tensor):
-                self.break_off(f"takes numbers out of a tensor (`{by}`)")
-
-    def raise_if_broken(self) -> None:
-        if self.broken is not None:
-            raise UnprovenOperationError(
-                f"Expected a function that treats all images alike but it {self.broken}; decide nothing by pixel "
-                "values and do not leave torch, or use Clever (estimated) or SmoothedEncoder (probabilistic)."
-            )
-
-    def operation(self, func: Any, args: object) -> None:
-        """Note an operation on what depends on the image."""
-        name = func._schema.name.rpartition("::")[2].removesuffix("_")
-        if not name.startswith("_nested") and name not in _MOVES:
-            self.counts[_described(name, args, self.depends)] += 1
-        masked = func is aten.index.Tensor and not _has_mask(args)
-        if _READS & set(func.tags) and not masked:
-            self.break_off(f"reads a value that depends on the image (`{func}`)")
-        self.hashed.update(f"{func}:".encode())
-        self.feed(args)
-
-    def feed(self, values: object) -> None:
-        """Hash values: of tensors that depend on the image where they lie, of all others what they are."""
-        flat, structure = tree_flatten(values)
-        self.hashed.update(str(structure).encode())
-        for value in flat:
-            if isinstance(value, Tensor) and self.depends(value):
-                place = (self._numbers[_memory(value)], value.shape, value.stride(), value.storage_offset())
-                feed(self.hashed, place)
-            else:
-                feed(self.hashed, value)
+def noted(function: Callable[[Tensor], object], images: Tensor) -> Seen:
+    """Run a function on images, in whichever way, and note what it does; see :func:`watch`."""
+    notes = Notes()
+    images = images.detach().clone()
+    notes.mark(images)
+    try:
+        with torch.no_grad(), unchecked(), _no_other_ways(notes), _Exits(notes), _Operations(notes):
+            result = function(images)
+        notes.feed(result)
+    except Exception as error:
+        notes.break_off(f"fails while it is watched ({error})")
+    notes.raise_if_broken()
+    return Seen(notes.hashed.hexdigest(), notes.counts, frozenset(notes.kinds))
 
 
-def _described(name: str, args: object, depends: Callable[[Tensor], bool]) -> str:
-    """Return an operation's name and a digest of its constants."""
-    normalises = name in _NORMALISATIONS  # each has arguments of its own
-    hashed = hashlib.sha256()
-    for value in tree_flatten(args)[0]:
-        constant = isinstance(value, Tensor) and not depends(value)
-        if constant or (isinstance(value, int | float) and not isinstance(value, bool) and not normalises):
-            feed(hashed, value if constant else float(value))
-    return f"{'batch_norm' if normalises else name} {hashed.hexdigest()}"
+def scrambled(function: ImageMap, image: Tensor, seed: int) -> Tensor:
+    """Run a function while every operation's result is moved at random, by a seed, its kind and its turn.
 
-
-def _memory(tensor: Tensor) -> int:
-    """Return where a tensor's numbers lie: two tensors that share them have this in common, however that came about."""
-    place = tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else 0
-    return place or -id(tensor)
-
-
-def _has_mask(args: Any) -> bool:
-    return any(isinstance(x, Tensor) and x.dtype in (torch.bool, torch.uint8) for x in tree_flatten(args[0][1])[0])
+    What is 0 on all ordinary images is not, then: which of two such numbers a function takes makes a difference.
+    """
+    notes = Notes()
+    image = image.detach().clone()
+    notes.mark(image)
+    with torch.no_grad(), unchecked(), _Operations(notes, seed):
+        return function(image)
 
 
 class _Operations(TorchDispatchMode):
     """Note every operation on ordinary tensors, in this thread."""
 
-    def __init__(self, notes: _Notes) -> None:
+    def __init__(self, notes: Notes, seed: int | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's is untyped
         self.notes = notes
+        self.seed = seed
 
     def __torch_dispatch__(  # the name and the arguments are torch's
         self,
@@ -189,11 +96,16 @@ class _Operations(TorchDispatchMode):
         kwargs = kwargs or {}
         tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
         touched = any(self.notes.depends(tensor) for tensor in tensors)
-        if touched:
-            self.notes.operation(func, (args, kwargs))
+        described = self.notes.operation(func, (args, kwargs)) if touched else None
         if is_random(func, args, kwargs):
             self.notes.break_off(f"draws random numbers (`{func}`)")
+        depending = [x for x in tensors if self.notes.depends(x)] if touched else []
         result = func(*args, **kwargs)
+        if described is None:
+            self.notes.moved(depending, result)
+        elif self.seed is not None:
+            turn = f"{self.seed} {described} {self.notes.counts[described]}"
+            result = tree_map(lambda x: _shaken(x, turn, in_place=func._schema.is_mutable), result)
         if touched:
             changed = [x for x in tensors if func._schema.is_mutable]
             for tensor in (*changed, *tree_flatten(result)[0]):
@@ -202,10 +114,20 @@ class _Operations(TorchDispatchMode):
         return result
 
 
+def _shaken(value: object, turn: str, *, in_place: bool) -> object:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return value
+    seed = int.from_bytes(hashlib.sha256(turn.encode()).digest()[:7], "big")
+    generator = torch.Generator().manual_seed(seed)
+    size = 10 ** (6 * torch.rand(1, generator=generator) - 2)  # a small one must not be lost beside a large one
+    noise = (size * torch.randn(value.numel(), generator=generator)).view(value.shape).to(value)
+    return value.add_(noise) if in_place else value + noise
+
+
 class _Exits(TorchFunctionMode):
     """Note when Python takes numbers out of a tensor that depends on the image."""
 
-    def __init__(self, notes: _Notes) -> None:
+    def __init__(self, notes: Notes) -> None:
         super().__init__()
         self.notes = notes
 
@@ -218,7 +140,7 @@ class _Exits(TorchFunctionMode):
     ) -> Any:
         """Note a call and pass it on."""
         kwargs = kwargs or {}
-        looked_at = args[:1] if func in _EXITS else (*args[1:], *kwargs.values()) if func in _SPLITS else ()
+        looked_at = args[:1] if func in EXITS else (*args[1:], *kwargs.values()) if func in SPLITS else ()
         for tensor in looked_at:
             self.notes.take_out(tensor, getattr(func, "__name__", str(func)))
         return func(*args, **kwargs)
@@ -228,10 +150,10 @@ class _Watched(Tensor):
     """A tensor that notes when it is looked at, in whichever thread."""
 
     value: Tensor
-    notes: _Notes
+    notes: Notes
 
     @staticmethod
-    def around(value: Tensor, notes: _Notes) -> _Watched:
+    def around(value: Tensor, notes: Notes) -> _Watched:
         """Wrap a tensor."""
         wrapped: _Watched = Tensor._make_wrapper_subclass(
             _Watched, value.shape, strides=value.stride(), storage_offset=value.storage_offset(),
@@ -249,7 +171,7 @@ class _Watched(Tensor):
         kwargs: Any = None,
     ) -> Any:
         """Note a call that takes numbers out, and pass it on."""
-        if func in _EXITS:
+        if func in EXITS:
             first = args[0]
             if isinstance(first, _Watched):
                 first.notes.break_off(f"takes numbers out of a tensor (`{getattr(func, '__name__', func)}`)")
@@ -263,7 +185,7 @@ class _Watched(Tensor):
         """Note an operation that looks, and run it on what is wrapped."""
         flat = [x for x in tree_flatten((args, kwargs or {}))[0] if isinstance(x, _Watched)]
         notes = flat[0].notes
-        if _READS & set(func.tags) and not (func is aten.index.Tensor and not _has_mask((args, {}))):
+        if READS & set(func.tags) and not (func is aten.index.Tensor and not has_mask((args, {}))):
             notes.break_off(f"reads a value that depends on the image (`{func}`)")
         plain = tree_map(lambda x: x.value if isinstance(x, _Watched) else x, (args, kwargs or {}))
         result = func(*plain[0], **plain[1])
@@ -285,12 +207,17 @@ _HANDOVERS: list[tuple[Any, str]] = [
 
 
 # What is called to make a number of a tensor, by torch.tensor([...]) and other threads where no mode of torch follows.
-_CONVERSIONS = ("__bool__", "__int__", "__index__", "__float__", "__complex__", "item", "tolist", "numpy", "__array__")
+_CONVERSIONS = (
+    "__bool__", "__int__", "__index__", "__float__", "__complex__", "item", "tolist", "numpy", "__array__",
+    "is_nonzero", "equal", "allclose", "data_ptr", "untyped_storage", "__dlpack__", "share_memory_", "apply_", "map_",
+    "map2_",
+)  # fmt: skip
+_ANSWERS = ("is_nonzero", "equal", "allclose", "to_dlpack", "_to_dlpack", "_to_dlpack_versioned")  # of functions
 _ALONE = threading.RLock()  # what is put into classes of all threads is taken out in the opposite order
 
 
 @contextmanager
-def _no_other_ways(notes: _Notes) -> Iterator[None]:
+def _no_other_ways(notes: Notes) -> Iterator[None]:
     """Note when work is handed to another thread, or a tensor made a number, where no mode of torch follows."""
     this = threading.get_ident()
 
@@ -304,7 +231,8 @@ def _no_other_ways(notes: _Notes) -> Iterator[None]:
 
     def conversion(original: Callable[..., Any]) -> Callable[..., Any]:
         def call(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
-            notes.take_out(tensor, original.__name__)
+            for given in (tensor, *args):
+                notes.take_out(given, original.__name__)
             return original(tensor, *args, **kwargs)
 
         return call
@@ -314,4 +242,7 @@ def _no_other_ways(notes: _Notes) -> Iterator[None]:
             stack.enter_context(patch.object(owner, name, handover(getattr(owner, name))))
         for name in _CONVERSIONS:
             stack.enter_context(patch.object(Tensor, name, conversion(getattr(Tensor, name))))
+        for owner, name in itertools.product((torch, torch._C, torch.utils.dlpack), _ANSWERS):
+            if hasattr(owner, name):
+                stack.enter_context(patch.object(owner, name, conversion(getattr(owner, name))))
         yield
