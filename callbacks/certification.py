@@ -24,7 +24,7 @@ from ellips.metrics.radii import radii_of_data
 from ellips.pipeline import ImageClassifier
 from ellips.precision import full_precision
 from ellips.reporting import LabelledCurve, accuracy_table, plot_curves, save_figure
-from ellips.reporting.curves import group_by_claim
+from ellips.reporting.curves import group_by_claim, radius_text
 from ellips.reporting.summary import label_with
 from ellips.types import DEFAULT_RADII, SOUNDNESS_ORDER, SPACES, HeadOutput, Series, Soundness, Space
 from ellips.validation import fraction, one_of, positive
@@ -52,7 +52,8 @@ class CertificationCallback(EvaluationCallback):
     validation, or test, that certifies a space, for all its series, and kept from then on. They go into checkpoints
     and, for a fit that goes on from one made before that validation, into ``certified_radii.json`` beside the figures:
     a resumed fit, and a test of its checkpoint, show the same. Radii that another callback monitors
-    (``val/certified_accuracy/latent-exact@0.5``) are added to them.
+    (``val/certified_accuracy/latent-exact@0.5``) are added, to given ones, too. Names have six digits of a radius, and
+    are never above it.
 
     Args:
         radii: Radii in latent space to log and tabulate; None: those of the data.
@@ -217,7 +218,7 @@ class CertificationCallback(EvaluationCallback):
             found = [(r["radius"], r["prediction"], r["label"]) for series, r in rows.items() if series.space == space]
             if space not in self.radii and any(len(radius) for radius, *_ in found):
                 self.radii[space] = _with_clean(radii_of_data(found, DEFAULT_RADII[space]))
-            if space in self.radii and space not in self.given:
+            if space in self.radii:
                 self.radii[space] = tuple(sorted({*self.radii[space], *self._monitored.get(space, ())}))
         if self.radii != before and trainer.state.fn == "fit" and trainer.is_global_zero and not _is_try(trainer):
             replace_file(folder / RADII_FILE, json.dumps(self.state_dict()["radii"]) + "\n")
@@ -241,7 +242,7 @@ class CertificationCallback(EvaluationCallback):
         values = {f"{stage}/average_certified_radius/{key}": float(average_certified_radius(found["radius"], *what))}
         for radius, accuracy in _at(curve.curve, self.radii[series.space]):
             if radius > _CLEAN:
-                values[f"{stage}/certified_accuracy/{key}@{radius:g}"] = accuracy
+                values[f"{stage}/certified_accuracy/{key}@{radius_text(radius, 6)}"] = accuracy
             elif series.space == "latent":
                 values[f"{stage}/clean_accuracy"] = accuracy
         if series.space == "latent":

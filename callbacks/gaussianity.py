@@ -15,6 +15,7 @@ from ellips.classifier import Ellips
 from ellips.metrics import DistinctRows
 from ellips.metrics.functional import check_radii
 from ellips.metrics.radii import radii_of_data
+from ellips.reporting.curves import radius_text
 from ellips.theory.degradation import Degradation, Estimator, degradation
 from ellips.theory.divergence import TooFewLatentsError
 from ellips.theory.normality import MardiaResult, mardia
@@ -165,6 +166,6 @@ class GaussianityCallback(EvaluationCallback):
         for radius, bound, lower in zip(
             self.radii or (), found.bound.tolist(), found.bound_lower.tolist(), strict=True
         ):
-            values[f"{stage}/degradation_bound/{series.name}@{radius:g}"] = bound
-            values[f"{stage}/degradation_bound_lower/{series.name}@{radius:g}"] = lower
+            values[f"{stage}/degradation_bound/{series.name}@{radius_text(radius, 6)}"] = bound
+            values[f"{stage}/degradation_bound_lower/{series.name}@{radius_text(radius, 6)}"] = lower
         return values

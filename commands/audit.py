@@ -45,7 +45,7 @@ from ellips.validation import at_least, positive
 from ellips.versions import versions
 
 from .audit_tsv import main as audit_tsv
-from .certify import certify_parser, images_identity, instantiate
+from .certify import certify_parser, files_identity, images_identity, instantiate
 from .messages import Parser
 from .migration import current_config, current_series
 from .processes import add_processes, launch
@@ -177,6 +177,9 @@ def _check_certifiers(what: dict[str, Any], certifiers: Sequence[InputCertifier]
     present = as_stored({"certifiers": describe(list(certifiers))})["certifiers"]
     if "certifiers" in what and what["certifiers"] != present:
         raise ValueError(f"Expected the certifiers of the run, {what['certifiers']}, but got {present}.")
+    files = files_identity(certifiers)
+    if any(what[name] != files.get(name) for name in ("certifier_files",) if name in what):
+        raise ValueError(f"Expected the certifiers' files of the run, {what['certifier_files']}, but got {files}.")
 
 
 def _check_images(what: dict[str, Any], data: Any, images: SelectionDataModule) -> None:  # noqa: ANN401 - any datamodule

@@ -127,6 +127,7 @@ def certify(
         "seed": seed_everything,
         "encoder": _fingerprint(classifier),
         **{f"{part}_digest": digest for part, digest in classifier.digests().items()},
+        **files_identity(certifier.certifiers),
     }
     journal = Journal(folder, certifier.series, settings)
     images.done = journal.done()
@@ -162,6 +163,12 @@ def images_identity(data: Any, rows: Sequence[int], split: str) -> dict[str, str
     content: str = source.content(rows)
     known = {name: value for name, value in source.identity().items() if name != TIMES}
     return known | ({"content": content} if content else {})
+
+
+def files_identity(certifiers: Sequence[InputCertifier]) -> dict[str, list[dict[str, str]]]:
+    """Return what certifiers read from files, for a run's settings; nothing where none of them does."""
+    files = [certifier.files for certifier in certifiers]
+    return {"certifier_files": files} if any(files) else {}
 
 
 def _as_begun(folder: ResultsFolder, images: dict[str, str]) -> dict[str, str]:

@@ -188,7 +188,7 @@ class FeatureCache:
         where = np.asarray(positions)
         shards = np.searchsorted(self._ends, where, side="right")
         width = self._shards[0]["feature"].shape[1]
-        features = torch.empty(len(where), width)
+        features = torch.empty(len(where), width, dtype=torch.float32)  # whatever torch's default is
         for shard in np.unique(shards):
             chosen = np.flatnonzero(shards == shard)
             start = 0 if shard == 0 else int(self._ends[shard - 1])

@@ -81,7 +81,7 @@ class SelectionDataModule(L.LightningDataModule):
 
 
 class _ByRows(Dataset[ImageBatch]):
-    """A loader's dataset, indexed by lists of positions."""
+    """A loader's dataset, indexed by lists of positions; images that say that they have others are refused."""
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         self.dataset: Any = loader.dataset
@@ -94,7 +94,13 @@ class _ByRows(Dataset[ImageBatch]):
     def __getitem__(self, rows: Sequence[int]) -> ImageBatch:
         batch = self.dataset[rows] if self.collate is None else self.collate([self.dataset[row] for row in rows])
         found = ImageBatch(*batch)
-        validate_pixels(found.image, found.index.tolist())
+        index = found.index.tolist()
+        if index != [row for row in rows if row in index]:  # some may be left out
+            raise ValueError(
+                f"Expected the images at {list(rows)[:5]} of the split to have these positions as their `index` but "
+                f"got {index[:5]}: rows would be of other images than they say."
+            )
+        validate_pixels(found.image, index)
         return found
 
 

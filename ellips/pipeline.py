@@ -119,7 +119,13 @@ class ImageClassifier(nn.Module):
                 "take the checkpoint as it was written, or join the two yourself: ImageClassifier(encoder, head)."
             )
         recorded = checkpoint.get("encoder_fingerprint")
-        if recorded is not None and fingerprint is not None:
+        if recorded is not None:
+            if fingerprint is None:
+                raise EncoderMismatchError(
+                    f"Expected the encoder that the head of {path} was trained on but {type(encoder).__name__} has no "
+                    "`fingerprint` to tell by; give the whole FrozenEncoder, not its backbone, or join the two "
+                    "yourself: ImageClassifier(encoder, head)."
+                )
             check_fingerprint(recorded, fingerprint())
         classifier = cls(encoder, head)
         classifier.description = dict(checkpoint.get("data") or {})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from functools import reduce
+from threading import Lock, get_ident
 from typing import Any, Literal, get_args
 
 import torch
@@ -30,6 +31,12 @@ _FLAGS = (
     ("cuda.matmul", "allow_fp16_accumulation"),
 )
 
+_LOCK = Lock()
+_INSIDE: list[int] = []  # the threads that compute in full precision, one as often as it began to
+_OUTSIDE: list[tuple[Any, str, Any]] = []  # the settings that the first of them found
+
+_GRAIN = 2**15  # numbers of a tensor that torch does not share among threads
+
 
 def require_subnormals() -> None:
     """Refuse to prove anything where the processor takes the smallest numbers, of weights too, for 0.
@@ -37,7 +44,10 @@ def require_subnormals() -> None:
     Raises:
         RuntimeError: If it does.
     """
-    if float(torch.tensor(2.0**-1074, dtype=torch.float64) * 1.0) == 0:
+    # In every thread that a large tensor is worked on in: what a thread was started with stays with it.
+    few = torch.zeros(_GRAIN * torch.get_num_threads(), dtype=torch.float64)
+    few[:: _GRAIN // 32] = 2.0**-1074
+    if int((few * 1.0).count_nonzero()) < 32 * torch.get_num_threads():
         raise RuntimeError("Expected IEEE arithmetic but subnormals are flushed: torch.set_flush_denormal(False).")
 
 
@@ -105,18 +115,28 @@ def in_float32(module: nn.Module | None) -> Iterator[None]:
 def full_precision() -> Iterator[None]:
     """Compute products of float32 numbers in float32: TF32 and reduced precision are off, on every device.
 
-    Wherever a certificate or its input is computed, whatever the user's global setting is; it is restored after.
+    Wherever a certificate or its input is computed, whatever the user's global setting is; it is restored after, and
+    where several threads compute at once when the last of them ends: settings are those of all.
     """
-    saved = _settings()
+    thread = get_ident()
+    with _LOCK:
+        saved = _settings()
+        if not _INSIDE:
+            _OUTSIDE[:] = saved
+        _INSIDE.append(thread)
     try:
-        with suppress(RuntimeError):  # raised if the user has mixed torch's two ways to say it
-            torch.set_float32_matmul_precision("highest")
-        for place, name, _ in saved:
-            _set(place, name, "ieee" if name == "fp32_precision" else False)
+        with _LOCK:
+            with suppress(RuntimeError):  # raised if the user has mixed torch's two ways to say it
+                torch.set_float32_matmul_precision("highest")
+            for place, name, _ in saved:
+                _set(place, name, "ieee" if name == "fp32_precision" else False)
         yield
     finally:
-        for place, name, value in saved:
-            _set(place, name, value)
+        with _LOCK:
+            _INSIDE.remove(thread)
+            if all(other == thread for other in _INSIDE):
+                for place, name, value in saved if _INSIDE else _OUTSIDE:
+                    _set(place, name, value)
 
 
 def _settings() -> list[tuple[Any, str, Any]]:

@@ -7,11 +7,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 
 from certify import main
 from datamodules import DigitsDataModule
+from ellips.audit import AttackSettings
+from ellips.commands.audit import audit
 from ellips.encoders import FrozenEncoder
 from ellips.errors import EncoderMismatchError
+from ellips.files import ResultsFolder
 from ellips.files.proofs import load_certificates, save_certificates
 from ellips.files.table import read_table
 from ellips.files.tsv import read_tsv
@@ -182,6 +186,21 @@ def test_votes_are_a_series_like_any_other(config: Path, tmp_path: Path) -> None
     shared = {**votes, "init_args": {**settings, "num_images": 3}}
     with pytest.raises(ValueError, match="at most num_images=3 images to share"):
         main([*args[:2], "--out", str(tmp_path / "b"), "--max", "4", "--certifiers", yaml.safe_dump([shared])])
+
+
+def test_another_linear_head_in_the_same_file_makes_another_run(config: Path, tmp_path: Path) -> None:
+    head, out = tmp_path / "head.safetensors", tmp_path / "out"
+    settings = {"sigma": 0.1, "num_samples": 20, "num_selection": 4, "stopping": "fixed", "linear_head": str(head)}
+    votes = {"class_path": "ellips.input_certifiers.SmoothedDecision", "init_args": settings}
+    args = ["--config", str(config), "--out", str(out), "--certifiers", yaml.safe_dump([votes]), "--max"]
+    weight = torch.randn(10, 96, generator=torch.Generator().manual_seed(0))
+    save_file({"weight": weight, "bias": torch.zeros(10)}, head)
+    assert main([*args, "2"]) == 0
+    save_file({"weight": -weight, "bias": torch.zeros(10)}, head)
+    with pytest.raises(ValueError, match="differs in certifier_files"):
+        main([*args, "2"])
+    with pytest.raises(ValueError, match="Expected the certifiers' files of the run"):
+        audit(ResultsFolder(out), AttackSettings(steps=1), 1)
 
 
 def test_means_under_noise_are_kept_and_their_certificates_hold(config: Path, tmp_path: Path) -> None:

@@ -273,7 +273,7 @@ def test_half_precision_is_never_deterministic(precision: Precision) -> None:
         nn.Sequential(nn.Flatten(), nn.Linear(64, 4)), in_channels=1, input_size=8, precision=precision
     )
     half = ImageClassifier(encoder, EllipsHead(4, 3, latent_dim=None, shrinkage=0.5).fit(encoder(IMAGES), LABELS))
-    for source in (SpectralProduct(), KnownConstant(1.0)):
+    for source in (SpectralProduct(), KnownConstant(1.0), KnownConstant(1.0, soundness="probabilistic")):
         with pytest.raises(UnprovenOperationError):
             half.certify(IMAGES[:1], source)
     encoder.precision = "32"

@@ -101,7 +101,7 @@ class Certificate:
         """
         all_at_least(0, uncertainty=uncertainty)
         off = uncertainty.to(self.radius)
-        left = round_down((round_down(self.radius, 4) - off).clamp_min(0))
+        left = round_down(round_down(self.radius, 4) - off)  # 0 where more is off than there was
         return replace(self, radius=torch.where(off.isinf(), 0.0, left))
 
     def to_input(self, bound: LipschitzBound) -> Certificate:
@@ -120,20 +120,22 @@ class Certificate:
         """
         if self.space != "latent":
             raise ValueError("Expected a certificate in latent space but got one in input space already.")
-        constant, ball = (x.to(self.radius) for x in (bound.constant, bound.ball_radius))
+        # In float64: narrower types would round a constant down to 0, or the ball up.
+        radius = self.radius.double()
+        constant, ball = (x.to(radius) for x in (bound.constant, bound.ball_radius))
         if len(bound) != len(self):
             raise ValueError(f"Expected a Lipschitz constant for each of {len(self)} points but got {len(bound)}.")
         all_at_least(0, constant=constant, ball_radius=ball)
         # L = 0: the latent never moves. inf/inf would be NaN where an unbounded radius meets an unknown constant.
-        ratio = torch.where(constant == 0, torch.inf, self.radius / constant)
+        ratio = torch.where(constant == 0, torch.inf, radius / constant)
         ratio = torch.where(constant.isinf(), torch.zeros_like(ratio), ratio)
-        ratio = torch.where(self.radius == 0, torch.zeros_like(ratio), ratio)
+        ratio = torch.where(radius == 0, torch.zeros_like(ratio), ratio)
         return replace(
             self,
             radius=torch.minimum(round_down(ratio), ball),
             soundness=weakest(self.soundness, bound.soundness),
             space="input",
-            latent_radius=self.radius,
+            latent_radius=radius,
             lipschitz=constant,
             ball_radius=ball,
             source=bound.source,
@@ -186,5 +188,9 @@ class Certificate:
 
 
 def round_down(x: Tensor, ulps: int = 2) -> Tensor:
-    """Return non-negative floats lowered by some units in the last place: what rounding may have added."""
-    return x * (1 - ulps * torch.finfo(x.dtype).eps)
+    """Return floats lowered by some units in the last place, what rounding may have added, and at least 0.
+
+    Subnormal ones, whose last place is all that they have, become 0.
+    """
+    lowered = x * (1 - ulps * torch.finfo(x.dtype).eps)
+    return torch.where(x < torch.finfo(x.dtype).tiny, torch.zeros_like(x), lowered)

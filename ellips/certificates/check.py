@@ -19,6 +19,8 @@ from ellips.certificates.multipliers import find_multipliers
 from ellips.certificates.ties import StoredClass, margin_sign
 from ellips.certificates.verify_low_rank import LowRankFarRivals, LowRankKernel, kernel_of
 from ellips.gaussians import Mixture
+from ellips.gaussians.fingerprint import fingerprint
+from ellips.precision import require_subnormals
 
 _SCORED_ELEMENTS, _PROVEN_ELEMENTS = 2**22, 2**18  # at a time; what is factorised stays in the processor's caches
 _BALANCES = (1.0, 2.0**-5, 2.0**-10, 2.0**-15)
@@ -56,7 +58,7 @@ def check(
 
     Raises:
         ValueError: If lengths disagree, method or ``rivals`` are unknown, classes are not int64 or radii no floating
-            point, or as :meth:`Mixture.validate`.
+            point, the prover is another mixture's, or as :meth:`Mixture.validate`.
         NotFittedError: If no mixture was fitted.
         RuntimeError: If this process flushes subnormal numbers to zero.
     """
@@ -66,7 +68,23 @@ def check(
     require_method(certificate)
     if rivals not in ("all", "named"):
         raise ValueError(f"Expected `rivals` to be 'all' or 'named' but got {rivals!r}.")
-    return (prover or Prover(mixture)).check(z, certificate, rivals == "all").to(z.device)
+    return prover_of(mixture, prover).check(z, certificate, rivals == "all").to(z.device)
+
+
+def prover_of(mixture: Mixture, prover: Prover | None) -> Prover:
+    """Return what proves claims of a mixture: what is given, if it is of this mixture as it is now, or a new one.
+
+    Raises:
+        ValueError: If it is of another mixture, or this one was changed since.
+        RuntimeError: If a thread of this process flushes subnormal numbers to zero; the kernel asks one alone.
+    """
+    require_subnormals()
+    if prover is not None and not prover.is_of(mixture):
+        raise ValueError(
+            "Expected the prover to be of this mixture as it is now but it is of another one, or of what this one was "
+            "before it changed; make a new one: Prover(mixture)."
+        )
+    return prover or Prover(mixture)
 
 
 def require_method(certificate: Certificate) -> None:
@@ -130,12 +148,16 @@ class Prover:
     """
 
     def __init__(self, mixture: Mixture) -> None:
-        self._mixture, self._kernel = mixture, kernel_of(mixture)
+        self._mixture, self._kernel, self._stored_bits = mixture, kernel_of(mixture), _bits(mixture)
         stored = (self._kernel.means, self._kernel.factors, self._kernel.log_priors)
         # Class by class: the question takes as much memory as what it is asked of.
         self._usable = all(bool(part.isfinite().all()) for x in stored for part in x.split(1))
         self._classes: dict[int, StoredClass] = {}
         self._far: FarRivals | None = None
+
+    def is_of(self, mixture: Mixture) -> bool:
+        """Whether a mixture holds the numbers that claims are proven of here."""
+        return _bits(mixture) == self._stored_bits
 
     def check(self, z: Tensor, certificate: Certificate, every: bool = True) -> Tensor:
         """Return which certificates are proven; see :func:`check`. The result is on the processor."""
@@ -261,6 +283,12 @@ class Prover:
             factor = kernel.factors[0 if isinstance(kernel, LowRankKernel) else k].tolist()
             self._classes[k] = StoredClass(mean, factor, log_prior, *rest)
         return self._classes[k]
+
+
+def _bits(mixture: Mixture) -> tuple[object, ...]:
+    """Return what tells a mixture's stored numbers from others."""
+    tensors = mixture.stored
+    return (mixture.covariance_type, *(tensor.shape for tensor in tensors), *fingerprint(tensors))
 
 
 def _require_types(**tensors: Tensor) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ellips.certificates.certificate import Certificate, round_down
-from ellips.certificates.check import Prover, claimed_radius, require_method
+from ellips.certificates.check import Prover, claimed_radius, prover_of, require_method
 from ellips.certificates.multipliers import find_multipliers
 from ellips.gaussians import Mixture
 
@@ -44,7 +44,7 @@ def confirm(mixture: Mixture, z: Tensor, certificate: Certificate, prover: Prove
     """
     require_method(certificate)
     z = mixture.validate(z).detach()
-    certificate, prover = certificate.detach(), prover or Prover(mixture)
+    certificate, prover = certificate.detach(), prover_of(mixture, prover)
     if certificate.space == "latent":
         return _noted(prover, z, certificate, _confirmed(mixture, prover, z, certificate))
     latent, constant, ball = certificate.latent_radius, certificate.lipschitz, certificate.ball_radius

@@ -160,7 +160,7 @@ class FactoredGeometry(Geometry):
         score_errors = score_error(dim, distances, errors, self.offset_sizes)
         slip = gamma(2 * dim + 8, dtype) * self.factor_norms.square() * (norms.unsqueeze(1) + self.mean_norms)
         slip = slip + slip.gather(1, prediction.unsqueeze(1))
-        slip = slip + UNDERFLOW[dtype] * dim**0.5 * (1 + UNDERFLOW[dtype] * self.factor_norms.amax().square())
+        slip = slip + UNDERFLOW[dtype] * (dim + self.factor_norms.amax().square())  # of points that underflow, too
         return Scores(prediction, scores, score_errors, computed.mul_(1 + gamma(dim + 4, dtype)) + slip, norms)
 
     def _half_gradient_norms(self, x: Tensor, prediction: Tensor) -> Tensor:

@@ -29,9 +29,9 @@ def find_multipliers(
     Returns:
         Shape ``(M,)``; NaN where the solvers predict another class.
     """
-    multiplier = torch.full_like(radius, torch.nan)
     device = mixture.means.device
     with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+        multiplier = torch.full_like(radius, torch.nan)  # here: of inference mode it could not be written to
         geometry = geometry_of(mixture)
         if not all(bool(t.isfinite().all()) for t in (geometry.factor_norms, geometry.offsets_from_center)):
             return multiplier

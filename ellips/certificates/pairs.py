@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from threading import RLock
 from typing import NamedTuple
 
 import torch
@@ -32,6 +33,9 @@ class Spectra(NamedTuple):
 class PairSpectra(ABC):
     """Eigen-decompositions of P_i − P_j for pairs of classes, each made when it is first needed.
 
+    Several threads may ask at once: where a pair stands is said together with the spectra that it stands in, which are
+    never written to again.
+
     Args:
         geometry: The mixture.
         elements: Numbers that one pair's eigenvectors take.
@@ -42,7 +46,8 @@ class PairSpectra(ABC):
         classes = geometry.num_classes
         self._slot = torch.full((classes, classes), -1, dtype=torch.int64, device=geometry.offsets.device)
         self._spectra: Spectra | None = None
-        self._shifted: tuple[Tensor, Tensor] | None = None
+        self._shifted: tuple[Spectra, Tensor, Tensor] | None = None
+        self._lock = RLock()
 
     @abstractmethod
     def _decompose(self, low: Tensor, high: Tensor) -> Spectra:
@@ -80,8 +85,8 @@ class PairSpectra(ABC):
         """
         root = (self._geometry.dim + 1) ** 0.5
         low, high = torch.minimum(prediction, rival), torch.maximum(prediction, rival)
-        _, spectra = self._find(low[low != high], high[low != high])
-        slot = self._slot[low, high].clamp(min=0)
+        differ, slot = low != high, torch.zeros_like(low)
+        slot[differ], spectra = self._find(low[differ], high[differ])
         slack: Tensor = 2 * root * (spectra.gain_error[slot] * norm + spectra.shift_error[slot])
         return slack
 
@@ -107,7 +112,7 @@ class PairSpectra(ABC):
         beta = _rotate(x, spectra, slot).abs_()
         beta += (spectra.gain_error[slot] * x.norm(dim=-1) + spectra.shift_error[slot]).unsqueeze(-1)
         spread, concavity = self._ends_first(spectra)
-        rows = slot + downwards * len(self)
+        rows = slot + downwards * len(spectra.values)
         return Problems(margin[order], beta.square_(), spread.index_select(0, rows), concavity[rows]), order
 
     def portions(self, prediction: Tensor, rival: Tensor) -> list[Tensor]:
@@ -126,33 +131,35 @@ class PairSpectra(ABC):
 
     def _ends_first(self, spectra: Spectra) -> tuple[Tensor, Tensor]:
         """λ + ℓ and ℓ = (−λ_min)₊ of all W and then all −W, errors subtracted, shapes ``(2n, d)`` and ``(2n,)``."""
-        if self._shifted is None:
+        known = self._shifted
+        if known is None or known[0] is not spectra:
             both = torch.cat([spectra.values, -spectra.values]) - spectra.error.repeat(2).unsqueeze(-1)
             concavity = (-both.amin(-1)).clamp(min=0)
-            self._shifted = both + concavity.unsqueeze(-1), concavity
-        return self._shifted
+            known = self._shifted = spectra, both + concavity.unsqueeze(-1), concavity
+        return known[1:]
 
     def _find(self, low: Tensor, high: Tensor) -> tuple[Tensor, Spectra]:
         """Return where the spectra of pairs low < high are, after decomposing those that are missing."""
-        missing = (self._slot[low, high] < 0).nonzero().squeeze(1)
-        if len(missing):
-            classes = self._geometry.num_classes
-            codes = torch.unique(low[missing] * classes + high[missing])
-            if (len(self) + len(codes)) * self._elements > _KEPT_ELEMENTS:  # start over, with what is needed now
-                self._spectra = None
-                self._slot.fill_(-1)
-                codes = torch.unique(low * classes + high)
-            self._add(codes // classes, codes % classes)
-        assert self._spectra is not None  # for the type checker
-        return self._slot[low, high], self._spectra
+        with self._lock:
+            missing = (self._slot[low, high] < 0).nonzero().squeeze(1)
+            if len(missing):
+                classes = self._geometry.num_classes
+                codes = torch.unique(low[missing] * classes + high[missing])
+                if (len(self) + len(codes)) * self._elements > _KEPT_ELEMENTS:  # start over, with what is needed now
+                    self._spectra = self._shifted = None
+                    self._slot.fill_(-1)
+                    codes = torch.unique(low * classes + high)
+                self._add(codes // classes, codes % classes)
+            assert self._spectra is not None  # for the type checker
+            return self._slot[low, high], self._spectra
 
     def _add(self, low: Tensor, high: Tensor) -> None:
         rows = max(1, _BATCH_ELEMENTS // self._elements)
-        self._shifted = None
         new = [self._decompose(*pair) for pair in zip(low.split(rows), high.split(rows), strict=True)]
-        self._slot[low, high] = torch.arange(len(low), device=low.device) + len(self)
+        place = torch.arange(len(low), device=low.device) + len(self)
         parts = new if self._spectra is None else [self._spectra, *new]
         self._spectra = Spectra(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+        self._slot[low, high] = place  # last: memory may have run out above, and whoever asks again asks for them
 
 
 def _rotate(x: Tensor, spectra: Spectra, slot: Tensor) -> Tensor:

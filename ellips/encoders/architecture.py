@@ -54,6 +54,11 @@ class EncoderArchitecture(ABC):
     def scaled(self, plain: nn.Module) -> Iterable[nn.Parameter]:
         """Return the parameters of plain layers to divide so that all features are divided."""
 
+    @property
+    def untold(self) -> str:
+        """What of it neither its weights nor its image size tell, unless it is the default: for fingerprints."""
+        return ""
+
     def to_record(self) -> dict[str, Any]:
         """Return what JSON can hold and :meth:`from_record` reads."""
         return {"kind": self.kind, **asdict(self)}  # type: ignore[call-overload]  # a dataclass

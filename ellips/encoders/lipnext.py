@@ -79,6 +79,12 @@ class LipNeXtArchitecture(EncoderArchitecture):
                 f"Expected `feature_dim` to be at most the last width, {self.widths[-1]}, but got {self.feature_dim}."
             )
 
+    @property
+    def untold(self) -> str:
+        """The share of absolute values: two networks of the same weights may differ in it alone."""
+        default = LipNeXtArchitecture.absolute_share
+        return "" if self.absolute_share == default else f"absolute_share={self.absolute_share!r}"
+
     def build(self) -> LipNeXt:
         """Return the plain layers, whose last one is a linear layer, with random orthogonal weights."""
         return LipNeXt(self)

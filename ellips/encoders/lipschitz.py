@@ -149,6 +149,8 @@ class LipschitzEncoder(nn.Module):
         found = load_shipped(str(weights)) if shipped else load_file(weights)
         path = SHIPPED_FOLDER / f"{weights}.safetensors" if shipped else Path(found.origin)
         self.architecture = read_architecture(path)
+        if untold := self.architecture.untold:
+            self.ARCHITECTURE = f"{self.ARCHITECTURE}({untold})"
         self.layers = self.architecture.build()
         try:
             self.layers.load_state_dict(found.state)

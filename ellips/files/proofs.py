@@ -123,6 +123,7 @@ def load_certificates(path: str | Path) -> SavedCertificates:
         about: dict[str, Any] = json.loads(metadata["about"])
         damaged = about.get("content", None) not in (None, _content(tensors, about))
         ellips = _restore(tensors, about["covariance_type"])
+        found = ellips.digest()  # which only a fitted one has
         fields: dict[str, Any] = {**_under("certificate.", tensors), "diagnostics": _under("diagnostic.", tensors)}
         kind: dict[str, Any] = {name: about[name] for name in ("method", "soundness", "space", "source")}
         z, digest = tensors["z"], about["digest"]
@@ -130,10 +131,9 @@ def load_certificates(path: str | Path) -> SavedCertificates:
         raise ValueError(
             f"Expected {path} to hold certificates but something in it does not fit: {error!r}."
         ) from error
-    if ellips.digest() != digest:
+    if found != digest:
         raise ValueError(
-            f"Expected the classifier in {path} to have the digest {digest} but got {ellips.digest()}; "
-            "the file was altered."
+            f"Expected the classifier in {path} to have the digest {digest} but got {found}; the file was altered."
         )
     if damaged:
         raise ValueError(

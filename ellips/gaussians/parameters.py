@@ -188,7 +188,7 @@ class MixtureParameters(nn.Module):
             return (self.priors @ (between + self.structure.traces())).sqrt()
 
         scale: Tensor = self.derived("scale", compute)
-        return scale
+        return scale.clone()  # what is remembered is nobody's to write to
 
     @property
     def priors(self) -> Tensor:

@@ -116,6 +116,11 @@ class InputCertifier(ABC):
         """
 
     @property
+    def files(self) -> dict[str, str]:
+        """SHA-256 of what it reads from files, by the name of the setting that names one: a run is of one content."""
+        return {}
+
+    @property
     def strongest(self) -> Soundness | None:
         """The strongest word that its certificates ever have; None: not known."""
         return None

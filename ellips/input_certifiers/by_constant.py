@@ -17,9 +17,9 @@ from ellips.types import Soundness
 class ByConstant(InputCertifier):
     """The latent radius over a Lipschitz constant of image → latent: ``min(R / L, r)`` ([E26] Theorem 5.1, part 1).
 
-    Its soundness is the constant's. A ``deterministic`` certificate speaks of the network in exact arithmetic: how far
-    the latents are from those in float64 is subtracted from the latent radius and given as the diagnostic
-    ``latent_error``.
+    Its soundness is the constant's. A certificate that is not ``estimated`` speaks of the network in exact arithmetic,
+    since no network that rounds has a constant: how far the latents are from those in float64 is subtracted from the
+    latent radius and given as the diagnostic ``latent_error``.
 
     Args:
         source: Where the constant comes from.
@@ -30,7 +30,7 @@ class ByConstant(InputCertifier):
     def certify(self, chain: Chain, images: Tensor, latents: Tensor, certificate: Certificate) -> Certificate:
         """Divide the latent radii by the constant; see :meth:`InputCertifier.certify`."""
         bound = self.source(chain.latents, images)
-        if bound.soundness == "deterministic":
+        if bound.soundness != "estimated":
             error = evaluation_error(chain.latents, images, latents)
             bound = replace(bound, diagnostics={**bound.diagnostics, "latent_error": error})
             certificate = certificate.less(error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Literal, get_args
 
 import torch
@@ -12,8 +13,10 @@ from torch import Tensor
 from ellips.certificates import Certificate
 from ellips.chunks import ChunkSize, validate_chunk_size
 from ellips.encoders.linear import LinearHead
+from ellips.encoders.weights import state_digest
 from ellips.input_certifiers.base import AuditTarget, Chain, InputCertifier, validate_noisy_type, validate_shared_alpha
 from ellips.lipschitz.base import owning_module, validate_by_image, validate_eval_mode, validate_images
+from ellips.precision import full_precision
 from ellips.settings import UNRECORDED
 from ellips.smoothing import Decision, VotePlan, count_votes, majority, soft_votes
 from ellips.smoothing.voting import COPIES, LEVEL, Votes
@@ -120,13 +123,19 @@ class SmoothedDecision(InputCertifier):
         )
 
     def scores(self, chain: Chain) -> ImageMap:
-        """Return the scores whose largest is a copy's vote.
+        """Return the scores whose largest is a copy's vote, whatever autocast and TF32 are set to around them.
 
         Raises:
             ValueError: If they are a linear head's, and the encoder is not known or has other features.
             WeightsNotFoundError: If the head's file is not there.
         """
-        return chain.scores if self.linear_head is None else linear_scores(chain, self.linear_head)
+        found = chain.scores if self.linear_head is None else linear_scores(chain, self.linear_head)
+
+        def scores(images: Tensor) -> Tensor:
+            with full_precision(), torch.autocast(images.device.type, enabled=False):
+                return found(images)
+
+        return scores
 
     def decision(self, chain: Chain) -> Decision:
         """Return the classifier that is smoothed."""
@@ -184,6 +193,11 @@ class SmoothedDecision(InputCertifier):
         )
 
     @property
+    def files(self) -> dict[str, str]:
+        """The linear head, as it votes."""
+        return {} if self.linear_head is None else {"linear_head": f"sha256:{state_digest(_head(self.linear_head))}"}
+
+    @property
     def strongest(self) -> Soundness:
         """Votes are sampled."""
         return "probabilistic"
@@ -222,6 +236,13 @@ def linear_scores(chain: Chain, file: str) -> ImageMap:
     return scores
 
 
-@lru_cache(maxsize=4)
 def _head(file: str) -> LinearHead:
+    path = Path(file).expanduser()
+    written = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
+    return _read_head(file, tuple((f.name, s.st_mtime_ns, s.st_size) for f, s in ((f, f.stat()) for f in written)))
+
+
+@lru_cache(maxsize=4)
+def _read_head(file: str, changed: tuple[tuple[str, int, int], ...]) -> LinearHead:
+    del changed  # a file that was written anew is another one
     return LinearHead(file)

@@ -248,6 +248,8 @@ def mean_error(samples: Tensor, norm_bound: float, alpha: float, concentration: 
     by the empirical Bernstein inequality (Maurer & Pontil 2009, theorem 4) for half the squared distances of disjoint
     pairs of samples.
 
+    What float64 may round is added, of the mean as well: the sum of n vectors loses at most n u times their lengths.
+
     Args:
         samples: Shape ``(n, d)``, independent, with norms of at most ``norm_bound``; n even.
         norm_bound: The radius B.
@@ -255,11 +257,13 @@ def mean_error(samples: Tensor, norm_bound: float, alpha: float, concentration: 
         concentration: ``bernstein``, tighter where samples agree, or ``mcdiarmid``.
     """
     count = len(samples)
+    rounded = 4 * (count + samples.shape[1] + 16) * torch.finfo(torch.float64).eps
     if concentration == "mcdiarmid":
-        return norm_bound * (1 + math.sqrt(2 * math.log(1 / alpha))) / math.sqrt(count)
+        return norm_bound * ((1 + rounded) * (1 + math.sqrt(2 * math.log(1 / alpha))) / math.sqrt(count) + rounded)
     logarithm = math.log(4 / alpha)
     halves = (samples[0::2] - samples[1::2]).square().sum(dim=1) / 2  # expectation V, in [0, 2 B^2]
     pairs = len(halves)
     spread = math.sqrt(2 * float(halves.var()) * logarithm / pairs)
     variance = float(halves.mean()) + spread + 14 * norm_bound**2 * logarithm / (3 * (pairs - 1))
-    return math.sqrt(2 * variance * logarithm / count) + 4 * norm_bound * logarithm / count
+    error = math.sqrt(2 * variance * logarithm / count) + 4 * norm_bound * logarithm / count
+    return (1 + rounded) * error + rounded * norm_bound

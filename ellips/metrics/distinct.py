@@ -60,7 +60,8 @@ class DistinctRows(Metric):
         if given.keys() != self.columns.keys() or len(set(lengths.values())) > 1:
             raise ValueError(f"Expected one value per image for each of {list(self.columns)} but got {lengths}.")
         for name, value in given.items():
-            getattr(self, f"column_{name}").append(value.detach().to(self.columns[name].dtype))
+            # A copy: what a step returns may be written to by the next one.
+            getattr(self, f"column_{name}").append(value.detach().to(self.columns[name].dtype, copy=True))
 
     def rows(self) -> dict[str, Tensor]:
         """Return the columns in the order of the positions, ``index`` among them, each position once.

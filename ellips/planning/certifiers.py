@@ -72,8 +72,8 @@ def _(certifier: ByConstant, images: Images) -> Cost | None:
 
 @certifier_cost.register
 def _(source: KnownConstant, images: Images) -> Cost:
-    """Nothing for the constant; the rounding of a deterministic one is measured as for a proven one."""
-    return _rounding(images) if source.soundness == "deterministic" else Cost.fixed(Work())
+    """Nothing for the constant; the rounding of one that is not estimated is measured as for a proven one."""
+    return _rounding(images) if source.soundness != "estimated" else Cost.fixed(Work())
 
 
 @certifier_cost.register

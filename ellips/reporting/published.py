@@ -13,6 +13,7 @@ from rich.table import Table
 
 from ellips.files import ResultsFolder, read_configuration, read_json
 from ellips.metrics.functional import check_radii
+from ellips.reporting.curves import radius_text
 from ellips.types import SOUNDNESS_ORDER, Soundness
 from ellips.validation import one_of
 
@@ -144,7 +145,7 @@ def measured_row(row: RunRow, results: ResultsFolder) -> TableRow:
 
 def table_cells(table: PaperTable, rows: Sequence[TableRow]) -> list[list[str]]:
     """Return the heading and the lines as text: soundness has a column, and what is not known stays empty."""
-    head = ["method", "claim", "clean", *(f"{r:g}" for r in table.radii), "min / image", "images", "source"]
+    head = ["method", "claim", "clean", *(radius_text(r, 6) for r in table.radii), "min / image", "images", "source"]
     return [head] + [
         [
             row.method,

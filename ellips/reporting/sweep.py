@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ellips.files import RunFolder, read_configuration, read_json
+from ellips.reporting.curves import radius_text
 
 _OF_EVERY_RUN = ("name", "ckpt_path", "trainer.logger", "trainer.default_root_dir")
 """Settings that differ between any two runs and tell nothing of them."""
@@ -97,7 +98,9 @@ def _certified(folder: str, summary: Mapping[str, Any]) -> dict[str, float]:
         if "clean_accuracy" in entry:
             stem = f"{folder} {series} {entry['soundness']}"
             found[f"{stem} clean"] = entry["clean_accuracy"]["accuracy"]
-            found |= {f"{stem} @{point['radius']:g}": point["accuracy"] for point in entry["certified_accuracy"]}
+            found |= {
+                f"{stem} @{radius_text(point['radius'], 6)}": point["accuracy"] for point in entry["certified_accuracy"]
+            }
     return found
 
 

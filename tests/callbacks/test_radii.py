@@ -113,6 +113,14 @@ def test_a_monitored_radius_is_logged_though_the_data_have_others(tmp_path: Path
     assert len(radii_in(run.callback_metrics, "latent-exact")) > 3
 
 
+def test_the_name_of_a_radius_is_not_above_it_and_one_that_is_monitored_is_there(tmp_path: Path) -> None:
+    """72/255 was logged as 0.282353, of which nothing was known."""
+    name = "val/certified_accuracy/latent-exact@0.282353"
+    run = trainer(tmp_path, CertificationCallback([72 / 255]), ModelCheckpoint(tmp_path, monitor=name, mode="max"))
+    run.fit(Module(), Blobs())
+    assert radii_in(run.callback_metrics, "latent-exact") == ["0.282352", "0.282353"]
+
+
 def test_given_radii_are_all_there_are(tmp_path: Path) -> None:
     callback = CertificationCallback([0.25, 0.5], certifiers=[JacobianNorm()])
     logged = trainer(tmp_path, callback).test(Module(), Blobs(), verbose=False)[0]

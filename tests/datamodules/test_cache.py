@@ -44,6 +44,17 @@ def test_cached_features_are_the_streamed_ones(encoder: FrozenEncoder, tmp_path:
     assert torch.equal(batch.label, next(iter(DigitsDataModule(encoder, batch_size=32).val_dataloader())).label)
 
 
+def test_cached_features_keep_their_digits_whatever_torchs_default_is(encoder: FrozenEncoder, tmp_path: Path) -> None:
+    expected, before = features(digits(encoder, tmp_path)), torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = features(digits(encoder, tmp_path))
+    finally:
+        torch.set_default_dtype(before)
+    assert torch.equal(found, expected)
+    assert found.dtype == torch.float32
+
+
 def test_a_later_run_encodes_nothing(encoder: FrozenEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = features(digits(encoder, tmp_path))
     before = contents(tmp_path)

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import lightning as L
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from datamodules import DigitsDataModule
 from datamodules.selection import SelectionDataModule
@@ -68,6 +68,34 @@ def test_a_loader_of_single_images_serves_too() -> None:
     batches = list(SelectionDataModule(Plain(), "test", skip=2, batch_size=3).predict_dataloader())
     assert [batch.index.tolist() for batch in batches] == [[0, 2, 4], [6]]
     assert batches[0].image.shape == (3, 1, 2, 2)
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_images_that_say_that_they_have_other_positions_are_refused(batched: bool) -> None:
+    """As those of a part of a data set, which say where they are in the whole."""
+
+    class Part(L.LightningDataModule):
+        def test_dataloader(self) -> DataLoader:
+            images = [(torch.rand(1, 2, 2), torch.tensor(0), torch.tensor(i)) for i in (1, 0, 3, 5)]
+            if batched:
+                whole = ImageBatch(*map(torch.stack, zip(*images, strict=True)))
+                return DataLoader(_Rows(whole), batch_size=None)
+            return DataLoader([ImageBatch(*image) for image in images], batch_size=2)
+
+    for batch_size in (1, 2, 4):
+        with pytest.raises(ValueError, match="rows would be of other images than they say"):
+            list(SelectionDataModule(Part(), "test", batch_size=batch_size).predict_dataloader())
+
+
+class _Rows(Dataset[ImageBatch]):
+    def __init__(self, whole: ImageBatch) -> None:
+        self.whole = whole
+
+    def __len__(self) -> int:
+        return len(self.whole.label)
+
+    def __getitem__(self, rows: list[int]) -> ImageBatch:
+        return ImageBatch(*(values[rows] for values in self.whole))
 
 
 @pytest.mark.parametrize("arguments", [{"skip": 0}, {"max_images": 0}, {"batch_size": 0}, {"split": "exam"}])

@@ -73,6 +73,8 @@ def test_a_checkpoint_of_another_encoder_is_refused(tmp_path: Path) -> None:
     checkpoint(tmp_path / "a.ckpt", linear_encoder())
     with pytest.raises(EncoderMismatchError, match=r"weights: 'sha256:.* against 'sha256:"):
         ImageClassifier.from_checkpoint(tmp_path / "a.ckpt", linear_encoder(seed=1))
+    with pytest.raises(EncoderMismatchError, match="no `fingerprint` to tell by; give the whole FrozenEncoder"):
+        ImageClassifier.from_checkpoint(tmp_path / "a.ckpt", linear_encoder().backbone)
 
 
 def test_widths_that_do_not_fit_are_refused() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -75,4 +76,29 @@ def test_constants_are_computed_in_full_precision() -> None:
     with checked(function, torch.rand(1, 1, 2, 2)):
         assert torch.get_float32_matmul_precision() == "highest"
     KnownConstant(1.0)(function, torch.rand(1, 1, 2, 2))
+    assert torch.get_float32_matmul_precision() == "medium"
+
+
+def test_a_thread_that_ends_first_leaves_the_others_their_precision() -> None:
+    """Settings are those of all threads: float32 with fewer digits would be within no bound that was added for it."""
+    torch.set_float32_matmul_precision("medium")
+    started, ended = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with full_precision():
+            started.set()
+            ended.wait(10)
+            inside.append(torch.get_float32_matmul_precision())
+
+    inside: list[str] = []
+    thread = threading.Thread(target=other)
+    with full_precision():
+        thread.start()
+        assert started.wait(10)
+        with full_precision():
+            pass
+    inside.append(torch.get_float32_matmul_precision())
+    ended.set()
+    thread.join()
+    assert inside == ["highest", "highest"]
     assert torch.get_float32_matmul_precision() == "medium"

@@ -11,6 +11,7 @@ from ellips.certificates import METHODS, Method, check
 from ellips.certificates.geometry import Geometry
 
 KINDS = ("full", "diagonal", "low_rank")
+OF_ONE_SHAPE = (*KINDS, "pooled")
 
 
 def mixture(kind: str, means: list[list[float]], variances: list[float], priors: Tensor) -> Ellips:
@@ -18,6 +19,9 @@ def mixture(kind: str, means: list[list[float]], variances: list[float], priors:
     centers = torch.tensor(means, dtype=torch.float64)
     widths = torch.ones_like(centers)
     widths[:, 0] = torch.tensor(variances, dtype=torch.float64)
+    if kind == "pooled":
+        none = torch.zeros(len(centers), 0, 2, dtype=torch.float64)
+        return Ellips.from_low_rank(centers, widths[0].diag(), none, none[..., 0], priors)
     if kind == "low_rank":
         axis = torch.eye(2, dtype=torch.float64)[:1].expand(len(centers), 1, 2)
         return Ellips.from_low_rank(centers, torch.eye(2, dtype=torch.float64), axis, widths[:, :1] - 1, priors)
@@ -30,7 +34,7 @@ def two_priors(share: float) -> Tensor:
 
 @pytest.mark.parametrize("affordable", [True, False])
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", OF_ONE_SHAPE)
 @pytest.mark.parametrize("apart", [1e-100, 2.0**-480, 1e-150, 1e-170, 5e-324])
 def test_a_boundary_that_is_very_far_away_is_there(
     kind: str, method: Method, apart: float, affordable: bool, monkeypatch: pytest.MonkeyPatch
@@ -71,21 +75,24 @@ def test_a_curvature_that_is_no_number_is_there() -> None:
         assert found.radius > 0
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", OF_ONE_SHAPE)
 @pytest.mark.parametrize("method", METHODS)
-def test_what_float32_cannot_square_is_no_reason_to_leave_a_rival_out(kind: str, method: Method) -> None:
+@pytest.mark.parametrize("unit", [1.0, 0.25])
+def test_what_float32_cannot_square_is_no_reason_to_leave_a_rival_out(kind: str, method: Method, unit: float) -> None:
     apart, far = 2e-23, 1e12
     means = [[far, 0.0], [-far, 0.0], [0.0, 0.0], [apart, apart]]
     priors = torch.tensor([1.0, 1.0, 1 + 1e-12, 1 - 1e-12], dtype=torch.float64) / 4
     ellips = mixture(kind, means, [1.0] * 4, priors)
+    ellips.means.mul_(unit)
+    ellips.precision_factors.div_(unit)
     z = torch.zeros(1, 2, dtype=torch.float64)
     found = ellips.certify(z, method)
-    truth = float(ellips.log_priors[2] - ellips.log_priors[3]) / (2**0.5 * apart)
+    truth = unit * float(ellips.log_priors[2] - ellips.log_priors[3]) / (2**0.5 * apart)
     assert float(found.radius) <= truth * (1 + 1e-9)
     assert check(ellips, z, found).all()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", OF_ONE_SHAPE)
 def test_classes_of_one_shape_at_one_place_are_still_never_left(kind: str) -> None:
     ellips = mixture(kind, [[1.0, 2.0], [1.0, 2.0]], [3.0, 3.0], two_priors(0.6))
     z = torch.tensor([[0.0, 7.0], [1.0, 2.0]], dtype=torch.float64)
@@ -102,3 +109,10 @@ def test_a_radius_whose_square_is_no_number_is_not_infinite() -> None:
     for method in METHODS:
         found = ellips.certify(z, method)
         assert float(found.radius) <= 1e13 * 2.0**475
+
+
+def test_a_rival_whose_squared_distance_is_no_number_is_not_left_out_beside_one_that_is_never_reached() -> None:
+    ellips = mixture("full", [[0.0, 0.0], [0.0, 0.0], [2.0**-475, 0.0]], [1.0] * 3, two_priors(0.6).repeat(2)[:3] / 1.6)
+    ellips.log_priors[2] = -1e13
+    found = ellips.certify(torch.zeros(1, 2, dtype=torch.float64))
+    assert float(found.radius) <= 1e13 * 2.0**475

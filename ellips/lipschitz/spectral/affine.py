@@ -12,7 +12,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from ellips.lipschitz.capture.graph import Node
-from ellips.lipschitz.spectral.norms import convolution_norm, matrix_norm, pooling_matrix, resize_matrices
+from ellips.lipschitz.spectral.norms import (
+    convolution_norm,
+    matrix_norm,
+    pooling_matrix,
+    resize_matrices,
+    scaled_rows,
+)
 from ellips.lipschitz.spectral.rules import Effect, Sign, again, allow, copies, only, refusal, rerun
 
 # ------------------------------------------------------------------ sums and multiples
@@ -96,7 +102,7 @@ def _dense(node: Node, part: Node, matrix: Tensor) -> Effect:
         lambda: [matrix_norm(matrix)],
         apply=lambda values, sign: values[0] @ sign(matrix).T,
         # A factor per channel, axis 1, is one per row of the matrix if there are no axes between.
-        scaled=(lambda scale: matrix_norm(matrix * scale[:, None])) if len(node.shape) == 2 else None,
+        scaled=(lambda scale: matrix_norm(scaled_rows(matrix, scale))) if len(node.shape) == 2 else None,
     )
 
 
@@ -159,7 +165,7 @@ def _conv2d(
         [input],
         lambda: [norm(kernel)],
         apply=lambda values, sign: functional.conv2d(values[0], sign(kernel), None, padding=padding, **settings),
-        scaled=(lambda scale: norm(kernel * scale[:, None, None, None])) if len(node.shape) == 4 else None,
+        scaled=(lambda scale: norm(scaled_rows(kernel, scale))) if len(node.shape) == 4 else None,
     )
 
 
@@ -184,7 +190,7 @@ def _batch_norm(
         raise refusal(node, "with statistics that depend on the image")
     scale = (running_var.double() + eps).rsqrt()
     if weight is not None:
-        scale = scale * weight.double()
+        scale = scaled_rows(scale, weight.double())
     if not bool(torch.isfinite(scale).all()):
         raise refusal(node, "with a variance that is not positive")
     folded = scale.view(-1, *[1] * (len(node.shape) - 2))

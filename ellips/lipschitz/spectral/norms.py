@@ -28,7 +28,7 @@ def matrix_norm(matrix: Tensor) -> float:
     """
     if matrix.numel() == 0:
         return 0.0
-    return finite(float(torch.linalg.svdvals(finite_tensor(matrix.double()))[0]) * (1 + SLACK))
+    return _with_all_digits(float(torch.linalg.svdvals(finite_tensor(matrix.double()))[0]) * (1 + SLACK))
 
 
 def finite(norm: float) -> float:
@@ -42,6 +42,13 @@ def finite(norm: float) -> float:
     return norm
 
 
+def _with_all_digits(norm: float) -> float:
+    """Return a norm, or refuse one that :func:`finite` does, or that is so small that it has lost digits."""
+    if 0 < norm < SMALLEST:
+        raise UnprovenOperationError(f"Expected norms in the range of numbers but got {norm:g}; check the weights.")
+    return finite(norm)
+
+
 def times(left: float, right: float) -> float:
     """Multiply two bounds; refuse a product that is too small or too large to be a number.
 
@@ -52,6 +59,19 @@ def times(left: float, right: float) -> float:
     if left and right and product < SMALLEST:
         raise UnprovenOperationError(f"Expected norms in the range of numbers but got {left:g} times {right:g}.")
     return finite(product)
+
+
+def scaled_rows(weight: Tensor, scale: Tensor) -> Tensor:
+    """Multiply each entry along the first axis by a number of its own, float64.
+
+    Raises:
+        UnprovenOperationError: If a product is too small to be a number.
+    """
+    scale = scale.view(-1, *[1] * (weight.ndim - 1))
+    product = weight * scale
+    if bool(((product.abs() < SMALLEST) & (weight != 0) & (scale != 0)).any()):
+        raise UnprovenOperationError("Expected weights in the range of numbers but products with BatchNorm's vanish.")
+    return product
 
 
 def finite_tensor(values: Tensor) -> Tensor:
@@ -86,7 +106,7 @@ def gram_norm(matrices: Tensor, iterations: int) -> float:
         gram = gram / length[:, None, None]
         if step < iterations:
             gram = gram @ gram
-    return finite(unit * float((logarithm.max() / 2).exp()) * (1 + SLACK))
+    return _with_all_digits(unit * float((logarithm.max() / 2).exp()) * (1 + SLACK))
 
 
 def convolution_norm(
@@ -135,9 +155,9 @@ def _folded_waves(size: int, kernel: int, stride: int, dilation: int, device: to
     folded = -(-(size + extent - 1) // stride)
     frequency = torch.arange(stride, device=device) * folded + torch.arange(folded, device=device)[:, None]
     taps = torch.arange(kernel, device=device) * dilation
-    # The product is reduced while it is an integer, where nothing is lost.
-    angle = (frequency[..., None] * taps) % (folded * stride) * (2 * math.pi / (folded * stride))
-    return torch.polar(torch.ones_like(angle, dtype=torch.float64), angle.double())
+    # The product is reduced while it is an integer, where nothing is lost; times a number it would be torch's default.
+    turns = ((frequency[..., None] * taps) % (folded * stride)).double()
+    return torch.polar(torch.ones_like(turns), turns * (2 * math.pi / (folded * stride)))
 
 
 def resize_matrices(

@@ -32,7 +32,7 @@ class _Piece:
         value = again(self.start, whole)
         for done in self.effects:
             assert done.apply is not None
-            value = done.apply([value], sign)
+            value = sign.after(done.apply([value], sign))
         return value
 
 

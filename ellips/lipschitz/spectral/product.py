@@ -21,6 +21,7 @@ from ellips.validation import at_least
 
 _MAX_DENSE_ELEMENTS = 1 << 26  # 0.5 GB of float64
 _UNIT = 2.0**-53  # rounding of one float64 operation
+_AS_IT_IS, _ABSOLUTE = Sign(lambda constants: constants), Sign(torch.abs)
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ class _Bounds:
         for node in inside:
             done = self.effects[node]
             assert done.apply is not None
-            values[node] = done.apply([values[part] for part in done.parts], sign)
+            values[node] = sign.after(done.apply([values[part] for part in done.parts], sign))
         return values[end]
 
     def _matrix(self, origin: Node, end: Node, inside: list[Node]) -> Tensor:
@@ -174,8 +175,8 @@ class _Bounds:
         device = self._device(inside)
         if origin.numel <= end.numel:
             basis = torch.eye(origin.numel, dtype=torch.float64, device=device).view(-1, *origin.shape)
-            return torch.stack([self._apply(origin, end, inside, vector, _as_it_is).flatten() for vector in basis])
-        pull_back = self._transposed(origin, end, inside, _as_it_is)
+            return torch.stack([self._apply(origin, end, inside, vector, _AS_IT_IS).flatten() for vector in basis])
+        pull_back = self._transposed(origin, end, inside, _AS_IT_IS)
         basis = torch.eye(end.numel, dtype=torch.float64, device=device).view(-1, *end.shape)
         matrix = torch.stack([pull_back(vector).flatten() for vector in basis])
         self._require_transpose(origin, end, inside, matrix)
@@ -185,8 +186,8 @@ class _Bounds:
         """Autograd gave the matrix, and it can be told to hide parts of a function: hold it against the function."""
         # No two of its numbers are the same: columns in another order are noticed, too.
         probe = torch.linspace(0.5, 1, origin.numel, dtype=torch.float64, device=matrix.device)
-        expected = self._apply(origin, end, inside, probe.view(origin.shape), _as_it_is).flatten()
-        scale = self._apply(origin, end, inside, probe.view(origin.shape), torch.abs).max()
+        expected = self._apply(origin, end, inside, probe.view(origin.shape), _AS_IT_IS).flatten()
+        scale = self._apply(origin, end, inside, probe.view(origin.shape), _ABSOLUTE).max()
         if not bool(((matrix @ probe - expected).abs() <= 1e-9 * scale).all()):
             raise UnprovenOperationError("Expected autograd to know the linear operations but it gives another matrix.")
 
@@ -201,21 +202,22 @@ class _Bounds:
         """Bound what float64 may lose of a piece's matrix M, where large entries cancel too.
 
         Entry by entry the error is at most a multiple of what the same operations give with absolute values (Higham
-        2002, §3.5), a matrix A whose norm is at most the root of its largest row sum times its largest column sum.
+        2002, §3.5), a matrix A whose norm is at most the root of its largest row sum times its largest column sum. What
+        is so small that it vanishes may be multiplied by large numbers afterwards: with :data:`SMALLEST` added to every
+        number on the way the multiple holds for it, too. That adds a vector to each column of A.
         """
         device = self._device(inside)
         ones = torch.ones(origin.shape, dtype=torch.float64, device=device)
-        rows = self._apply(origin, end, inside, ones, torch.abs).max()
+        rows = self._apply(origin, end, inside, ones, _ABSOLUTE).max()
+        vanished = self._apply(origin, end, inside, 0 * ones, Sign(torch.abs, SMALLEST))
         ones = torch.ones(end.shape, dtype=torch.float64, device=device)
-        columns = self._transposed(origin, end, inside, torch.abs)(ones).max()
+        columns = self._transposed(origin, end, inside, _ABSOLUTE)(ones).max()
         # No number is a sum of more terms than there are in all that it is made from, pieces within a piece included.
         terms = sum(part.numel + 10 for node in self._between(origin, end, deep=True) for part in node.inputs)
-        return finite(2 * _UNIT * terms * math.sqrt(float(rows)) * math.sqrt(float(columns)))
+        length = math.sqrt(float(rows)) * math.sqrt(float(columns))
+        length += math.sqrt(origin.numel) * float(torch.linalg.vector_norm(vanished))
+        return 2 * _UNIT * terms * length
 
     def _device(self, inside: list[Node]) -> torch.device:
         tensors = (x for node in inside for x in (*node.args, *node.kwargs.values()) if isinstance(x, Tensor))
         return next((tensor.device for tensor in tensors), torch.device("cpu"))
-
-
-def _as_it_is(constants: Tensor) -> Tensor:
-    return constants

@@ -20,8 +20,26 @@ from ellips.lipschitz.capture.graph import Node, UnprovenOperationError
 
 aten = torch.ops.aten
 
-Sign = Callable[[Tensor], Tensor]
-"""What is made of an operation's constants before it is applied: themselves, or their absolute values."""
+
+@dataclass(frozen=True)
+class Sign:
+    """With what an affine operation is applied.
+
+    Attributes:
+        of: What is made of its constants before: themselves, or their absolute values.
+        addend: What is added to every number of its result.
+    """
+
+    of: Callable[[Tensor], Tensor]
+    addend: float = 0.0
+
+    def __call__(self, constants: Tensor) -> Tensor:
+        """Return what takes the constants' place."""
+        return self.of(constants)
+
+    def after(self, result: Tensor) -> Tensor:
+        """Return a result with what is added to it."""
+        return result + self.addend if self.addend else result
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from ellips.certificates import Certificate
+from ellips.certificates import Certificate, round_down
 from ellips.types import LipschitzBound
 
 
@@ -54,12 +54,55 @@ def test_what_is_divided_or_taken_off_never_leaves_more_than_there_was() -> None
         assert left >= (whole - off) - 1e-14 * whole
 
 
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_neither_narrow_nor_subnormal_numbers_leave_more_than_there_was(kind: torch.dtype) -> None:
+    """Balls were rounded to the type of the radii, and the last unit of a subnormal number is no small part of it."""
+    draw, tiny = torch.Generator().manual_seed(2), torch.finfo(kind).tiny
+    latent = torch.cat([torch.rand(200, generator=draw), tiny * torch.rand(200, generator=draw, dtype=torch.float64)])
+    latent, (lost, ball) = latent.to(kind), torch.rand(2, len(latent), generator=draw, dtype=torch.float64)
+    certificate = Certificate(*([torch.zeros(len(latent)).long(), latent] * 2), latent, "exact")
+    for slope, off in ((1.0, 1e-9 * lost), (1e40, tiny * lost)):
+        constant = torch.full_like(ball, slope)
+        moved = certificate.to_input(LipschitzBound(constant, ball, "deterministic", "test", {})).radius.tolist()
+        left = certificate.less(off).radius.tolist()
+        rows = zip(moved, left, *(x.tolist() for x in (constant, ball, latent, off)), strict=True)
+        for radius, rest, steep, limit, whole, error in rows:
+            assert radius <= limit
+            assert Fraction(radius) * Fraction(steep) <= Fraction(whole)
+            assert rest == 0 or Fraction(rest) <= Fraction(whole) - Fraction(error)
+
+
 def test_a_ball_is_never_left() -> None:
     draw = torch.Generator().manual_seed(1)
     latent, ball = (torch.rand(100, generator=draw, dtype=torch.float64) for _ in range(2))
     moved = _certificate(latent.tolist()).to_input(_bound([1.0] * 100, ball.tolist()))
     assert (moved.radius <= ball.float().double()).all()
     assert (moved.radius == moved.ball_radius).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_narrower_types_round_no_constant_to_zero_and_no_ball_up(dtype: torch.dtype) -> None:
+    one = torch.ones(2, dtype=dtype)
+    classes = torch.zeros(2, dtype=torch.int64)
+    bound = LipschitzBound(
+        torch.tensor([1e-50, 1e-3], dtype=torch.float64),
+        torch.tensor([math.inf, 0.1], dtype=torch.float64),
+        "deterministic",
+        "test",
+        {},
+    )
+    moved = Certificate(classes, one, classes + 1, one, one, "exact").to_input(bound)
+    assert float(moved.radius[0]) == pytest.approx(1e50)
+    assert Fraction(float(moved.radius[0])) * Fraction(1e-50) <= 1
+    assert float(moved.radius[1]) == 0.1
+
+
+def test_of_the_smallest_numbers_nothing_is_left_by_rounding_down() -> None:
+    """A third of the last place is rounded to it, and no unit below it is left to take off."""
+    smallest = 2.0**-1074
+    moved = _certificate([smallest]).to_input(_bound([1.5], [math.inf]))
+    assert float(moved.radius[0]) == 0
+    assert round_down(torch.tensor([2.0**-1022]).double()) < 2.0**-1022
 
 
 def test_the_weaker_claim_wins() -> None:
@@ -76,6 +119,8 @@ def test_a_radius_on_the_image_is_not_called_exact_by_default() -> None:
         assert len(replace(latent, space="input", soundness="estimated", **constants)) == 1
     with pytest.raises(ValueError, match="`soundness`"):
         latent.to_input(_bound([1e-6], [1.0], "exact"))
+    with pytest.raises(ValueError, match="`soundness`"):  # of one image among others, too
+        _certificate([1.0, 1.0]).to_input(_bound([1.0, 1e-6], [1.0, 1.0], "exact"))
     assert replace(latent, space="input", lipschitz=one).soundness == "exact"
 
 

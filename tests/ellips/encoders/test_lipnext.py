@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ellips.encoders import LipNeXt, LipNeXtArchitecture, LipschitzEncoder, OrthogonalAdam
+from ellips.encoders import FrozenEncoder, LipNeXt, LipNeXtArchitecture, LipschitzEncoder, OrthogonalAdam
 from ellips.encoders.lipnext import partial_absolute, pooled, shift, singular_value_product, space_to_depth
 from ellips.encoders.lipschitz import export_encoder, prove, read_architecture
 from ellips.encoders.orthogonal import polar
@@ -185,6 +185,18 @@ def test_a_file_keeps_the_architecture_and_others_are_refused(exported: tuple[Pa
         save_file(state, tmp_path / "other.safetensors", metadata)
         with pytest.raises(ValueError, match="state the architecture"):
             LipschitzEncoder(tmp_path / "other.safetensors")
+
+
+def test_networks_that_differ_in_their_absolute_values_alone_are_told_apart(
+    exported: tuple[Path, float], tmp_path: Path
+) -> None:
+    path, found = tmp_path / "other.safetensors", set()
+    for share in (0.25, 0.3, 0.9):
+        record = {**TINY.to_record(), "absolute_share": share}
+        save_file(load_file(exported[0]), path, {"lipschitz_architecture": json.dumps(record)})
+        found.add(FrozenEncoder(LipschitzEncoder(path)).fingerprint()["architecture"])
+    plain = "ellips.lipschitz.encoder.LipschitzEncoder"  # as it always was
+    assert found == {plain, f"{plain}(absolute_share=0.3)", f"{plain}(absolute_share=0.9)"}
 
 
 @pytest.mark.parametrize(

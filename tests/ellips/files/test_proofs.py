@@ -79,6 +79,17 @@ def test_altered_and_foreign_files_are_refused(tmp_path: Path) -> None:
         save_certificates(tmp_path / "c", ellips.certify(z[:3]), z, ellips)
 
 
+def test_a_classifier_that_is_not_fitted_is_refused(tmp_path: Path) -> None:
+    ellips = random_mixture("full", 3, 2, 0)
+    z = random_points(ellips, 2, 0)
+    path = save_certificates(tmp_path / "certificates", ellips.certify(z), z, ellips)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    save_file({**load_file(path), "ellips.fitted": torch.tensor(False)}, path, metadata)
+    with pytest.raises(ValueError, match=r"certificates to hold certificates .* fitted"):
+        load_certificates(path)
+
+
 def test_files_made_by_hand_with_other_lengths_are_refused(tmp_path: Path) -> None:
     """Of more certificates than latents only the first would be looked at, and all of these be proven."""
     ellips = random_mixture("full", 4, 5)

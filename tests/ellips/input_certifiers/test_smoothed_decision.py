@@ -82,6 +82,37 @@ def test_the_encoders_own_linear_head_may_vote_on_the_same_noise(tmp_path: Path)
     assert ((target == found.prediction) | (target < 0) | (found.prediction < 0)).all()
 
 
+def test_autocast_around_them_changes_no_vote(tmp_path: Path) -> None:
+    """A vote of copies that bfloat16 rounds is another classifier than the one that is used afterwards."""
+    chain, file = encoder_and_head(tmp_path)
+    given = case(chain, torch.rand(6, 1, 2, 2))
+    for head in (None, file):
+        certifier = SmoothedDecision(0.5, 1000, linear_head=head, stopping="fixed")
+        found = certifier.certify(*given)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            around = certifier.certify(*given)
+            scores = certifier.scores(chain)(given.images)
+        assert torch.equal(around.diagnostics["votes"], found.diagnostics["votes"])
+        assert torch.equal(around.prediction, found.prediction)
+        assert torch.equal(scores, certifier.scores(chain)(given.images))
+
+
+@pytest.mark.parametrize("named", ["head.safetensors", ""])
+def test_a_head_that_was_trained_again_votes_itself_however_it_is_named(
+    named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a path below the home folder, or by the folder that holds it, the first head went on voting."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    chain, file = encoder_and_head(tmp_path)
+    given = case(chain, torch.rand(3, 1, 2, 2))
+    for name in (str(Path("~") / named), str(tmp_path / named)):
+        certifier, state = SmoothedDecision(0.5, 400, linear_head=name), load_file(file)
+        other = (int(certifier.certify(*given).prediction.max()) + 1) % 5
+        state["bias"] = 1e3 * torch.eye(5)[other]
+        save_file(state, file)
+        assert (certifier.certify(*given).prediction == other).all()
+
+
 def test_a_head_without_its_encoder_is_refused(tmp_path: Path) -> None:
     chain, file = encoder_and_head(tmp_path)
     given = case(chain._replace(features=None), torch.rand(2, 1, 2, 2))

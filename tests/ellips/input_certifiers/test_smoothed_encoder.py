@@ -3,7 +3,9 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import replace
+from fractions import Fraction
 
+import mpmath
 import pytest
 import torch
 from torch import Tensor, nn
@@ -51,6 +53,31 @@ def test_the_failure_rate_stays_below_alpha() -> None:
     for concentration in ("bernstein", "mcdiarmid"):
         failures = sum(float(x.mean().abs()) > mean_error(x, 1.0, 0.2, concentration) for x in flips)  # type: ignore[arg-type]
         assert failures <= 0.2 * 500
+
+
+@pytest.mark.parametrize("concentration", ["bernstein", "mcdiarmid"])
+def test_the_error_holds_what_float64_makes_of_the_mean_and_of_itself(concentration: str) -> None:
+    draw = torch.Generator().manual_seed(0)
+    for count in (4, 60, 400, 2000):
+        x = 2 * torch.rand(count, 1, generator=draw, dtype=torch.float64) - 1
+        exact = [Fraction(value) for value in x.flatten().tolist()]
+        rounded = abs(Fraction(float(x.mean())) - sum(exact) / count)
+        with mpmath.workprec(300):
+            if concentration == "mcdiarmid":
+                error = (1 + mpmath.sqrt(2 * mpmath.log(1000))) / mpmath.sqrt(count)
+            else:
+                log, pairs = mpmath.log(4000), count // 2
+                halves = [(a - b) ** 2 / 2 for a, b in zip(exact[0::2], exact[1::2], strict=True)]
+                mean = sum(halves) / pairs
+                spread = sum((half - mean) ** 2 for half in halves) / (pairs - 1)
+                power = _real(mean) + mpmath.sqrt(2 * _real(spread) * log / pairs) + 14 * log / (3 * (pairs - 1))
+                error = mpmath.sqrt(2 * power * log / count) + 4 * log / count
+            found = mpmath.mpf(mean_error(x, 1.0, 0.001, concentration))  # type: ignore[arg-type]
+            assert error + _real(rounded) <= found <= (1 + 1e-10) * error
+
+
+def _real(x: Fraction) -> mpmath.mpf:
+    return mpmath.mpf(x.numerator) / x.denominator
 
 
 def test_bernstein_is_tighter_where_samples_agree_and_both_shrink_with_the_count() -> None:

@@ -159,3 +159,11 @@ def test_a_column_is_drawn() -> None:
     for column in ("latent", "depth"):
         with pytest.raises(ValueError, match=r"`column` to be one of \('index', 'radius', 'label'\)"):
             rows.plot(column=column)
+
+
+def test_rows_stay_what_they_were_when_a_step_writes_into_its_buffers_again() -> None:
+    rows, latent, label = make_rows(), torch.zeros(1, 2, dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
+    for position in range(3):
+        rows.update(torch.tensor([position]), latent=latent.fill_(position), label=label.fill_(position))
+    assert rows.rows()["label"].tolist() == [0, 1, 2]
+    assert rows.rows()["latent"][:, 0].tolist() == [0.0, 1.0, 2.0]

@@ -118,10 +118,32 @@ def test_abstentions_have_no_radius_and_name_a_rival() -> None:
     assert vote(shifted([])).radius.shape == (0,)
 
 
+def test_a_class_that_was_selected_and_never_voted_for_has_no_votes() -> None:
+    """Such as one that a single draw selects."""
+    calls = iter([5, 0, 0])
+    votes = count_votes(
+        lambda x: torch.full((len(x),), next(calls)),
+        shifted([0.1]),
+        VotePlan.fixed(0.5, 1, 0.4),
+        num_selection=1,
+        seed=0,
+    )
+    assert votes.votes.tolist() == [0]
+    assert votes.prediction.tolist() == [-1]
+
+
 def test_a_majority_is_returned_where_it_is_told_apart() -> None:
     found = majority(half_space, shifted([1.0, -1.0, 0.0]), 0.5, copies=500, seed=0, level=1e-4)
     assert found.tolist() == [1, 0, -1]
     assert majority(half_space, shifted([]), 0.5, copies=500, seed=0, level=1e-4).tolist() == []
+
+
+def test_soft_votes_are_of_copies_with_the_noise_that_votes_have() -> None:
+    images, seen = shifted([0.1, -0.1]), []
+    soft_votes(lambda x: seen.append(x) or torch.zeros(len(x), 2), images, 0.5, 2000, 0)  # type: ignore[func-returns-value]
+    noise = seen[0].view(2, 2000, 6) - images.view(2, 1, 6)
+    assert noise.std(1) == pytest.approx(0.5, rel=0.1)
+    assert noise.mean(1) == pytest.approx(0, abs=0.05)
 
 
 def test_soft_votes_are_probabilities_that_can_be_climbed() -> None:

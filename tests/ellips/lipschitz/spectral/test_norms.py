@@ -7,7 +7,15 @@ import torch
 from torch.nn import functional
 
 from ellips.lipschitz.capture.graph import UnprovenOperationError
-from ellips.lipschitz.spectral.norms import convolution_norm, finite, gram_norm, matrix_norm, resize_matrices, times
+from ellips.lipschitz.spectral.norms import (
+    convolution_norm,
+    finite,
+    gram_norm,
+    matrix_norm,
+    resize_matrices,
+    scaled_rows,
+    times,
+)
 
 # out, in, kernel, stride, dilation, groups, padding, height, width
 CONVOLUTIONS = [
@@ -144,3 +152,42 @@ def test_a_resize_is_its_two_matrices(size: tuple[int, int], out: tuple[int, int
     images = torch.rand(1, 1, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     tall, wide = resize_matrices(resize, size, out)
     torch.testing.assert_close(tall @ images @ wide.T, resize(images, list(out)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_frequencies_are_float64_whatever_torchs_default_is(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight = torch.randn(1, 1, 1, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    basis = torch.eye(200, dtype=torch.float64).view(-1, 1, 1, 200)
+    matrix = functional.conv2d(basis, weight, padding=(0, 8)).flatten(1)
+    spectrum = torch.fft.fft(weight.flatten(), n=208).abs().max()  # the torus that has room for all of it
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        bound = convolution_norm(weight, (1, 200))
+    finally:
+        torch.set_default_dtype(before)
+    assert bound >= float(torch.linalg.matrix_norm(matrix, ord=2))
+    assert bound == pytest.approx(float(spectrum) * (1 + 1e-7), rel=1e-12)
+
+
+def test_norms_of_the_smallest_numbers_have_lost_digits_and_are_refused() -> None:
+    smallest = torch.full((1, 2), 2.0**-1074, dtype=torch.float64)  # its norm is sqrt(2) times that, which is no number
+    for bound in (
+        lambda: matrix_norm(smallest),
+        lambda: gram_norm(smallest[None], 3),
+        lambda: convolution_norm(smallest.view(1, 1, 1, 2), (3, 3)),
+        lambda: scaled_rows(
+            torch.full((2, 3), 1e-200, dtype=torch.float64), torch.tensor([1.0, 1e-100], dtype=torch.float64)
+        ),
+    ):
+        with pytest.raises(UnprovenOperationError, match=r"range of numbers|finite"):
+            bound()
+    negative = torch.tensor([[-3.0]]).double()
+    assert scaled_rows(negative, negative[0]).tolist() == [[9.0]]
+    assert scaled_rows(negative, -negative[0]).tolist() == [[-9.0]]
+    nothing = torch.zeros(2, 3, dtype=torch.float64)
+    assert matrix_norm(nothing) == gram_norm(nothing[None], 3) == 0
+    assert torch.equal(scaled_rows(nothing, torch.tensor([1e-200, 0.0], dtype=torch.float64)), nothing)
+    assert scaled_rows(nothing + 1, torch.tensor([2.0, 0.0])).tolist() == [[2.0] * 3, [0.0] * 3]

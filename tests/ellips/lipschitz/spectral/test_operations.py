@@ -499,6 +499,28 @@ def test_where_products_cancel_the_bound_is_of_what_float64_has_lost(large: int,
     assert float(lost) <= bound < 1e-12
 
 
+@pytest.mark.parametrize("width", [6, 5], ids=["forwards", "backwards"])
+@pytest.mark.parametrize("parted", [False, True], ids=["whole", "in pieces"])
+def test_what_vanishes_in_a_matrix_and_is_multiplied_afterwards_counts(width: int, parted: bool) -> None:
+    """Numbers of 1e200 survive both small factors, those of a matrix that is written out for them do not."""
+
+    def shrunk(x: Tensor) -> Tensor:
+        return x * 1e-200 * 1e-200
+
+    def function(x: Tensor) -> Tensor:
+        x = x.double()[..., :width]
+        large = torch.relu(x * 1e200)
+        if parted:
+            left, right = large.split(1, 1)
+            return x + torch.cat([shrunk(left), right * 0], 1) * 1e200
+        return x + shrunk(large) * 1e200
+
+    one = torch.zeros(1, 2, 8, 6)
+    one[0, 0, 0, 0] = 1
+    assert float(function(one).norm()) == pytest.approx(2)
+    assert bound_of(function, 1024) >= 2
+
+
 @pytest.mark.parametrize("slip", [1e-6, -1e-6])
 def test_a_matrix_that_autograd_gets_wrong_is_refused(slip: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """One output in eight, by one part in a million."""
