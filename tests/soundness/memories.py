@@ -338,7 +338,32 @@ def deep_inside() -> Callable[[], int]:
     return count
 
 
+def in_a_set() -> Callable[[], int]:
+    seen: set[int] = set()
+
+    def count() -> int:
+        seen.add(len(seen))
+        return len(seen)
+
+    return count
+
+
+_OF_THE_MODULE = [0]
+
+
+def in_a_module() -> Callable[[], int]:
+    _OF_THE_MODULE[0] = 0
+
+    def count() -> int:
+        _OF_THE_MODULE[0] += 1
+        return _OF_THE_MODULE[0]
+
+    return count
+
+
 LATE: dict[str, Callable[[], Function]] = {
+    "a set": lambda: late_by(in_a_set()),
+    "a module": lambda: late_by(in_a_module()),
     "slots": lambda: late_by(Slotted()),
     "an iterator": lambda: late_by(itertools.count().__next__),
     "a generator": lambda: late_by(in_a_generator()),

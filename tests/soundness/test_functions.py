@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -95,6 +96,38 @@ def test_watching_in_several_threads_leaves_nothing_behind() -> None:
         seen = list(pool.map(lambda _: watch(function, IMAGES[:1]), range(4)))
     assert len({one.key for one in seen}) == 1
     assert dict(vars(Tensor)) == before
+
+
+class Hooked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.flatten = nn.Flatten()
+
+    def forward(self, images: Tensor) -> Tensor:
+        flat: Tensor = self.flatten(images)
+        return flat
+
+
+@pytest.mark.parametrize("where", ["hook", "forward"])
+def test_what_counts_around_all_modules_is_noticed(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hook of every module's, or a method that was put into a class of torch's."""
+    calls = itertools.count()
+
+    def late(images: Tensor) -> Tensor:
+        return images.flatten(1) * (300.0 if next(calls) > 1000 else 1.0)
+
+    if where == "forward":
+        monkeypatch.setattr(nn.Flatten, "forward", lambda self, images: late(images))
+    else:
+        hook = nn.modules.module.register_module_forward_hook(
+            lambda layer, given, out: late(out) if isinstance(layer, nn.Flatten) else None
+        )
+    try:
+        with pytest.raises(UnprovenOperationError):
+            SpectralProduct()(Hooked(), IMAGES)
+    finally:
+        if where == "hook":
+            hook.remove()
 
 
 def test_there_are_enough_of_them() -> None:
