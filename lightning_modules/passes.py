@@ -17,8 +17,13 @@ _CLASS = re.compile(r"\bclass (\d+)\b")
 def followed_batches(trainer: L.Trainer, loader: Iterable[Any], title: str) -> Iterable[Any]:
     """Show how far a pass over a split is, if it takes long and the trainer shows how far it is itself."""
     total = len(getattr(loader, "dataset", ()))
-    show = total > 0 and trainer.is_global_zero and trainer.progress_bar_callback is not None
+    show = total > 0 and shows_progress(trainer)
     return followed(loader, title, total, lambda batch: len(batch.label), processes=trainer.world_size, show=show)
+
+
+def shows_progress(trainer: L.Trainer) -> bool:
+    """Whether this process of a trainer shows how far it is."""
+    return trainer.is_global_zero and trainer.progress_bar_callback is not None
 
 
 @contextmanager

@@ -16,6 +16,8 @@ from ellips.progress import ImageProgress
 from ellips.regularization_search import Candidate, RegularizationSearch, select_regularization
 from ellips.vote_search import select_by_votes
 
+from .passes import shows_progress
+
 LatentsOf = Callable[[Iterable[Any]], tuple[Tensor, Tensor, Tensor]]
 """Gives this process's latents, labels and positions of a loader."""
 
@@ -74,7 +76,7 @@ def choose(
 
 def _followed(trainer: L.Trainer, total: int) -> ImageProgress:
     """Show how many settings were tried, if it takes long and the trainer shows how far it is itself."""
-    show = trainer.is_global_zero and trainer.progress_bar_callback is not None
+    show = shows_progress(trainer)
     return ImageProgress("Choosing pooling and shrinkage", total, unit="settings", after=5.0, show=show)
 
 

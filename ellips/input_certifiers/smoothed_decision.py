@@ -239,7 +239,12 @@ def linear_scores(chain: Chain, file: str) -> ImageMap:
 def _head(file: str) -> LinearHead:
     path = Path(file).expanduser()
     written = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
-    return _read_head(file, tuple((f.name, s.st_mtime_ns, s.st_size) for f, s in ((f, f.stat()) for f in written)))
+    return _read_head(file, tuple((part.name, *_written(part)) for part in written))
+
+
+def _written(path: Path) -> tuple[int, int]:
+    about = path.stat()
+    return about.st_mtime_ns, about.st_size
 
 
 @lru_cache(maxsize=4)

@@ -348,6 +348,18 @@ def in_a_set() -> Callable[[], int]:
     return count
 
 
+def by_bound_methods() -> Callable[[], int]:
+    """Nothing but methods of Python's own, of one list."""
+    seen: list[None] = []
+    append, length = seen.append, seen.__len__
+
+    def count() -> int:
+        append(None)
+        return length()
+
+    return count
+
+
 _OF_THE_MODULE = [0]
 
 
@@ -363,6 +375,7 @@ def in_a_module() -> Callable[[], int]:
 
 LATE: dict[str, Callable[[], Function]] = {
     "a set": lambda: late_by(in_a_set()),
+    "bound methods": lambda: late_by(by_bound_methods()),
     "a module": lambda: late_by(in_a_module()),
     "slots": lambda: late_by(Slotted()),
     "an iterator": lambda: late_by(itertools.count().__next__),
