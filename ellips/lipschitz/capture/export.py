@@ -69,7 +69,7 @@ def export(function: ImageMap, image: Tensor) -> Graph:
         reason = str(error).strip().splitlines()
         raise UnprovenOperationError(
             "Expected a function that torch.export can capture, without decisions by pixel values and without leaving "
-            f"torch, but got {type(error).__name__}: {reason[0] if reason else ''} Otherwise {_CURE}."
+            f"torch, but got {type(error).__name__}: {reason[0] if reason else ''} {_hint(error)}Otherwise {_CURE}."
         ) from error
     held: dict[str, tuple[Tensor, Tensor]] = {}
     graph = (reader := _Reader(program, held)).read()
@@ -79,6 +79,16 @@ def export(function: ImageMap, image: Tensor) -> Graph:
     _require_alike(graph, precise, torch.inf)
     _require_alike(precise, moved, _SETTLED)
     return replace(graph, in_float64=precise, stored=tuple(held.values()))
+
+
+def _hint(error: Exception) -> str:
+    """Return what to do about a decision by the numbers of a tensor, which need not be pixels."""
+    if "DataDependent" not in type(error).__name__:
+        return ""
+    return (
+        "Something is decided by the numbers of a tensor, as by torchvision.transforms.Normalize whether its std is 0: "
+        "subtract and divide by buffers instead, or give mean and std to FrozenEncoder. "
+    )
 
 
 def _require_alike(graph: Graph, other: Graph, tolerance: float) -> None:
@@ -219,6 +229,11 @@ class _Reader:
         floats = [part.dtype for part in node.inputs if part.dtype.is_floating_point]
         converts = node.op in _CONVERSIONS or any(isinstance(x, torch.dtype) for x in node.arguments().values())
         narrow = any(kind not in _FLOATS or _narrower(node.dtype, kind) for kind in floats)
+        if node.dtype in floats and node.dtype not in _FLOATS:
+            raise UnprovenOperationError(
+                f"Expected arithmetic in float32 or float64 but `{node.op}` computes in {node.dtype}, whose rounding "
+                "no constant covers; convert network and images by .float(), or use SmoothedEncoder (probabilistic)."
+            )
         if narrow and (converts or node.dtype.is_floating_point):
             raise UnprovenOperationError(
                 f"Expected arithmetic in one precision throughout but `{node.op}` makes {node.dtype} of {floats[0]}; "

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ellips.lipschitz.capture.export import export
 from ellips.lipschitz.capture.graph import JITTER, Graph, UnprovenOperationError
@@ -28,7 +28,7 @@ _MANY = (9, 33, 257)
 _MOST_PIXELS = 1 << 20
 
 
-def captured(function: ImageMap, images: Tensor) -> Graph:
+def captured(function: ImageMap, images: Tensor, require: Callable[[Graph], object] | None = None) -> Graph:
     """Return the graph of what ``function`` does to an image of the shape of ``images``.
 
     It is captured once per content: the operations and constants that a run on an image of zeros shows, and all that
@@ -38,6 +38,8 @@ def captured(function: ImageMap, images: Tensor) -> Graph:
     Args:
         function: Maps images ``(N, C, H, W)`` to ``(N, d)``, each image by itself.
         images: Shape ``(N, C, H, W)``; N may be 0.
+        require: Raises where a new graph is of no use, before it is held against the function, which takes longer and
+            fails for reasons that lie farther from what the function is made of.
 
     Raises:
         UnprovenOperationError: If the function cannot be captured, looks at pixel values, or does not give the values
@@ -45,6 +47,7 @@ def captured(function: ImageMap, images: Tensor) -> Graph:
         RuntimeError: If subnormal numbers are flushed.
     """
     require_subnormals()
+    _require_python(function)
     with torch.no_grad(), full_precision(), torch.autocast(images.device.type, enabled=False):
         if len(images):
             function(images[:1].clone())  # what fails here fails in its own words
@@ -55,6 +58,8 @@ def captured(function: ImageMap, images: Tensor) -> Graph:
             _known.move_to_end(key)
             return known
         graph = export(function, images.new_zeros(1, *images.shape[1:]))
+        if require is not None:
+            require(graph)
         again = watch(graph.run_one, images.new_zeros(1, *images.shape[1:]))
         if seen.counts != again.counts:
             more = sorted({x.split()[0] for x in (seen.counts - again.counts) | (again.counts - seen.counts)})
@@ -69,6 +74,18 @@ def captured(function: ImageMap, images: Tensor) -> Graph:
     while len(_known) > _KEPT:
         _known.popitem(last=False)
     return graph
+
+
+def _require_python(function: ImageMap) -> None:
+    """Refuse modules that run without Python, where nothing of them can be watched."""
+    owner = function if isinstance(function, nn.Module) else getattr(function, "__self__", None)
+    modules = dict(owner.named_modules()) if isinstance(owner, nn.Module) else {}
+    for name, module in modules.items():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UnprovenOperationError(
+                f"Expected modules in Python but got a {type(module).__name__} ({name or 'the whole'}); hand in "
+                "what torch.jit made it of."
+            )
 
 
 def _require_alike_when_scrambled(function: ImageMap, graph: Graph, image: Tensor, seed: int) -> None:

@@ -231,28 +231,28 @@ def _total(node: Node, **_: object) -> Effect:
 
 @allow("avg_pool2d.default")
 def _average_pool(
-    node: Node, self: Node, kernel_size: Any, stride: Any, padding: Any, ceil_mode: bool, count_include_pad: bool,
-    iterations: int,
-) -> Effect:  # fmt: skip
-    """A convolution of each channel with a constant kernel, if no window is cut at the border."""
-    kernel = _pair(kernel_size)
-    step, margin, size = _pair(stride) if stride else kernel, _pair(padding), self.shape[-2:]
-    partial = ceil_mode and any((n + 2 * p - k) % s for n, k, s, p in zip(size, kernel, step, margin, strict=True))
-    if partial or (any(margin) and not count_include_pad):
-        raise refusal(node, "with windows that are cut at the border")
-    weight = torch.full((1, 1, *kernel), 1 / math.prod(kernel), dtype=torch.float64)
-    return Effect(
-        [self],
-        lambda: [convolution_norm(weight, size, stride=step, iterations=iterations)],
-        apply=rerun(node, 1.0).apply,
-    )
+    node: Node, self: Node, kernel_size: Any, stride: Any, padding: Any, ceil_mode: bool, count_include_pad: bool
+) -> Effect:
+    """A matrix per axis, of which torch makes the rows itself: a window's share is a product of both axes' shares.
+
+    That holds where the border cuts it, too, whether or not it counts what lies outside.
+    """
+    kernel, margin = _pair(kernel_size), _pair(padding)
+    step = _pair(stride) if stride else kernel
+
+    def matrix(axis: int) -> Tensor:
+        lines = torch.eye(self.shape[axis - 2], dtype=torch.float64)[:, None, :, None]
+        sizes = (kernel[axis], 1), (step[axis], 1), (margin[axis], 0)
+        return functional.avg_pool2d(lines, *sizes, ceil_mode, count_include_pad).flatten(1).T
+
+    return _by_axes(node, self, matrix(0), matrix(1))
 
 
 @allow("adaptive_avg_pool2d.default", "_adaptive_avg_pool2d.default")
 def _adaptive_average_pool(node: Node, self: Node, output_size: object) -> Effect:
     """One matrix along the height, another along the width, of windows that may overlap, written out."""
     tall, wide = (pooling_matrix(n, m) for n, m in zip(self.shape[-2:], node.shape[-2:], strict=True))
-    return Effect([self], lambda: [matrix_norm(tall) * matrix_norm(wide)], apply=rerun(node, 1.0).apply)
+    return _by_axes(node, self, tall, wide)
 
 
 @allow(
@@ -262,27 +262,34 @@ def _adaptive_average_pool(node: Node, self: Node, output_size: object) -> Effec
     "_upsample_nearest_exact2d.vec", "_upsample_nearest_exact2d.default",
 )  # fmt: skip
 def _resized(node: Node, **arguments: Any) -> Effect:
-    """A resize to a given size: one matrix along the height, another along the width, written out.
+    """A resize to a size, or by a factor that gives just the same: a matrix along the height, another along the width.
 
-    Torch's own resize need not be their product: 2.14's antialiased ones to a width of one pixel are not.
+    Torch's own resize need not be their product: 2.14's antialiased ones to a width of one pixel are not, and a factor
+    of 1.3 is not the ratio of the sizes.
     """
-    factors = ("scale_factors", "scales_h", "scales_w", "scales")
-    if any(arguments.get(name) is not None for name in factors):
-        raise refusal(node, "by a factor instead of to a size")
     part = only(node)
-    by_name = {name: value for name, value in arguments.items() if not isinstance(value, Node)} | {"output_size": None}
+    by_name = {name: value for name, value in arguments.items() if not isinstance(value, Node)}
+    by_name |= {"output_size": None} | dict.fromkeys(by_name.keys() & {"scale_factors", "scales_h", "scales_w"})
 
     def resize(images: Tensor, size: list[int]) -> Tensor:
         first = node.op._schema.arguments[0].name
         resized: Tensor = node.op(**{first: images}, **{**by_name, "output_size": size})
         return resized
 
-    tall, wide = resize_matrices(resize, part.shape[-2:], node.shape[-2:])
+    return _by_axes(node, part, *resize_matrices(resize, part.shape[-2:], node.shape[-2:]))
+
+
+def _by_axes(node: Node, part: Node, tall: Tensor, wide: Tensor) -> Effect:
+    """Return the effect of one matrix along the height and another along the width: their norms' product."""
     # Two linear maps that agree on a random image are the same, but for a share 0 of all images.
     probe = torch.randn(part.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     away = again(node, probe.to(node.device)).cpu() - tall @ probe @ wide.T
     if not bool((away.abs() <= 1e-9 * probe.abs().max()).all()):
-        raise refusal(node, "which torch gets wrong at this size; take one of at least two pixels in width")
+        raise refusal(
+            node,
+            "which is not one matrix per axis, by sizes alone; give a size instead of a factor, and take one of at "
+            "least two pixels in width",
+        )
 
     def apply(values: list[Tensor], sign: Sign) -> Tensor:
         rows, columns = (sign(matrix).to(values[0].device) for matrix in (tall, wide))

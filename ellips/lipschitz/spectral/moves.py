@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import torch
 from torch.nn import functional
 
 from ellips.lipschitz.capture.graph import Node
-from ellips.lipschitz.spectral.rules import Effect, allow, copies, only, refusal, rerun
+from ellips.lipschitz.spectral.rules import Effect, again, allow, copies, only, refusal, rerun
 
 
 @allow("view.default", "_unsafe_view.default", "reshape.default", "flatten.using_ints", "unflatten.int")
@@ -74,7 +76,14 @@ def _padded(node: Node, self: Node, pad: Sequence[int], value: float) -> Effect:
 
 @allow("pad.default")
 def _padded_by_mode(node: Node, self: Node, pad: Sequence[int], mode: str, value: float | None) -> Effect:
-    """As above; modes that repeat numbers are refused."""
-    if mode != "constant":
-        raise refusal(node, f"with mode {mode!r}")
-    return _padded(node, self, pad, 0.0)
+    """As above; the other modes repeat numbers of the border, or of the opposite one."""
+    return _padded(node, self, pad, 0.0) if mode == "constant" else _repeated(node)
+
+
+@allow(*(f"{mode}_pad{axes}d.default" for mode in ("reflection", "replication") for axes in (1, 2, 3)))
+def _repeated(node: Node, **_: object) -> Effect:
+    """Some of the numbers, one of them at most n times: ``Σ n_i (x_i - y_i)^2 <= n ‖x - y‖^2``, hence sqrt(n)."""
+    part = only(node)
+    places = torch.arange(part.numel, dtype=torch.float64, device=node.device).view(part.shape)
+    times = torch.bincount(again(node, places).flatten().long())  # how often each of them comes
+    return rerun(node, math.sqrt(int(times.max())) if times.numel() else 0.0)

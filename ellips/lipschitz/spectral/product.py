@@ -73,13 +73,18 @@ class SpectralProduct(ConstantSource):
     @torch.no_grad()
     def constant(self, function: ImageMap, images: Tensor) -> float:
         """Return the constant of ``function`` on images of the shape of ``images``, ``(N, C, H, W)``."""
-        graph, spare = captured(function, images), 1.0
+        graph, spare = captured(function, images, self._require_rules), 1.0
         if graph.in_float64 is not None:
             graph, spare = graph.in_float64, 1 + SLACK  # for what float64 loses where it computes weights from others
         key = graph.digest  # weights included: the same bound is not computed twice, nor a stale one returned
         if key not in self._known:
             self._known[key] = _Bounds(graph, self.dense_limit, self.gram_iterations).total()
         return spare * self._known[key]
+
+    def _require_rules(self, graph: Graph) -> None:
+        """Refuse what is not on the list by its own name, before anything else about the function is found out."""
+        for node in graph.nodes:
+            effect(node, self.gram_iterations)
 
 
 class _Bounds:
