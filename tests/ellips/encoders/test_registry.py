@@ -87,7 +87,7 @@ def test_what_torchvision_and_timm_say_themselves() -> None:
         entry, config = entries[name], timm.get_pretrained_cfg(model)
         assert entry.architecture == config.architecture
         assert config.url == entry.url or config.hf_hub_id == entry.repository
-        assert entry.licence.lower() == config.license
+        assert config.license in (entry.licence.lower(), None)  # older versions of timm do not say it of all
         assert entry.preprocessing["interpolation"] == config.interpolation
         assert (tuple(entry.preprocessing["mean"]), tuple(entry.preprocessing["std"])) == (config.mean, config.std)
 
