@@ -175,7 +175,8 @@ def _probabilistic(facts: Facts, settings: Mapping[str, Any]) -> str:
     return (
         f"## On the image, by votes: `probabilistic`\n\nEncoder a, σ = {SIGMA:g}, α = {ALPHA:g} for each image, the "
         "same noise for all lines. Gaussians are on noisy features; which features, and their regularisation, is "
-        f"chosen by votes on validation images: {found['features']}; {_plain(found['regularization'])} (pooling, shrinkage). "
+        f"chosen by votes on validation images: {found['features']}; {_plain(found['regularization'])} (pooling, "
+        "shrinkage). "
         f"The linear head has the features that it was trained on. {counts['all'].capitalize()}.\n\n"
         f"{_votes_table(found['all'], few)}\n\n"
         f"More copies cost {votes.MANY // votes.FEW} times as much; {counts['several']}.\n\n"

@@ -28,8 +28,8 @@ class CifarResNet(nn.Module):
     Args:
         depth: Number of layers with weights, 6n + 2: 8, 14, 20, 32, 44, 56, 110.
         width: Channels of the first stage; the paper's is 16.
-        grid: Cells of equal size along each side, 1, 2, 4 or 8, over which means are taken; the paper's is 1. Weights are
-            the same for all: features of a finer grid tell where things are, too.
+        grid: Cells of equal size along each side, 1, 2, 4 or 8, over which means are taken; the paper's is 1. Weights
+            are the same for all: features of a finer grid tell where things are, too.
 
     Attributes:
         num_features: Width of the features, four times ``width`` for each cell.
