@@ -231,8 +231,9 @@ class _Reader:
         narrow = any(kind not in _FLOATS or _narrower(node.dtype, kind) for kind in floats)
         if node.dtype in floats and node.dtype not in _FLOATS:
             raise UnprovenOperationError(
-                f"Expected arithmetic in float32 or float64 but `{node.op}` computes in {node.dtype}, whose rounding "
-                "no constant covers; convert network and images by .float(), or use SmoothedEncoder (probabilistic)."
+                f"Expected arithmetic in one precision throughout, float32 or float64, but `{node.op}` computes in "
+                f"{node.dtype}, whose rounding no constant covers; convert network and images by .float(), or use "
+                "SmoothedEncoder (probabilistic)."
             )
         if narrow and (converts or node.dtype.is_floating_point):
             raise UnprovenOperationError(
