@@ -1,6 +1,7 @@
 """Frozen encoders: pretrained, trained on noise, behind a denoiser, or 1-Lipschitz and proven when they are loaded."""
 
 from ellips.encoders.architecture import EncoderArchitecture
+from ellips.encoders.bronet import BRONetArchitecture, import_bronet
 from ellips.encoders.cifar_resnet import CifarResNet
 from ellips.encoders.denoised import Denoised
 from ellips.encoders.denoiser import Denoiser, DenoiserArchitecture, ResidualDenoiser
@@ -15,6 +16,7 @@ from ellips.encoders.orthogonal import OrthogonalAdam
 from ellips.encoders.preprocessing import Preprocess
 
 __all__ = [
+    "BRONetArchitecture",
     "CifarResNet",
     "Denoised",
     "Denoiser",
@@ -33,6 +35,7 @@ __all__ = [
     "Preprocess",
     "ResidualDenoiser",
     "export_encoder",
+    "import_bronet",
     "import_liresnet",
     "recorded_encoder",
 ]
