@@ -99,7 +99,7 @@ class BRONetArchitecture(ImportedArchitecture):
         return ", ".join(f"{x}={getattr(self, x)!r}" for x in names if getattr(self, x) != getattr(type(self), x))
 
     def build(self) -> nn.Sequential:
-        """Return the plain layers, with random weights."""
+        """Return the plain layers, whose block reflectors wait for their state to be loaded."""
         width, (kernel, stride, padding) = self.width, self.stem
         layers: list[nn.Module] = [nn.Conv2d(self.image_shape[0], width, kernel, stride, padding), MinMax()]
         for _ in range(self.residual_depth):

@@ -104,7 +104,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"Expected a checkpoint at {path} but there is no such file; correct the path.")
-    loaded = load_file(path).state if path.suffix == ".safetensors" else load_checkpoint(path)
+    loaded: Any = load_file(path).state if path.suffix == ".safetensors" else load_checkpoint(path)
     state = loaded.get("backbone", loaded) if isinstance(loaded, Mapping) else None
     if not isinstance(state, Mapping) or not any(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(
@@ -152,7 +152,8 @@ class StateTensors:
         if not torch.equal(self.take(name, *identity.shape), identity):
             raise ValueError(f"Expected `{name}` to hold ones on its diagonal and zeros but got others.")
         gamma = self.take(f"{prefix}.gamma", depth, width, *[1] * len(rest))
-        return identity + self.take(f"{prefix}.weights", *shape) * gamma * depth**-0.5
+        branches: Tensor = self.take(f"{prefix}.weights", *shape) * gamma * depth**-0.5
+        return identity + branches
 
     def require_identity(self, name: str, size: int, axes: int) -> None:
         """Refuse a checkpoint in which an identity matrix is none: it would take part in what the network computes."""

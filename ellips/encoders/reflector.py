@@ -23,14 +23,14 @@ class BlockReflector(nn.Module):
     which takes half the numbers of W, or less. Images are padded by a pixel of zeros on each side, go to frequencies by
     one orthogonal matrix, real and imaginary parts apart, through the blocks, and back.
 
-    The state holds the kernel alone; the blocks are computed from it whenever it is loaded, ``2 (side + 2)² width
-    rank`` numbers.
+    The state holds kernel and bias alone; the blocks are computed from the kernel whenever a state is loaded, and there
+    are none before: ``2 (side + 2)² width rank`` numbers.
 
     Attributes:
         kernel: V in space, shape ``(width, rank, 3, 3)``.
         bias: Shape ``(width,)``.
         waves: Cosines and sines, shape ``(n², n²)``, ``n = side + 2``, two rows for each block.
-        blocks: B in real numbers, shape ``(n² / 2, 2 width, 2 rank)``.
+        blocks: B in real numbers, shape ``(n² / 2, 2 width, 2 rank)``; None before a state is loaded.
 
     Args:
         width: Channels.
@@ -44,7 +44,7 @@ class BlockReflector(nn.Module):
 
     kernel: Tensor
     waves: Tensor
-    blocks: Tensor
+    blocks: Tensor | None
 
     def __init__(self, width: int, rank: int, side: int, *, growing: bool = False) -> None:
         super().__init__()
@@ -58,12 +58,17 @@ class BlockReflector(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width))
         turns = _turns(self.padded)
         self.register_buffer("waves", _waves(turns, self.padded).to(self.bias), persistent=False)
-        self.register_buffer("blocks", torch.empty(0), persistent=False)
-        self.register_load_state_dict_post_hook(_refresh)
-        _refresh(self)
+        self.register_buffer("blocks", None, persistent=False)
+        self.register_load_state_dict_post_hook(_refresh)  # type: ignore[no-untyped-call]  # torch's
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Map ``(N, width, side, side)`` to the same shape, or to ``(N, width, side + 2, side + 2)``."""
+        """Map ``(N, width, side, side)`` to the same shape, or to ``(N, width, side + 2, side + 2)``.
+
+        Raises:
+            RuntimeError: If no state has been loaded.
+        """
+        if self.blocks is None:
+            raise RuntimeError("Expected a block reflector whose state has been loaded; call `load_state_dict` first.")
         padded = functional.pad(maps, (1, 1, 1, 1))
         numbers = functional.linear(padded.flatten(2), self.waves)
         rows = numbers.unflatten(2, (-1, 2)).permute(2, 0, 3, 1).flatten(2)  # (block, N, part and channel)
@@ -72,7 +77,8 @@ class BlockReflector(nn.Module):
         result = functional.linear(numbers, self.waves.mT).unflatten(2, (self.padded, self.padded))
         if not self.growing:
             result = result[:, :, 1:-1, 1:-1]
-        return result + self.bias[:, None, None]
+        moved: Tensor = result + self.bias[:, None, None]
+        return moved
 
 
 @torch.no_grad()

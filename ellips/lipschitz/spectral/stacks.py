@@ -37,7 +37,7 @@ def _reflected(node: Node, self: Any, batch1: Any, batch2: Any, beta: float, alp
     inner = batch1 if isinstance(batch1, Node) and batch1.op is aten.bmm.default else None
     given = inner.arguments() if inner is not None else {}
     matrices = given.get("mat2")
-    if not isinstance(self, Node) or given.get("self") is not self or not isinstance(matrices, Tensor):
+    if inner is None or given["self"] is not self or not isinstance(matrices, Tensor):
         raise refusal(node, "other than `beta x + alpha (x A) A'` with one x and constant A")
     if not isinstance(batch2, Tensor) or batch2.shape != matrices.mT.shape or not torch.equal(batch2, matrices.mT):
         raise refusal(node, "whose second factor is not the transpose of the first")

@@ -16,6 +16,7 @@ WIDTH, RANK, SIDE = 4, 2, 4
 def layer(*, growing: bool = False) -> BlockReflector:
     torch.manual_seed(0)
     made = BlockReflector(WIDTH, RANK, SIDE, growing=growing).eval()
+    made.load_state_dict(made.state_dict())
     return made.requires_grad_(False)
 
 
@@ -50,6 +51,8 @@ def test_what_keeps_its_padding_keeps_all_lengths() -> None:
 def test_blocks_follow_the_kernel_and_are_not_stored() -> None:
     reflector, other = layer(), BlockReflector(WIDTH, RANK, SIDE)
     assert set(reflector.state_dict()) == {"kernel", "bias"}
+    with pytest.raises(RuntimeError, match="load_state_dict"):
+        other(maps(1))
     nn.Sequential(nn.ReLU(), other).load_state_dict({f"1.{k}": v for k, v in reflector.state_dict().items()})
     torch.testing.assert_close(other(maps(2)), reflector(maps(2)), rtol=0, atol=0)
     twin = copy.deepcopy(other)
@@ -68,6 +71,7 @@ def test_a_kernel_has_no_length(factor: float) -> None:
 def test_blocks_that_are_altered_are_no_longer_orthogonal() -> None:
     """What is proven is what is computed with, not what should have been."""
     reflector = layer()
+    assert reflector.blocks is not None
     reflector.blocks[3] *= 1.5
     assert bound_of(reflector) > 2
 
