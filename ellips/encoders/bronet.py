@@ -154,15 +154,10 @@ def import_bronet(
         ValueError: If it holds something else, an arrangement that is not known, or does not say which.
     """
     state, carried = read_checkpoint(path)
-    if all(name.startswith(_WRAPPED) for name in state):  # as torch's data parallel training names them
-        state = {name.removeprefix(_WRAPPED): value for name, value in state.items()}
     try:
         return _from_state(state, _agreed(carried, settings))
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"Expected {path} to hold a BRONet of a published arrangement. {error}") from error
-
-
-_WRAPPED = "module."
 
 
 @dataclass(frozen=True)
@@ -234,12 +229,13 @@ def _from_state(state: Mapping[str, Tensor], settings: _Settings) -> tuple[BRONe
     hybrid = settings.backbone_type.startswith("hybrid")
     if hybrid != ("conv_1.weights" in state):
         raise ValueError(f"Expected `conv_1.weights` just where the type is hybrid but got {settings.backbone_type!r}.")
-    kernel = tensors.shape("stem.0.weight", 4)[-1]
+    kernel, side = tensors.shape("stem.0.weight", 4)[-1], int(settings.input_size)
+    tensors.take("stem.0.init_x", 1, 3, side, side)  # what the program's own bound starts from tells the image size
     architecture = BRONetArchitecture(
-        image_shape=(3, settings.input_size, settings.input_size),
+        image_shape=(3, side, side),
         width=width,
         rank=rank,
-        stem=(_PATCH, _PATCH, 0) if settings.input_size == _LARGE else (kernel, 2, kernel // 2),
+        stem=(_PATCH, _PATCH, 0) if side == _LARGE else (kernel, 2, kernel // 2),
         residual_depth=tensors.shape("conv_1.weights", 5)[0] if hybrid else 0,
         depth=tensors.shape("conv.weights", 5)[0],
         growing=settings.backbone_type.endswith("v2"),

@@ -18,6 +18,7 @@ from ellips.encoders.architecture import EncoderArchitecture
 from ellips.encoders.weights import load_file
 
 _GREY = 0.5  # what is subtracted of pixels: a translation
+_WRAPPED = "module."  # what torch's training on several devices puts before all names
 
 
 class ImportedArchitecture(EncoderArchitecture):
@@ -111,6 +112,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             f"Expected {path} to hold a state dict, by itself or under `backbone`, but got {type(loaded).__name__}."
         )
     tensors = {str(name): value.double() for name, value in state.items() if isinstance(value, Tensor)}
+    if all(name.startswith(_WRAPPED) for name in tensors):
+        tensors = {name.removeprefix(_WRAPPED): value for name, value in tensors.items()}
     if lost := [name for name, value in tensors.items() if not bool(torch.isfinite(value).all())]:
         raise ValueError(f"Expected finite numbers in {path} but {', '.join(lost[:3])} has others; fetch it again.")
     settings = loaded.get("configs", {})

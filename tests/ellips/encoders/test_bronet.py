@@ -285,7 +285,7 @@ OTHERS: dict[str, tuple[dict[str, object], str]] = {
     "squares by reflectors": ({"neck_conv_type": "bro"}, r"`neck.kernel`.*\(96, 6\).*\(6, 96\)"),
     "a matrix by reflectors": ({"neck_linear_type": "bro"}, "`neck.weight`"),
     "linear layers by reflectors": ({"dense_type": "bro"}, "`linear.identity_half`"),
-    "larger images": ({"input_size": 64}, "`neck.weight`"),
+    "larger images": ({"input_size": 64}, r"`stem.0.init_x`.*\(1, 3, 64, 64\)"),
     "growing maps": ({"backbone_type": "brov2"}, "`neck.weight`"),
 }
 
