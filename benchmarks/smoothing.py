@@ -6,14 +6,16 @@ On the shipped digits encoder, which never saw noise, and, where a folder of CIF
 ``test/<class>``) and an encoder that ``ellips train-encoder`` trained with noise are given, on these. Four classifiers
 on the same noise of the same images: the smoothed encoder with Bernstein's bound; votes of the linear head and of
 Gaussians at a fixed number of draws; votes of the Gaussians with early stopping. The Gaussians are fitted to noisy
-features; their regularisation, and what the smoothed encoder needs, are chosen on the validation split. Ratios, each
-with the suffix ``_digits`` or ``_cifar``:
+features; on which (means over the image or over a grid of cells, their roots or themselves), their regularisation, and
+what the smoothed encoder needs, is chosen on the validation split. Ratios, each with the suffix ``_digits`` or
+``_cifar``:
 
 - ``passes_saved_by_stopping``: images through the encoder at 10,000 draws over those with early stopping, for radii up
   to 2 sigma; ``passes_saved_by_stopping_3_sigma`` with 3 sigma among them. ``points_lost_by_stopping`` (and
   ``..._3_sigma``): the most that certified accuracy loses by it at any of these radii, in points.
 - ``decision_over_encoder_mean_radius``: mean radius (0 where wrong) of the votes over that of the smoothed encoder.
-- ``ellips_over_linear_mean_radius``: of votes by Gaussians over votes by the linear head.
+- ``ellips_over_linear_mean_radius``: of votes by Gaussians over votes by the linear head, at 1,000 draws of more
+  images, and ``..._10000`` at 10,000 draws; ``measurements`` has the standard error of both.
 - ``votes_over_bare_encoder``: images a second of sampling, noise and scores included, over those of the encoder alone
   on noise that is ready.
 """
@@ -33,18 +35,17 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from benchmarks._common import interleaved_seconds, make_parser, median_ratio, report, seconds
+from benchmarks._votes import GRID, VoteHead, chosen_features, fit_for_votes, grid_encoder, over_cells, spread_of_ratio
 from ellips import Ellips
 from ellips.chunks import Chunks
 from ellips.datamodules import ImageFolderDataModule, Split
-from ellips.encoders import CifarResNet, FrozenEncoder, LinearHead
-from ellips.gaussians.moments import ClassMoments
+from ellips.encoders import FrozenEncoder, LinearHead
 from ellips.input_certifiers import Chain, SmoothedDecision, SmoothedEncoder
 from ellips.input_certifiers.smoothed_encoder import mean_error
 from ellips.regularization_search import RegularizationSearch
 from ellips.smoothing import ImageNoise, VotePlan
 from ellips.smoothing.voting import cast_votes
 from ellips.splits import digits_part
-from ellips.vote_search import select_by_votes
 
 SIGMA = 0.25
 ALPHA = 0.001
@@ -65,6 +66,7 @@ class Sizes(NamedTuple):
         held_out: Validation images for choices.
         votes: Noisy copies of each of them.
         rounds: Timed rounds of the throughput.
+        compared: Test images on which Gaussians and linear head are compared, at ``FEW`` draws.
     """
 
     draws: int
@@ -73,9 +75,11 @@ class Sizes(NamedTuple):
     held_out: int
     votes: int
     rounds: int
+    compared: int
 
 
-SIZES = {"full": Sizes(10_000, 120, 8, 600, 100, 7), "quick": Sizes(10_000, 40, 4, 60, 50, 5)}
+SIZES = {"full": Sizes(10_000, 120, 8, 600, 100, 7, 1000), "quick": Sizes(10_000, 40, 4, 60, 50, 5, 60)}
+FEW = 1000
 
 
 class Task(NamedTuple):
@@ -85,11 +89,13 @@ class Task(NamedTuple):
         encoder: Images to features.
         head: Features to scores; None: one is fitted to noisy features.
         parts: Images and labels of train, val and test.
+        grid: Cells along each side that the features are means over.
     """
 
     encoder: FrozenEncoder
     head: Callable[[Tensor], Tensor] | None
     parts: dict[str, tuple[Tensor, Tensor]]
+    grid: int = 1
 
 
 class Outcome(NamedTuple):
@@ -131,16 +137,17 @@ def digits_task() -> Task:
 def cifar_task(folder: Path, weights: Path, sizes: Sizes) -> Task:
     """An encoder that ``ellips train-encoder`` trained with noise, on images of a folder."""
     recipe = json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))["recipe"]
-    encoder = FrozenEncoder(CifarResNet(recipe["depth"], recipe["width"]), weights=weights)
+    encoder = grid_encoder(recipe["depth"], recipe["width"], weights)
     data = ImageFolderDataModule(encoder, folder)
-    rows: dict[Split, int] = {"train": 20_000, "val": sizes.held_out, "test": sizes.images or 10_000}
+    rows: dict[Split, int] = {"train": 45_000, "val": sizes.held_out, "test": max(sizes.images or 0, sizes.compared)}
     parts: dict[str, tuple[Tensor, Tensor]] = {}
     for part, wanted in rows.items():
         source = data.source(part)
         # Evenly over the classes, which lie in folders one after the other.
         chosen = np.linspace(0, len(source) - 1, min(wanted, len(source))).astype(int).tolist()
         parts[part] = source.read(chosen)[0].float() / 255, torch.from_numpy(source.labels[chosen])
-    return Task(encoder, LinearHead(weights.with_stem(f"{weights.stem}-head")), parts)
+    linear = LinearHead(weights.with_stem(f"{weights.stem}-head"))
+    return Task(encoder, lambda features: linear(over_cells(features)), parts, GRID)
 
 
 @torch.no_grad()
@@ -153,18 +160,16 @@ def noisy_features(encoder: FrozenEncoder, images: Tensor, copies: int, seed: in
     return torch.cat(found).view(len(images), copies, -1)
 
 
-def fit_gaussians(task: Task, sizes: Sizes, train: Tensor, held_out: Tensor) -> Ellips:
-    """Fit to noisy features; pooling and shrinkage by votes on the validation split."""
-    labels, classes = task.parts["train"][1], int(task.parts["train"][1].max()) + 1
-    moments = ClassMoments(classes, train.shape[-1])
-    moments.update(train.flatten(0, 1), labels.repeat_interleave(train.shape[1]))
-    reachable = 0.5 * SIGMA if sizes.votes < 60 else SIGMA
-    search = RegularizationSearch(reachable, sigma=SIGMA)
-    best, _ = select_by_votes(moments.compute(), held_out, task.parts["val"][1][: len(held_out)], search)
-    ellips = Ellips(classes, train.shape[-1])
-    ellips.regularization = best.regularization
-    ellips.fit_moments(*moments.compute())
-    return ellips
+def fit_gaussians(task: Task, sizes: Sizes, train: Tensor, held_out: Tensor) -> VoteHead:
+    """Fit to noisy features; which features, pooling and shrinkage by votes on the validation split."""
+    held_labels = task.parts["val"][1][: len(held_out)]
+    search = RegularizationSearch(
+        0.5 * SIGMA if sizes.votes < 60 else SIGMA,
+        sigma=SIGMA,
+        pooling=(0.0, 0.25, 0.5, 0.75, 0.9, 1.0),
+        shrinkage=(0.003, 0.01, 0.03, 0.1, 0.3, 0.75),
+    )
+    return fit_for_votes(train, task.parts["train"][1], held_out, held_labels, search, task.grid)
 
 
 def linear_head(task: Task, train: Tensor) -> Callable[[Tensor], Tensor]:
@@ -177,21 +182,21 @@ def linear_head(task: Task, train: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda features: features @ weight.T + bias
 
 
-def best_ball(train: Tensor, held_out: Tensor, labels: Tensor, ellips: Ellips, sizes: Sizes) -> float:
+def best_ball(latents: Tensor, held_out: Tensor, labels: Tensor, ellips: Ellips, sizes: Sizes) -> float:
     """Radius of the ball on which the smoothed encoder projects: most mean radius on the validation split."""
-    lengths = torch.linalg.vector_norm(train.flatten(0, 1), dim=1).double()
+    lengths = torch.linalg.vector_norm(latents, dim=1).double()
     radii = {float(lengths.quantile(q)) for q in BALLS}
     return max(
         radii, key=lambda ball: float(encoder_outcome(held_out, labels, ellips, ball, sizes.draws).radius.mean())
     )
 
 
-def encoder_outcome(features: Tensor, labels: Tensor, ellips: Ellips, ball: float, draws: int) -> Outcome:
-    """The smoothed encoder from noisy features ``(N, n, D)``; with fewer than ``draws``, errors as if of that many."""
+def encoder_outcome(latents: Tensor, labels: Tensor, ellips: Ellips, ball: float, draws: int) -> Outcome:
+    """The smoothed encoder from noisy latents ``(N, n, d)``; with fewer than ``draws``, errors as if of that many."""
     certifier = SmoothedEncoder(SIGMA, draws, ALPHA, norm_bound=ball)
-    values = [certifier.project(x.double()) for x in features]
+    values = [certifier.project(x.double()) for x in latents]
     means = torch.stack([x.mean(0) for x in values])
-    shrink = (features.shape[1] / draws) ** 0.5
+    shrink = (latents.shape[1] / draws) ** 0.5
     error = torch.tensor([mean_error(x, ball, ALPHA) for x in values]).double() * shrink
     found = ellips.certify(means).less(error)
     prediction = torch.where(found.radius > 0, found.prediction, -1)
@@ -210,77 +215,128 @@ def votes_outcome(counted: Tensor, selected: Tensor, labels: Tensor, classes: in
     return outcome(prediction, torch.tensor(radius).double(), labels, passes)
 
 
+class Classifiers:
+    """The Gaussians that were chosen, and the linear head, on the same features.
+
+    Args:
+        task: Where the features are of.
+        gaussians: On them.
+        linear: Features to scores.
+    """
+
+    def __init__(self, task: Task, gaussians: VoteHead, linear: Callable[[Tensor], Tensor]) -> None:
+        self.task, self.gaussians, self.linear = task, gaussians, linear
+        self.ellips = gaussians.head.ellips
+        self.chain = Chain(lambda images: self.latents(task.encoder.encode(images)), self.ellips)
+
+    def latents(self, features: Tensor) -> Tensor:
+        """Return what the Gaussians are on, of features ``(..., D)``."""
+        found = chosen_features(features, self.gaussians, self.task.grid)
+        return self.gaussians.head.latents(found.flatten(0, -2)).view(*found.shape[:-1], -1)
+
+    def votes(self, features: Tensor) -> dict[str, Tensor]:
+        """Return the classes of copies ``(n, D)``, by classifier."""
+        return {"linear": self.linear(features).argmax(1), "ellips": self.ellips.predict(self.latents(features))}
+
+
 def measure(task: Task, sizes: Sizes, name: str) -> tuple[dict[str, float], dict[str, Any]]:
     """Run all four classifiers on one task."""
     train = noisy_features(task.encoder, task.parts["train"][0], sizes.copies if name == "digits" else 2, 1)
     val_images, val_labels = (x[: sizes.held_out] for x in task.parts["val"])
     held_out = noisy_features(task.encoder, val_images, sizes.votes, 2)
-    ellips, head = fit_gaussians(task, sizes, train, held_out), linear_head(task, train)
-    ball = best_ball(train, held_out, val_labels, ellips, sizes)
-    count = len(task.parts["test"][1]) if sizes.images is None else min(sizes.images, len(task.parts["test"][1]))
-    rows = torch.linspace(0, len(task.parts["test"][1]) - 1, count).long()
-    images, labels = (x[rows] for x in task.parts["test"])
-    found: dict[str, Outcome] = {}
-    spent = {"fixed": seconds(lambda: found.update(fixed_outcomes(task, images, labels, ellips, head, ball, sizes)))}
-    chain = Chain(task.encoder.encode, ellips)
+    found = Classifiers(task, fit_gaussians(task, sizes, train, held_out), linear_head(task, train))
+    some = found.latents(train.flatten(0, 1)[:: max(1, len(train) // 10_000)])
+    ball = best_ball(some, found.latents(held_out), val_labels, found.ellips, sizes)
+    images, labels = _spread(task, sizes.images)
+    outcomes: dict[str, Outcome] = {}
+    spent = {"fixed": seconds(lambda: outcomes.update(fixed_outcomes(found, images, labels, ball, sizes.draws)))}
+    few = min(FEW, sizes.draws)
+    compared = fixed_outcomes(found, *_spread(task, sizes.compared), None, few)
     for kind, radii in (("early", RADII), ("early_3_sigma", RADII_3_SIGMA)):
         certifier = SmoothedDecision(SIGMA, sizes.draws, ALPHA, radii=radii, chunk_size=BATCH)
-        spent[kind] = seconds(lambda c=certifier, k=kind: found.update({k: early_outcome(c, chain, images, labels)}))
-    times = throughput(task, chain, images, sizes.rounds)
-    fixed = found["ellips"]
+        spent[kind] = seconds(
+            lambda c=certifier, k=kind: outcomes.update({k: early_outcome(c, found.chain, images, labels)})
+        )
+    times = throughput(task, found.chain, images, sizes.rounds)
+    fixed = outcomes["ellips"]
     lost = {
-        kind: max(fixed.certified(r) - found[kind].certified(r) for r in radii)
+        kind: max(fixed.certified(r) - outcomes[kind].certified(r) for r in radii)
         for kind, radii in (("early", RADII), ("early_3_sigma", RADII_3_SIGMA))
     }
     ratios = {
-        "passes_saved_by_stopping": float(fixed.passes.double().mean() / found["early"].passes.double().mean()),
+        "passes_saved_by_stopping": float(fixed.passes.double().mean() / outcomes["early"].passes.double().mean()),
         "passes_saved_by_stopping_3_sigma": float(
-            fixed.passes.double().mean() / found["early_3_sigma"].passes.double().mean()
+            fixed.passes.double().mean() / outcomes["early_3_sigma"].passes.double().mean()
         ),
         "points_lost_by_stopping": lost["early"],
         "points_lost_by_stopping_3_sigma": lost["early_3_sigma"],
-        "decision_over_encoder_mean_radius": float(fixed.radius.mean() / found["encoder"].radius.mean()),
-        "ellips_over_linear_mean_radius": float(fixed.radius.mean() / found["linear"].radius.mean()),
+        "decision_over_encoder_mean_radius": float(fixed.radius.mean() / outcomes["encoder"].radius.mean()),
+        "ellips_over_linear_mean_radius": _over(compared),
+        f"ellips_over_linear_mean_radius_{sizes.draws}": _over(outcomes),
         "votes_over_bare_encoder": median_ratio(times["bare"], times["votes"]),
     }
     measurements = {
-        "classifiers": {kind: each.summary() for kind, each in found.items()},
+        "classifiers": {kind: each.summary() for kind, each in outcomes.items()},
+        "compared": {kind: each.summary() for kind, each in compared.items()},
+        "ellips_over_linear_standard_error": {
+            str(few): spread_of_ratio(compared["ellips"].radius, compared["linear"].radius),
+            str(sizes.draws): spread_of_ratio(fixed.radius, outcomes["linear"].radius),
+        },
         "seconds": spent,
         "throughput_seconds": times,
-        "regularization": str(ellips.regularization),
+        "features": found.gaussians.describe(),
+        "regularization": str(found.ellips.regularization),
         "ball": ball,
         "images": len(images),
+        "images_compared": len(compared["ellips"].radius),
     }
     return {f"{key}_{name}": value for key, value in ratios.items()}, measurements
 
 
+def _spread(task: Task, count: int | None) -> tuple[Tensor, Tensor]:
+    """Return so many test images with labels, spread over all of them; all where there are no more, or for None."""
+    images, labels = task.parts["test"]
+    rows = torch.linspace(0, len(labels) - 1, min(len(labels), count or len(labels))).long()
+    return images[rows], labels[rows]
+
+
+def _over(found: dict[str, Outcome]) -> float:
+    return float(found["ellips"].radius.mean() / found["linear"].radius.mean())
+
+
 @torch.no_grad()
 def fixed_outcomes(
-    task: Task,
-    images: Tensor,
-    labels: Tensor,
-    ellips: Ellips,
-    head: Callable[[Tensor], Tensor],
-    ball: float,
-    sizes: Sizes,
+    found: Classifiers, images: Tensor, labels: Tensor, ball: float | None, draws: int
 ) -> dict[str, Outcome]:
-    """The three classifiers with a fixed number of draws; each noisy copy is encoded once for all of them."""
-    votes: dict[str, list[Tensor]] = {"linear": [], "ellips": [], "linear selection": [], "ellips selection": []}
+    """The classifiers with a fixed number of draws; each noisy copy is encoded once for all of them.
+
+    Without a ``ball`` the encoder is not smoothed.
+    """
+    votes: dict[tuple[str, str], list[Tensor]] = {
+        (kind, purpose): [] for kind in ("linear", "ellips") for purpose in ("selection", "estimation")
+    }
     smoothed = []
     for image, label in zip(images, labels, strict=True):
-        for purpose, draws, suffix in (("selection", 100, " selection"), ("estimation", sizes.draws, "")):
-            copies = torch.empty(draws, *image.shape)
+        for purpose, count in (("selection", 100), ("estimation", draws)):
+            copies = torch.empty(count, *image.shape)
             ImageNoise(image, SIGMA, 0, purpose).fill(copies)
-            features = torch.cat([task.encoder.encode(part) for part in copies.split(BATCH)])
-            votes[f"linear{suffix}"].append(head(features).argmax(1))
-            votes[f"ellips{suffix}"].append(ellips(features).argmax(1))
-        smoothed.append(encoder_outcome(features[None], label[None], ellips, ball, sizes.draws))
-    stacked = {key: torch.stack(value) for key, value in votes.items()}
-    found = {
-        kind: votes_outcome(stacked[kind], stacked[f"{kind} selection"], labels, ellips.num_classes)
+            features = torch.cat([found.task.encoder.encode(part) for part in copies.split(BATCH)])
+            for kind, classes in found.votes(features).items():
+                votes[kind, purpose].append(classes)
+        if ball is not None:
+            smoothed.append(encoder_outcome(found.latents(features)[None], label[None], found.ellips, ball, draws))
+    outcomes = {
+        kind: votes_outcome(
+            torch.stack(votes[kind, "estimation"]),
+            torch.stack(votes[kind, "selection"]),
+            labels,
+            found.ellips.num_classes,
+        )
         for kind in ("linear", "ellips")
     }
-    return {"encoder": Outcome(*(torch.cat(column) for column in zip(*smoothed, strict=True))), **found}
+    if smoothed:
+        outcomes["encoder"] = Outcome(*(torch.cat(column) for column in zip(*smoothed, strict=True)))
+    return outcomes
 
 
 def early_outcome(certifier: SmoothedDecision, chain: Chain, images: Tensor, labels: Tensor) -> Outcome:

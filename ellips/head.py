@@ -17,7 +17,7 @@ from ellips.classifier import Ellips
 from ellips.distributed import broadcast_
 from ellips.gaussians import CovarianceType, Mixture, collector
 from ellips.precision import HALF_TYPES
-from ellips.projector import LatentNorm, Projector
+from ellips.projector import LatentNorm, PowerTransform, Projector
 from ellips.validation import validate_labels, validate_latents
 
 _QUANTISED: Final = re.compile(r"torch\.(ao|nn)\..*quantized|torchao\.")  # packages of quantised layers and weights
@@ -44,6 +44,9 @@ class EllipsHead(nn.Module):
         hidden_dim: Width of the projector's hidden layers; 0 makes the projector one linear map.
         latent_norm: ``"none"``, ``"ball"`` (1-Lipschitz) or ``"sphere"`` (not); see
             :func:`ellips.projector.normalize_latents` for what each means for a certificate.
+        feature_power: Exponent of the features before anything else, at most 1; 0.5 takes their roots, which makes
+            features behind a ReLU more Gaussian, and leaves no Lipschitz constant: see
+            :class:`ellips.projector.PowerTransform`.
         covariance_type: ``"full"``, ``"diagonal"`` or ``"low_rank"``.
         rank: Of ``"low_rank"`` alone; see :class:`ellips.Ellips`.
         pooling: See :class:`ellips.Ellips`.
@@ -68,6 +71,7 @@ class EllipsHead(nn.Module):
         hidden_dim: int = 4096,
         *,
         latent_norm: LatentNorm = "none",
+        feature_power: float = 1.0,
         covariance_type: CovarianceType = "full",
         rank: int | None = None,
         pooling: float = 0.0,
@@ -81,6 +85,7 @@ class EllipsHead(nn.Module):
             "latent_dim": latent_dim,
             "hidden_dim": hidden_dim,
             "latent_norm": latent_norm,
+            "feature_power": feature_power,
             "covariance_type": covariance_type,
             "rank": rank,
             "sync_batchnorm": sync_batchnorm,
@@ -95,6 +100,8 @@ class EllipsHead(nn.Module):
             )
         elif latent_norm != "none":
             raise ValueError(f"Expected latent_norm='none' without a projector but got {latent_norm!r}.")
+        if feature_power != 1:
+            self.projector = nn.Sequential(PowerTransform(feature_power), self.projector)
         self.ellips = Ellips(
             num_classes,
             self.latent_dim,

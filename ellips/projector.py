@@ -41,6 +41,37 @@ def normalize_latents(latents: Tensor, latent_norm: LatentNorm) -> Tensor:
     raise ValueError(f"Expected `latent_norm` to be one of {get_args(LatentNorm)} but got {latent_norm!r}.")
 
 
+class PowerTransform(nn.Module):
+    """``sign(x) |x|^exponent`` of each feature: Tukey's ladder of powers, which makes skewed features more Gaussian.
+
+    Features behind a ReLU and a mean over pixels are at least 0 and skewed; their roots are closer to Gaussians, as in
+    Yang et al. 2021 (Free Lunch for Few-shot Learning), equation 3. Below 1 its slope at 0 is infinite: it has no
+    Lipschitz constant, so no radius on the image follows from a latent one, and the gradient at 0 is given as 0. Votes
+    under noise need no constant.
+
+    Args:
+        exponent: Above 0 and at most 1; 0.5 takes roots.
+
+    Raises:
+        ValueError: If the exponent is out of range.
+    """
+
+    def __init__(self, exponent: float) -> None:
+        super().__init__()
+        if not 0 < exponent <= 1:
+            raise ValueError(f"Expected an exponent of features above 0 and at most 1 but got {exponent:g}.")
+        self.exponent = exponent
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return as many features, in their type."""
+        size = torch.where(features == 0, 1, features.abs())  # at 0 itself the gradient of a root is no number
+        return torch.where(features == 0, 0, features.sign() * size**self.exponent)
+
+    def extra_repr(self) -> str:
+        """The exponent, for ``print``."""
+        return f"exponent={self.exponent:g}"
+
+
 class Projector(nn.Module):
     """Linear–BatchNorm–ReLU–Linear–ReLU (the pre-feature layer), then Linear to the latents (the feature head).
 

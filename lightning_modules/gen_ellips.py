@@ -52,6 +52,7 @@ class GenEllips(L.LightningModule):
         latent_dim: Width d of the latents; None classifies the features themselves.
         hidden_dim: Width of the projector's hidden layers; 0 makes it one linear map.
         latent_norm: ``"none"``, ``"ball"`` or ``"sphere"``; see :func:`ellips.projector.normalize_latents`.
+        feature_power: Exponent of the features; see :class:`ellips.EllipsHead`.
         covariance_type: ``"full"``, ``"diagonal"``, or ``"low_rank"``: a common covariance from which each class
             differs in a few directions, for many classes and wide latents.
         rank: How many directions; of ``"low_rank"`` alone.
@@ -82,6 +83,7 @@ class GenEllips(L.LightningModule):
         latent_dim: int | None = 128,
         hidden_dim: int = 4096,
         latent_norm: LatentNorm = "none",
+        feature_power: float = 1.0,
         covariance_type: CovarianceType = "full",
         rank: int | None = None,
         pooling: float | None = None,
@@ -103,6 +105,7 @@ class GenEllips(L.LightningModule):
             latent_dim,
             hidden_dim,
             latent_norm=latent_norm,
+            feature_power=feature_power,
             covariance_type=covariance_type,
             rank=rank,
             pooling=0.0 if pooling is None else pooling,

@@ -89,6 +89,9 @@ class _Judge:
         self.pipe, self.order, self.too_slow, self.used = pipe, order, too_slow, time.process_time()
         self.limits = limits
 
+    def pytest_configure(self, config: pytest.Config) -> None:
+        config.addinivalue_line("markers", "filterwarnings: of the plugin that is left out")
+
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         if nodeid in self.limits:
             most = resource.getrlimit(resource.RLIMIT_CPU)[1]

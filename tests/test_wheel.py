@@ -57,6 +57,11 @@ assert not [n for n in {names} if importlib.util.find_spec(n)], "the top level i
     assert str(ROOT) not in printed
 
 
+def test_the_registry_of_encoders_is_there(environment: Path) -> None:
+    (installed,) = environment.parent.glob("lib/python*/site-packages/ellips/encoders/registry.toml")
+    assert installed.read_bytes() == (ROOT / "ellips" / "encoders" / "registry.toml").read_bytes()
+
+
 def test_a_project_of_someone_else_whose_folders_have_our_names(environment: Path, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "examples" / "plug_in", tmp_path / "plug_in")
     printed = run(environment, tmp_path / "plug_in", "python", "train.py")

@@ -15,7 +15,7 @@ from benchmarks._cifar10.votes import ALPHA, SIGMA, STOPPING, Smoothed
 from benchmarks._common import interleaved_seconds, median_ratio
 from benchmarks._scale import forget_peak, peak
 from ellips.certificates import METHODS, Method
-from ellips.input_certifiers import SmoothedDecision, SmoothedEncoder
+from ellips.input_certifiers import Chain, SmoothedDecision, SmoothedEncoder
 
 ONCE = 100  # closed forms of one image in each timed call
 
@@ -63,17 +63,17 @@ def _methods(setting: Setting, store: Store) -> dict[str, Callable[[], object]]:
     def closed(method: Method) -> Callable[[], object]:
         return lambda: [ellips.certify(latent, method).to_input(constant) for _ in range(ONCE)]
 
-    def by_votes(certifier: SmoothedDecision) -> Callable[[], object]:
-        return lambda: certifier.vote(chain, image)
+    def by_votes(certifier: SmoothedDecision, of: Chain = chain) -> Callable[[], object]:
+        return lambda: certifier.vote(of, image)
 
     return {
         **{f"latent_{method}": closed(method) for method in METHODS},
         "deterministic": lambda: classifier.certify(image, proven.certifier),
         **{
-            f"votes_linear_{n}": by_votes(smoothed.decision(n, linear=True, stopping="fixed"))
+            f"votes_linear_{n}": by_votes(smoothed.decision(n, linear=True, stopping="fixed"), smoothed.linear_chain)
             for n in (votes.FEW, votes.MANY)
         },
-        **{f"votes_art_{n}": by_votes(smoothed.art(n)) for n in (votes.FEW, votes.MANY)},
+        **{f"votes_art_{n}": by_votes(smoothed.art(n), smoothed.linear_chain) for n in (votes.FEW, votes.MANY)},
         **{f"votes_ellips_{n}": by_votes(smoothed.decision(n, stopping="fixed")) for n in (votes.FEW, votes.MANY)},
         "votes_early": by_votes(smoothed.decision(votes.MANY, radii=STOPPING)),
         f"smoothed_encoder_{votes.FEW}": lambda: ball.smooth(chain.latents, image),

@@ -174,8 +174,11 @@ def _probabilistic(facts: Facts, settings: Mapping[str, Any]) -> str:
     }
     return (
         f"## On the image, by votes: `probabilistic`\n\nEncoder a, σ = {SIGMA:g}, α = {ALPHA:g} for each image, the "
-        "same noise for all lines; Gaussians on noisy features, their regularisation chosen by votes on validation "
-        f"images. {counts['all'].capitalize()}.\n\n{_votes_table(found['all'], few)}\n\n"
+        "same noise for all lines. Gaussians are on noisy features; which features, and their regularisation, is "
+        f"chosen by votes on validation images: {found['features']}; {_plain(found['regularization'])} (pooling, "
+        "shrinkage). "
+        f"The linear head has the features that it was trained on. {counts['all'].capitalize()}.\n\n"
+        f"{_votes_table(found['all'], few)}\n\n"
         f"More copies cost {votes.MANY // votes.FEW} times as much; {counts['several']}.\n\n"
         f"{_votes_table(found['several'], many)}\n\n"
         f"Early stopping decides the radii {', '.join(f'{r:g}' for r in STOPPING)} and then ends; {counts['stopped']}."

@@ -12,22 +12,23 @@ from torch import Tensor
 from benchmarks._cifar10.data import BATCH, NOISY, SIGMA, Setting
 from benchmarks._cifar10.deterministic import attacked
 from benchmarks._cifar10.store import Store, even_rows, spread_rows
+from benchmarks._votes import GRID, VoteHead, chosen_features, fit_for_votes, grid_encoder, over_cells
 from ellips import EllipsHead
 from ellips.certificates import Certificate
 from ellips.encoders import LinearHead
-from ellips.input_certifiers import ArtSmoothedDecision, SmoothedDecision, SmoothedEncoder
+from ellips.encoders.weights import shipped_provenance
+from ellips.input_certifiers import ArtSmoothedDecision, Chain, SmoothedDecision, SmoothedEncoder
 from ellips.input_certifiers.smoothed_encoder import mean_error
 from ellips.pipeline import ImageClassifier
 from ellips.regularization_search import RegularizationSearch
 from ellips.smoothing import ImageNoise, VotePlan
-from ellips.vote_search import select_by_votes
 
 ALPHA = 0.001
 RADII = (0.125, 0.25, 0.375, 0.5, 0.75)
 STOPPING = (0.25, 0.5, 0.75)  # radii that early stopping decides
 FEW, MANY = 1000, 10_000
 SELECTION = 100
-COPIES = 1  # noisy copies of each training image
+COPIES = 2  # noisy copies of each training image
 CHUNK = 10  # images in each file
 
 
@@ -41,7 +42,9 @@ class Smoothed:
 
     def __init__(self, setting: Setting, store: Store) -> None:
         self.setting, self.store = setting, store
-        self.encoder = setting.encoder(NOISY, "bf16")
+        recipe = shipped_provenance(NOISY)["recipe"]
+        self.encoder = grid_encoder(recipe["depth"], recipe["width"], NOISY, "bf16")
+        self.plain = setting.encoder(NOISY, "bf16")
         self.linear = LinearHead(NOISY)
 
     def noisy(self, split: str, rows: list[int], copies: int) -> dict[str, Tensor]:
@@ -59,7 +62,7 @@ class Smoothed:
                 labels.append(truth)
             return {"features": torch.cat(found), "labels": torch.cat(labels)}
 
-        return self.store.tensors(f"features/{NOISY}-{split}-noisy", compute)
+        return self.store.tensors(f"features/{NOISY}-cells-{split}-noisy", compute)
 
     @cached_property
     def held(self) -> dict[str, Tensor]:
@@ -68,29 +71,38 @@ class Smoothed:
         return self.noisy("val", even_rows(total, min(total, sizes.held_out_votes)), sizes.votes)
 
     @cached_property
-    def head(self) -> EllipsHead:
-        """Gaussians on noisy features; pooling and shrinkage by votes on the validation images."""
+    def chosen(self) -> VoteHead:
+        """Gaussians on noisy features; which features, pooling and shrinkage by votes on the validation images."""
         train = self.noisy("train", self.setting.split_rows("train"), COPIES)
         held = self.held
-        width = train["features"].shape[-1]
-        head = EllipsHead(width, self.setting.classes, latent_dim=None, pooling=0.5, shrinkage=0.1)
-        head.fit(train["features"].flatten(0, 1), train["labels"].repeat_interleave(COPIES))
         search = RegularizationSearch(
-            SIGMA, sigma=SIGMA, pooling=(0.1, 0.3, 0.5, 0.75, 1.0), shrinkage=(0.03, 0.1, 0.3)
+            SIGMA, sigma=SIGMA, pooling=(0.1, 0.3, 0.5, 0.75, 0.9, 1.0), shrinkage=(0.003, 0.01, 0.03, 0.1, 0.3)
         )
-        best, _ = select_by_votes(head.moments.compute(), held["features"], held["labels"], search)
-        head.ellips.regularization = best.regularization
-        return head.finalize().eval()
+        return fit_for_votes(train["features"], train["labels"], held["features"], held["labels"], search, GRID)
+
+    @property
+    def head(self) -> EllipsHead:
+        """The chosen Gaussians."""
+        return self.chosen.head
 
     @cached_property
     def classifier(self) -> ImageClassifier:
         """The Gaussians on the network."""
-        return ImageClassifier(self.encoder, self.head)
+        return ImageClassifier(self.plain if self.chosen.grid == 1 else self.encoder, self.head)
+
+    @cached_property
+    def linear_chain(self) -> Chain:
+        """What a certifier by votes of the linear head takes: the network as it was trained."""
+        return Chain(self.plain.encode, self.head.ellips, self.plain)
+
+    def latents(self, features: Tensor) -> Tensor:
+        """Return the latents of the grid encoder's features."""
+        return self.head.latents(chosen_features(features, self.chosen))
 
     @cached_property
     def ball(self) -> float:
-        """Radius of the smoothed encoder's ball: three quarters of the noisy validation features are shorter."""
-        lengths = torch.linalg.vector_norm(self.held["features"].flatten(0, 1).double(), dim=1)
+        """Radius of the smoothed encoder's ball: three quarters of the noisy validation latents are shorter."""
+        lengths = torch.linalg.vector_norm(self.latents(self.held["features"].flatten(0, 1)).double(), dim=1)
         return float(lengths.quantile(0.75))
 
     def fixed(self, draws: int) -> list[dict[str, Any]]:
@@ -117,7 +129,11 @@ class Smoothed:
             self._copies(image, count, purpose) for count, purpose in ((SELECTION, "selection"), (draws, "estimation"))
         )
         row: dict[str, Any] = {}
-        for name, decide in (("linear", lambda z: self.linear(z).argmax(1)), ("ellips", self.head.ellips.predict)):
+        deciders = (
+            ("linear", lambda z: self.linear(over_cells(z)).argmax(1)),
+            ("ellips", lambda z: self.head.ellips.predict(self.latents(z))),
+        )
+        for name, decide in deciders:
             choice = int(torch.bincount(decide(selection)).argmax())
             votes = decide(counted) == choice
             for count in sorted({FEW, draws}):
@@ -139,7 +155,7 @@ class Smoothed:
 
     def _encoder(self, features: Tensor) -> list[float]:
         certifier = SmoothedEncoder(SIGMA, len(features), ALPHA, norm_bound=self.ball)
-        values = certifier.project(features.double())
+        values = certifier.project(self.latents(features).double())
         error = torch.tensor([mean_error(values, self.ball, ALPHA)], dtype=torch.float64)
         certificate = self.head.ellips.certify(values.mean(0)[None]).less(error)
         radius = float(certificate.radius / certifier.constant)
@@ -175,14 +191,18 @@ class Smoothed:
 
     def describe(self) -> dict[str, Any]:
         """Return what was chosen."""
-        return {"regularization": str(self.head.ellips.regularization), "ball": self.ball}
+        return {
+            "features": self.chosen.describe(),
+            "regularization": str(self.head.ellips.regularization),
+            "ball": self.ball,
+        }
 
     def agreement(self) -> dict[str, Any]:
         """Hold the toolbox's votes against ours, on the same noise and the linear head, for a few images."""
         rows = self.some(self.setting.sizes.images_art)
         images = self.setting.shown[0][rows]
         ours, theirs = (
-            certifier.vote(self.classifier.chain, images)
+            certifier.vote(self.linear_chain, images)
             for certifier in (self.decision(FEW, linear=True, stopping="fixed"), self.art(FEW))
         )
         return {

@@ -14,6 +14,7 @@ from ellips.encoders.liresnet import LiResNetArchitecture, import_liresnet
 from ellips.encoders.margin_classifier import MarginClassifier
 from ellips.encoders.orthogonal import OrthogonalAdam
 from ellips.encoders.preprocessing import Preprocess
+from ellips.encoders.registry import RegisteredEncoder, registered_encoders
 
 __all__ = [
     "BRONetArchitecture",
@@ -33,9 +34,11 @@ __all__ = [
     "MarginClassifier",
     "OrthogonalAdam",
     "Preprocess",
+    "RegisteredEncoder",
     "ResidualDenoiser",
     "export_encoder",
     "import_bronet",
     "import_liresnet",
     "recorded_encoder",
+    "registered_encoders",
 ]

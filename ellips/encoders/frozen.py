@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,6 +11,7 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 from ellips.encoders.preprocessing import Preprocess
+from ellips.encoders.registry import registered_encoders
 from ellips.encoders.shipped import shipped_model
 from ellips.encoders.timm_models import create_timm
 from ellips.encoders.weights import find_weights, shipped_names, shipped_provenance, state_digest
@@ -32,12 +33,13 @@ class FrozenEncoder(OnePrecision):
 
     Args:
         model: A timm model name (``"test_resnet"``, ``"vit_base_patch16_224.augreg_in21k"``), the name of a shipped
-            encoder (``"cifar10_noise"``), which needs nothing else, or any module that maps ``(N, in_channels, H, W)``
-            to ``(N, D)``. A module is taken as it is, weights included, and is not copied.
+            encoder (``"cifar10_noise"``) or of one of :func:`ellips.encoders.registered_encoders`
+            (``"imagenet_resnet50_l2_eps1"``), which needs nothing else, or any module that maps
+            ``(N, in_channels, H, W)`` to ``(N, D)``. A module is taken as it is, weights included, and is not copied.
         weights: For a name: ``"hub"`` (timm's own), ``"hub:OWNER/NAME"`` (a timm or OpenCLIP state dict), a
-            ``.safetensors``/``.pth``/``.pt``/``.bin`` file, the name of a shipped encoder (``"digits"``), or
-            ``"random"`` to say that untrained weights are meant. For a module: a file or a shipped name to load into
-            it, or None.
+            ``.safetensors``/``.pth``/``.pt``/``.bin`` file, the name of a shipped encoder (``"digits"``) or of a
+            registered one, or ``"random"`` to say that untrained weights are meant. For a module: a file or such a
+            name to load into it, or None.
         input_size: Side, or ``(height, width)``, that images are resized to. None takes the model's own configuration;
             a module without one gets images as they come.
         mean: Per channel. None takes the model's configuration; a module without one gets no normalisation.
@@ -83,6 +85,8 @@ class FrozenEncoder(OnePrecision):
         self.arguments = {"model": model if isinstance(model, str) else None, "precision": precision, **plain}
         if weights is None and isinstance(model, str) and model in shipped_names():
             model, weights = shipped_model(model)
+        elif weights is None and isinstance(model, str) and model in registered_encoders():
+            model, weights = registered_encoders()[model].architecture, model
         given = {"mean": mean, "std": std, "interpolation": interpolation, "in_channels": in_channels}
         config = _own_config(model, weights)
         config.update({key: value for key, value in given.items() if value is not None})
@@ -189,16 +193,20 @@ class FrozenEncoder(OnePrecision):
 
 
 def _own_config(model: str | nn.Module, weights: str | Path | None) -> dict[str, Any]:
-    """Preprocessing from the shipped record, or from timm's configuration of the model."""
-    if isinstance(model, str) and isinstance(weights, str) and weights in shipped_names():
-        record = shipped_provenance(weights)
-        if record["architecture"] != model:
-            raise ValueError(
-                f"Expected `model` to be {record['architecture']!r}, which the shipped weights {weights!r} are for, "
-                f"but got {model!r}."
-            )
-        settings: dict[str, Any] = dict(record["preprocessing"])
-        return {**settings, "size": _pair(settings["size"])}
+    """Preprocessing from what is recorded of named weights, or from timm's configuration of the model."""
+    if isinstance(model, str) and isinstance(weights, str):
+        if weights in shipped_names():
+            record = shipped_provenance(weights)
+            _require_architecture(record["architecture"], model, f"shipped weights {weights!r}")
+            return _sized(record["preprocessing"])
+        if (entry := registered_encoders().get(weights)) is not None:
+            network = entry.architecture.partition(".")[0]
+            _require_architecture(network, model.partition(".")[0], f"registry's weights {weights!r}")
+            return _timm_config(model) | _sized(entry.preprocessing)
+    return _timm_config(model)
+
+
+def _timm_config(model: str | nn.Module) -> dict[str, Any]:
     source = get_pretrained_cfg(model) if isinstance(model, str) else getattr(model, "pretrained_cfg", None)
     if source is None:
         return {}
@@ -212,6 +220,15 @@ def _own_config(model: str | nn.Module, weights: str | Path | None) -> dict[str,
         "interpolation": own["interpolation"],
         "fixed_size": isinstance(model, str) and own.get("fixed_input_size", False),
     }
+
+
+def _require_architecture(expected: str, model: str, weights: str) -> None:
+    if model != expected:
+        raise ValueError(f"Expected `model` to be {expected!r}, which the {weights} are for, but got {model!r}.")
+
+
+def _sized(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {**settings, "size": _pair(settings["size"])}
 
 
 def recorded_encoder(encoder: nn.Module) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ import torch
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
+from ellips.encoders.registry import registered_encoders
 from ellips.encoders.weights import (
     OPEN_CLIP_CONFIG,
     Weights,
@@ -19,6 +20,7 @@ from ellips.encoders.weights import (
     how_to_fetch,
     load_file,
     local_copy,
+    named_weights,
     shipped_names,
 )
 from ellips.errors import WeightsNotFoundError
@@ -36,7 +38,7 @@ def create_timm(
 
     Args:
         name: A timm name, with or without a pretrained tag, e.g. ``"resnet10t.c3_in1k"``.
-        weights: ``"hub"``, ``"hub:OWNER/NAME"``, ``"random"``, a shipped name, or a path.
+        weights: ``"hub"``, ``"hub:OWNER/NAME"``, ``"random"``, a shipped or registered name, or a path.
         projection: Keep the last linear layer (for CLIP: the map to the joint image-text space). None keeps it exactly
             for OpenCLIP state dicts, whose image features include it.
         seed: For ``"random"`` only.
@@ -46,18 +48,18 @@ def create_timm(
         ValueError: If timm does not know the name, no weights are named, or they do not fit the architecture.
         WeightsNotFoundError: If the weights are not where they were looked for.
     """
-    if name in shipped_names():
+    if name in shipped_names() or name in registered_encoders():
         raise ValueError(
-            f"Expected no `weights` with the shipped encoder {name!r}, which has its own, but got {str(weights)!r}; "
-            "leave them out, or name the architecture that they are for."
+            f"Expected no `weights` with the encoder {name!r}, which has its own, but got {str(weights)!r}; leave them "
+            "out, or name the architecture that they are for."
         )
     if not timm.is_model(name.partition(".")[0]):
         close = timm.list_models(f"*{name.partition('.')[0][:6]}*")[:5]
         raise ValueError(f"Expected `model` to be a timm model name but got {name!r}; similar names: {close}.")
     if weights is None:
         raise ValueError(
-            f"Expected `weights` for the model {name!r} but got None; choose 'hub', 'hub:OWNER/NAME', a file, a "
-            f"shipped name out of {shipped_names()}, or 'random' to say that untrained weights are meant."
+            f"Expected `weights` for the model {name!r} but got None; choose 'hub', 'hub:OWNER/NAME', a file, "
+            f"{named_weights()}, or 'random' to say that untrained weights are meant."
         )
     head_args: dict[str, Any] = {} if projection else {"num_classes": 0}
     if weights == "random":
@@ -129,7 +131,7 @@ def _validate_activation(name: str, weights: Weights) -> None:
 
     The state dict does not say which one its network used; the wrong one shifts every feature without an error.
     """
-    if not weights.is_open_clip:
+    if not weights.is_open_clip or weights.architecture == name.partition(".")[0]:
         return
     config = weights.folder / OPEN_CLIP_CONFIG if weights.folder else None
     wants_quick = _quick_gelu(config) if config and config.is_file() else None

@@ -1,4 +1,4 @@
-"""Where a frozen encoder's weights come from: a file, the hub, or what ships with the project."""
+"""Where a frozen encoder's weights come from: a file, the hub, the registry, or what ships with the project."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from timm.models import load_state_dict, load_state_dict_from_hf
 from torch import Tensor, nn
+from torch.hub import download_url_to_file
 
 from ellips.checkpoints import digest_of
+from ellips.encoders.registry import RegisteredEncoder, registered_encoders
 from ellips.errors import WeightsNotFoundError
 
 SHIPPED_FOLDER: Final = Path(__file__).parents[1] / "pretrained"
@@ -36,11 +38,13 @@ class Weights:
         state: Parameter and buffer names to tensors; wrapper prefixes (DDP, torch.compile) are already off.
         origin: The file or hub repository, for messages.
         folder: The file's folder, where an ``open_clip_config.json`` may lie; None for hub downloads.
+        architecture: timm's name of the network that they are known to be of; None where nobody says.
     """
 
     state: dict[str, Tensor]
     origin: str
     folder: Path | None = None
+    architecture: str | None = None
 
     @property
     def is_open_clip(self) -> bool:
@@ -144,9 +148,9 @@ def _single_file(path: Path) -> Path:
         return path
     if not path.is_dir():
         raise WeightsNotFoundError(
-            f"Expected `weights` to be 'hub', 'hub:OWNER/NAME', 'random', a shipped name out of {shipped_names()} or "
-            f"an existing file but got {str(path)!r} (looked in {path.absolute().parent}); fetch the state dict "
-            f"({', '.join(SUFFIXES)}) and put it there, or correct the path."
+            f"Expected `weights` to be 'hub', 'hub:OWNER/NAME', 'random', {named_weights()} or an existing file but "
+            f"got {str(path)!r} (looked in {path.absolute().parent}); fetch the state dict ({', '.join(SUFFIXES)}) and "
+            "put it there, or correct the path."
         )
     files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
     if len(files) != 1:
@@ -205,20 +209,88 @@ def local_copy(stem: str) -> Path | None:
 
 def how_to_fetch(architecture: str, repository: str, filename: str, stem: str, cause: Exception) -> str:
     """Say what to fetch from the hub, elsewhere, and where to put it."""
-    reason = str(cause).strip().splitlines()
     return (
-        f"The weights of {architecture!r} could not be had from the hub ({type(cause).__name__}: "
-        f"{reason[0] if reason else 'no reason given'}). On a machine that reaches it, fetch {filename} of the Hugging "
-        f"Face repository {repository!r} and store it here as {weights_folder() / stem}.safetensors (or another of "
-        f"{', '.join(SUFFIXES[1:])}; the folder is ${WEIGHTS_VARIABLE}), or pass the file itself: weights=PATH."
+        f"The weights of {architecture!r} could not be had from the hub ({_reason(cause)}). On a machine that reaches "
+        f"it, fetch {filename} of the Hugging Face repository {repository!r} and store it here as "
+        f"{weights_folder() / stem}.safetensors (or another of {', '.join(SUFFIXES[1:])}; the folder is "
+        f"${WEIGHTS_VARIABLE}), or pass the file itself: weights=PATH."
     )
 
 
-def find_weights(weights: str | Path, architecture: str) -> Weights:
-    """Load ``"hub:OWNER/NAME"``, a shipped name or a file, for an architecture that a failure's message names.
+def _reason(cause: Exception) -> str:
+    lines = str(cause).strip().splitlines()
+    return f"{type(cause).__name__}: {lines[0] if lines else 'no reason given'}"
+
+
+def named_weights() -> str:
+    """The names that ``weights`` may have, for messages."""
+    return f"a shipped name out of {shipped_names()}, a name of ellips.encoders.registered_encoders()"
+
+
+def registered_file(entry: RegisteredEncoder) -> Path:
+    """Where a registered encoder's file belongs on this machine, whoever put it there."""
+    return weights_folder() / entry.name / entry.file
+
+
+def load_registered(name: str) -> Weights:
+    """Load the weights of one of the registry's encoders; fetch them first where they are not in the weights folder.
+
+    Nothing of a file is read before its digest is right.
+
+    Args:
+        name: One of :func:`ellips.encoders.registry.registered_encoders`.
 
     Raises:
-        ValueError: If the file cannot be read as a state dict, or is not the one that was shipped.
+        WeightsNotFoundError: If they are not there and cannot be fetched; the message says what to put where.
+        ValueError: If the file is not the one that the registry describes.
+    """
+    entry = registered_encoders()[name]
+    path = registered_file(entry)
+    if not path.is_file():
+        _fetch(entry, path)
+    if entry.sha256 is not None and not (digest := file_digest(path)).startswith(entry.sha256):
+        raise ValueError(
+            f"Expected the SHA-256 of {path} to {_begin(entry.sha256)} {entry.sha256}, as the registry has it for "
+            f"{name!r} (stated by {entry.sha256_source}), but got {digest}; delete the file, and fetch {entry.place} "
+            "again."
+        )
+    found = load_file(path)
+    state = {key.removeprefix(entry.prefix): v for key, v in found.state.items() if key.startswith(entry.prefix)}
+    if not state:
+        raise ValueError(f"Expected {path} to hold tensors whose names begin with {entry.prefix!r}, but it has none.")
+    return Weights(state, str(path), path.parent, entry.architecture.partition(".")[0])
+
+
+def _begin(digest: str) -> str:
+    return "be" if len(digest) == 64 else "begin with"
+
+
+def _fetch(entry: RegisteredEncoder, path: Path) -> None:
+    digest = f"; its SHA-256 has to {_begin(entry.sha256)} {entry.sha256}" if entry.sha256 else ""
+    store = f"store it here as {path} (its folder is in ${WEIGHTS_VARIABLE}){digest}"
+    if entry.by_hand is not None:
+        raise WeightsNotFoundError(
+            f"The weights {entry.name!r} have no address that a program could fetch them from. Take {entry.place}, and "
+            f"{store}."
+        )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if entry.repository is not None:
+            hf_hub_download(entry.repository, entry.file, revision=entry.revision, local_dir=path.parent)
+        else:
+            download_url_to_file(str(entry.url), str(path))
+    except Exception as error:  # the hub's clients raise OSError, HTTP library errors and their own
+        raise WeightsNotFoundError(
+            f"The weights {entry.name!r} could not be fetched ({_reason(error)}). On a machine that can, fetch "
+            f"{entry.place} and {store}."
+        ) from error
+
+
+def find_weights(weights: str | Path, architecture: str) -> Weights:
+    """Load ``"hub:OWNER/NAME"``, a shipped or registered name or a file, for an architecture that a failure names.
+
+    Raises:
+        ValueError: If the file cannot be read as a state dict, or is not the one that was shipped or registered.
         WeightsNotFoundError: If the weights are not where they were looked for.
     """
     if isinstance(weights, str):
@@ -226,4 +298,6 @@ def find_weights(weights: str | Path, architecture: str) -> Weights:
             return load_hub(weights.removeprefix("hub:"), architecture)
         if weights in shipped_names():
             return load_shipped(weights)
+        if weights in registered_encoders():
+            return load_registered(weights)
     return load_file(weights)

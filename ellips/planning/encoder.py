@@ -10,7 +10,7 @@ import torch
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
-from ellips.encoders import FrozenEncoder
+from ellips.encoders import FrozenEncoder, registered_encoders
 from ellips.encoders.weights import shipped_names, shipped_provenance
 
 _KEPT = ("input_size", "in_channels", "mean", "std", "interpolation")
@@ -46,16 +46,26 @@ def outline(arguments: Mapping[str, Any], feature_dim: int | None = None) -> Fro
         return FrozenEncoder(_Features(feature_dim))
     if weights is None and isinstance(model, str) and model in shipped_names():
         return FrozenEncoder(model, **{name: arguments[name] for name in _KEPT if arguments.get(name) is not None})
+    named = model if weights is None else weights
+    if isinstance(named, str) and (entry := registered_encoders().get(named)) is not None:
+        model, weights = entry.architecture, named
     if not isinstance(model, str) or not timm.is_model(model.partition(".")[0]):
         raise ValueError(
             f"Expected an encoder that is a timm model, whose shape is known without its weights, but got {model!r}; "
             "say by --feature_dim how many features it has."
         )
     given = {name: arguments[name] for name in _KEPT if arguments.get(name) is not None}
-    if isinstance(weights, str) and weights in shipped_names():
-        record = shipped_provenance(weights)["preprocessing"]
+    if isinstance(weights, str) and (record := _preprocessing(weights)) is not None:
         given = {"input_size": record["size"], **{k: v for k, v in record.items() if k in _KEPT}} | given
     return FrozenEncoder(_backbone(model, weights, arguments.get("projection"), given), **given)
+
+
+def _preprocessing(weights: str) -> Mapping[str, Any] | None:
+    if weights in shipped_names():
+        shipped: Mapping[str, Any] = shipped_provenance(weights)["preprocessing"]
+        return shipped
+    entry = registered_encoders().get(weights)
+    return None if entry is None else entry.preprocessing
 
 
 def _backbone(model: str, weights: Any, projection: bool | None, given: Mapping[str, Any]) -> nn.Module:  # noqa: ANN401

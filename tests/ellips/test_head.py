@@ -10,7 +10,7 @@ import torch
 from ellips import Ellips
 from ellips.errors import NotFittedError
 from ellips.head import EllipsHead
-from ellips.projector import normalize_latents
+from ellips.projector import PowerTransform, normalize_latents
 
 
 def make_data(n: int = 600, width: int = 12, classes: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
@@ -93,6 +93,31 @@ def test_latents_on_the_ball_are_a_contraction_and_on_the_sphere_of_length_one()
         normalize_latents(x, "cube")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("latent_dim", [4, None])
+def test_features_are_raised_to_their_power_first(latent_dim: int | None) -> None:
+    features, labels = make_data()
+    torch.manual_seed(0)
+    head = EllipsHead(12, 3, latent_dim=latent_dim, hidden_dim=0, feature_power=0.5)
+    torch.manual_seed(0)
+    plain = EllipsHead(12, 3, latent_dim=latent_dim, hidden_dim=0)
+    roots = features.sign() * features.abs().sqrt()
+    torch.testing.assert_close(head.fit(features, labels).eval()(features), plain.fit(roots, labels).eval()(roots))
+    copy = EllipsHead(**head.config).eval()
+    copy.load_state_dict(head.state_dict())
+    assert torch.equal(copy(features), head(features))
+
+
+def test_powers_of_skewed_features_are_less_skewed_and_have_a_gradient_at_zero() -> None:
+    features = torch.randn(4000, 4, generator=torch.Generator().manual_seed(0)).square().sum(1)  # chi-squared
+    roots = PowerTransform(0.5)(features)
+    skewness = [float(((x - x.mean()) / x.std()).pow(3).mean()) for x in (features, roots)]
+    assert skewness[1] < 0.6 < 1.2 < skewness[0]
+    some = torch.tensor([-4.0, 0.0, 9.0], requires_grad=True)
+    out = PowerTransform(0.5)(some)
+    assert out.tolist() == [-2.0, 0.0, 3.0]
+    assert torch.autograd.grad(out.sum(), some)[0].tolist() == pytest.approx([0.25, 0.0, 1 / 6])
+
+
 def test_eval_mode_latents_do_not_depend_on_autocast() -> None:
     features, labels = make_data()
     head = make_head().fit(features, labels).eval()
@@ -170,6 +195,8 @@ def test_a_refused_batch_leaves_the_moments_alone() -> None:
         ({"hidden_dim": -1}, "hidden_dim"),
         ({"latent_norm": "cube"}, "latent_norm"),
         ({"latent_dim": None, "latent_norm": "ball"}, "projector"),
+        ({"feature_power": 0.0}, "exponent of features above 0"),
+        ({"feature_power": 2.0}, "exponent of features above 0"),
         ({"shrinkage": 2.0}, "shrinkage"),
         ({"num_classes": 1}, "num_classes"),
     ],

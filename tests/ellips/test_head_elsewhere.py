@@ -17,7 +17,12 @@ from torch.ao.quantization import quantize_dynamic
 from ellips import EllipsHead
 from ellips.errors import NotFittedError
 
-KINDS: dict[str, dict[str, Any]] = {"full": {}, "diagonal": {}, "low_rank": {"rank": 2}}
+KINDS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "diagonal": {},
+    "low_rank": {"rank": 2},
+    "roots": {"feature_power": 0.5},
+}
 
 
 def make_data() -> tuple[Tensor, Tensor]:
@@ -30,7 +35,8 @@ def make_data() -> tuple[Tensor, Tensor]:
 def make_head(kind: str = "full") -> EllipsHead:
     torch.manual_seed(0)
     options = {"latent_dim": 4, "hidden_dim": 16, "shrinkage": 0.1, **KINDS[kind]}
-    return EllipsHead(12, 3, covariance_type=kind, **options).fit(*make_data()).eval()  # type: ignore[arg-type]
+    options |= {} if kind == "roots" else {"covariance_type": kind}
+    return EllipsHead(12, 3, **options).fit(*make_data()).eval()  # type: ignore[arg-type]
 
 
 def export(head: nn.Module, features: Tensor) -> Callable[[Tensor], Tensor]:

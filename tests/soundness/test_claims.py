@@ -10,6 +10,7 @@ from torch import Tensor
 from ellips import Ellips
 from ellips.certificates import Certificate, check, confirm
 from ellips.certificates.check import Prover
+from ellips.certificates.multipliers import find_multipliers
 from ellips.types import LipschitzBound
 from tests.soundness.claims import run
 from tests.soundness.forged import FORGERIES, carried, changed, honest
@@ -34,6 +35,22 @@ def test_what_is_true_is_left_alone() -> None:
     for name, value in certificate.tensors().items():
         assert torch.equal(value, confirmed.tensors()[name])
     assert (confirmed.diagnostics["lowered"] == 0).all()
+    assert (confirmed.diagnostics["confirmed"] == 1).all()
+    nothing = confirm(ellips, z, replace(certificate, radius=0 * certificate.radius))
+    assert (nothing.radius == 0).all()
+    assert (nothing.diagnostics["lowered"] == 0).all()
+    assert (nothing.diagnostics["confirmed"] == 1).all()
+
+
+def test_the_radius_of_a_rival_that_is_not_the_nearest_is_lowered() -> None:
+    ellips, z, certificate = honest(seed=2)
+    step = 1 + ((certificate.rival + 1) % 4 == certificate.prediction).long()
+    other, far = (certificate.rival + step) % 4, 1.05 * certificate.radius
+    found = find_multipliers(ellips, z, certificate.prediction, torch.arange(len(z)), other, far)
+    forged = replace(certificate, rival=other, multiplier=found, radius=far)
+    assert check(ellips, z, forged, rivals="named").any()  # so the named rival alone would not tell
+    confirmed = confirm(ellips, z, forged)
+    assert (confirmed.radius <= certificate.radius * (1 + 1e-12)).all()
     assert (confirmed.diagnostics["confirmed"] == 1).all()
 
 
@@ -74,12 +91,19 @@ def test_a_wrong_prediction_is_corrected_and_has_radius_zero() -> None:
         assert (confirmed.diagnostics[name] == 1).all()
 
 
-def test_a_prediction_that_is_no_class_stays_unconfirmed() -> None:
-    make = changed(honest(), prediction=-1)
+@pytest.mark.parametrize("number", [-1, 4])
+def test_a_prediction_that_is_no_class_stays_unconfirmed(number: int) -> None:
+    make = changed(honest(), prediction=number)
     confirmed = confirm(*make)
-    assert (confirmed.prediction == -1).all()
+    assert (confirmed.prediction == number).all()
     assert (confirmed.radius == 0).all()
     assert (confirmed.diagnostics["confirmed"] == 0).all()
+
+
+@pytest.mark.parametrize("number", [-1, 4])
+def test_a_rival_that_is_no_class_proves_nothing(number: int) -> None:
+    confirmed = confirm(*changed(honest(), rival=number))
+    assert (confirmed.radius == 0).all()
 
 
 def test_what_cannot_be_decided_stays_as_it_was_and_unconfirmed() -> None:
@@ -217,6 +241,13 @@ def test_input_radii_follow_the_latent_ones() -> None:
     assert confirmed.latent_radius is not None
     assert (confirmed.radius <= make.certificate.radius * (1 + 1e-12)).all()
     assert (confirmed.radius > 0.4 * make.certificate.radius).all()
+
+
+@pytest.mark.parametrize("missing", ["latent_radius", "lipschitz", "ball_radius"])
+def test_claims_on_the_image_need_what_they_follow_from(missing: str) -> None:
+    ellips, z, certificate = carried("deterministic")
+    with pytest.raises(ValueError, match="to have a latent radius, a constant and a ball"):
+        confirm(ellips, z, replace(certificate, **{missing: None}))
 
 
 def test_no_claims_give_no_claims() -> None:

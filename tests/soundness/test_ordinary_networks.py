@@ -146,3 +146,9 @@ def test_latents_on_the_sphere_have_no_useful_constant() -> None:
     head = EllipsHead(16, 3, latent_dim=4, hidden_dim=8, latent_norm="sphere").eval()
     bound = SpectralProduct()(lambda x: head.latents(x.flatten(1)), torch.rand(1, 1, 4, 4))
     assert bound.constant[0] > 1e30  # one over the smallest number that a length is divided by
+
+
+def test_latents_of_roots_have_no_constant() -> None:
+    head = EllipsHead(16, 3, latent_dim=None, feature_power=0.5, shrinkage=0.1).eval()
+    with pytest.raises(ValueError, match=r"float64|pow"):
+        SpectralProduct()(lambda x: head.latents(x.flatten(1)), torch.rand(1, 1, 4, 4))

@@ -52,3 +52,20 @@ def test_a_frozen_encoder_takes_its_preprocessing_and_tells_depths_apart() -> No
     assert encoder(torch.rand(2, 3, 32, 32)).shape == (2, 16)
     assert encoder.fingerprint()["architecture"] == "ellips.encoders.CifarResNet(depth=8, width=4)"
     assert FrozenEncoder(CifarResNet(14, 4)).architecture != encoder.architecture
+
+
+def test_features_of_a_grid_are_means_of_its_cells_with_the_same_weights() -> None:
+    whole, parts = (FrozenEncoder(CifarResNet(14, 32, grid), weights="cifar10_noise") for grid in (1, 2))
+    images = torch.rand(3, 3, 32, 32)
+    features = parts(images)
+    assert features.shape == (3, 512)
+    torch.testing.assert_close(features.view(3, 128, 4).mean(2), whole(images))
+    assert features.view(3, 128, 4).std(2).mean() > 0.01
+    assert parts.fingerprint()["architecture"] == "ellips.encoders.CifarResNet(depth=14, width=32, grid=2)"
+    assert parts.fingerprint()["weights"] == whole.fingerprint()["weights"]
+
+
+@pytest.mark.parametrize("grid", [0, 3, 16])
+def test_grids_that_do_not_divide_are_refused(grid: int) -> None:
+    with pytest.raises(ValueError, match="`grid` to be one of"):
+        CifarResNet(8, 4, grid)
