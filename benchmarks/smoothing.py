@@ -170,8 +170,9 @@ def fit_gaussians(task: Task, sizes: Sizes, train: Tensor, held_out: Tensor) -> 
     search = RegularizationSearch(
         0.5 * SIGMA if sizes.votes < 60 else SIGMA,
         sigma=SIGMA,
-        pooling=(0.0, 0.25, 0.5, 0.75, 0.9, 1.0),
-        shrinkage=(0.003, 0.01, 0.03, 0.1, 0.3, 0.75),
+        pooling=(0.25, 0.5, 0.75, 0.9),
+        shrinkage=(0.01, 0.03, 0.1, 0.3),
+        noise=(0.0, 0.5, 1.0),
     )
     return fit_for_votes(train, task.parts["train"][1], held_out, held_labels, search, task.grid)
 
