@@ -35,7 +35,10 @@ class VoteHead:
         """What was chosen, in one line."""
         cells = "the image" if self.grid == 1 else f"{self.grid}x{self.grid} cells"
         power = self.head.config["feature_power"]
-        return f"means over {cells}, {'as they are' if power == 1 else f'to the power {power:g}'}"
+        return (
+            f"means over {cells}, {'as they are' if power == 1 else f'to the power {power:g}'}, with "
+            f"{self.candidate.noise:g} times the noise's own covariance added"
+        )
 
 
 def grid_encoder(depth: int, width: int, weights: str | Path, precision: Precision = "32") -> FrozenEncoder:
@@ -71,7 +74,7 @@ def fit_for_votes(
             latents = head.latents(held.flatten(0, 1)).view(held.shape)
             best, _ = select_by_votes(head.moments.compute(), latents, held_labels, search)
             head.ellips.regularization = best.regularization
-            tried.append(VoteHead(head.finalize().eval(), cells, best))
+            tried.append(VoteHead(head.finalize(best.added).eval(), cells, best))
     return max(tried, key=lambda found: found.candidate.mean_radius)
 
 

@@ -7,6 +7,7 @@ import torch
 
 from benchmarks import _votes, smoothing
 from ellips.regularization_search import RegularizationSearch
+from ellips.smoothing import VotePlan
 
 
 def test_every_ratio_is_measured_on_the_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,3 +67,21 @@ def test_the_spread_of_a_ratio_is_that_of_repeated_draws() -> None:
     ours = theirs + 0.2 * torch.rand(300, 400, generator=generator, dtype=torch.float64)
     ratios = ours.mean(1) / theirs.mean(1)
     assert _votes.spread_of_ratio(ours[0], theirs[0]) == pytest.approx(float(ratios.std()), rel=0.2)
+
+
+def test_what_stopping_loses_is_the_average_over_orders_of_the_votes() -> None:
+    right = torch.ones(40, dtype=torch.bool)
+    radii, draws = (0.125, 0.25), 1000
+
+    def lost(share: float) -> float:
+        votes = torch.full((40,), round(share * draws))
+        fixed = smoothing.Outcome(torch.zeros(40), right, votes, votes)
+        return smoothing.points_lost(fixed, draws, radii, orders=20)
+
+    assert lost(0.99) == 0  # proven long before the last draw, in any order
+    assert lost(0.6) == 0  # at no radius proven by all draws either
+    needed = int(VotePlan.fixed(0.25, draws, 0.001).needed[:, 0].min())
+    close = [lost(float(v) / draws) for v in range(700, 900, 5)]
+    assert max(close) > 5  # just enough for all draws together is too little for a plan that looks before
+    assert min(close) <= 0
+    assert needed > draws / 2
