@@ -81,9 +81,3 @@ def fit_for_votes(
 def chosen_features(features: Tensor, found: VoteHead, grid: int = GRID) -> Tensor:
     """Return of an encoder's features those that the Gaussians are on."""
     return features if found.grid == grid else over_cells(features, grid)
-
-
-def spread_of_ratio(ours: Tensor, theirs: Tensor) -> float:
-    """Return the standard error of the ratio of two means over the same images (delta method)."""
-    ratio = ours.mean() / theirs.mean()
-    return float((ours - ratio * theirs).std() / theirs.mean() / len(ours) ** 0.5)
