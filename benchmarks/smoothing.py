@@ -85,7 +85,7 @@ class Sizes(NamedTuple):
     compared: int
 
 
-SIZES = {"full": Sizes(10_000, 120, 8, 600, 100, 7, 1000), "quick": Sizes(10_000, 40, 4, 60, 50, 5, 60)}
+SIZES = {"full": Sizes(10_000, 120, 8, 300, 100, 7, 500), "quick": Sizes(10_000, 40, 4, 60, 50, 5, 60)}
 FEW = 1000
 
 
