@@ -35,7 +35,10 @@ class VoteHead:
         """What was chosen, in one line."""
         cells = "the image" if self.grid == 1 else f"{self.grid}x{self.grid} cells"
         power = self.head.config["feature_power"]
-        return f"means over {cells}, {'as they are' if power == 1 else f'to the power {power:g}'}"
+        return (
+            f"means over {cells}, {'as they are' if power == 1 else f'to the power {power:g}'}, with "
+            f"{self.candidate.noise:g} times the noise's own covariance added"
+        )
 
 
 def grid_encoder(depth: int, width: int, weights: str | Path, precision: Precision = "32") -> FrozenEncoder:
@@ -71,16 +74,10 @@ def fit_for_votes(
             latents = head.latents(held.flatten(0, 1)).view(held.shape)
             best, _ = select_by_votes(head.moments.compute(), latents, held_labels, search)
             head.ellips.regularization = best.regularization
-            tried.append(VoteHead(head.finalize().eval(), cells, best))
+            tried.append(VoteHead(head.finalize(best.added).eval(), cells, best))
     return max(tried, key=lambda found: found.candidate.mean_radius)
 
 
 def chosen_features(features: Tensor, found: VoteHead, grid: int = GRID) -> Tensor:
     """Return of an encoder's features those that the Gaussians are on."""
     return features if found.grid == grid else over_cells(features, grid)
-
-
-def spread_of_ratio(ours: Tensor, theirs: Tensor) -> float:
-    """Return the standard error of the ratio of two means over the same images (delta method)."""
-    ratio = ours.mean() / theirs.mean()
-    return float((ours - ratio * theirs).std() / theirs.mean() / len(ours) ** 0.5)

@@ -37,25 +37,30 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from benchmarks._common import interleaved_seconds, make_parser, median_ratio, report, seconds
-from benchmarks._votes import GRID, VoteHead, chosen_features, fit_for_votes, grid_encoder, over_cells, spread_of_ratio
-from ellips import Ellips
+from benchmarks._outcomes import (
+    ALPHA,
+    RADII,
+    RADII_3_SIGMA,
+    SIGMA,
+    Outcome,
+    best_ball,
+    encoder_outcome,
+    outcome,
+    points_lost,
+    spread_of_ratio,
+    votes_outcome,
+)
+from benchmarks._votes import GRID, VoteHead, chosen_features, fit_for_votes, grid_encoder, over_cells
 from ellips.chunks import Chunks
 from ellips.datamodules import ImageFolderDataModule, Split
 from ellips.encoders import FrozenEncoder, LinearHead
-from ellips.input_certifiers import Chain, SmoothedDecision, SmoothedEncoder
-from ellips.input_certifiers.smoothed_encoder import mean_error
+from ellips.input_certifiers import Chain, SmoothedDecision
 from ellips.regularization_search import RegularizationSearch
-from ellips.smoothing import ImageNoise, VotePlan
+from ellips.smoothing import ImageNoise
 from ellips.smoothing.voting import cast_votes
 from ellips.splits import digits_part
 
-SIGMA = 0.25
-ALPHA = 0.001
-RADII = tuple(SIGMA * f for f in (0.5, 1.0, 1.5, 2.0))
-RADII_3_SIGMA = (*RADII, 3 * SIGMA)
-SHOWN = (0.0, 0.05, 0.1, *RADII, 3 * SIGMA)
 BATCH = 500
-BALLS = (0.5, 0.75, 0.9, 1.0)  # quantiles of the features' lengths: radii tried for the smoothed encoder's ball
 
 
 class Sizes(NamedTuple):
@@ -80,7 +85,7 @@ class Sizes(NamedTuple):
     compared: int
 
 
-SIZES = {"full": Sizes(10_000, 120, 8, 600, 100, 7, 1000), "quick": Sizes(10_000, 40, 4, 60, 50, 5, 60)}
+SIZES = {"full": Sizes(10_000, 120, 8, 300, 100, 7, 500), "quick": Sizes(10_000, 40, 4, 60, 50, 5, 60)}
 FEW = 1000
 
 
@@ -98,38 +103,6 @@ class Task(NamedTuple):
     head: Callable[[Tensor], Tensor] | None
     parts: dict[str, tuple[Tensor, Tensor]]
     grid: int = 1
-
-
-class Outcome(NamedTuple):
-    """One classifier on the test images.
-
-    Attributes:
-        radius: Shape ``(N,)``, 0 where wrong or abstaining.
-        right: Shape ``(N,)``: whether the prediction is.
-        passes: Images through the encoder, for each image.
-        votes: Shape ``(N,)``: for the class selected, where they are of a fixed number.
-    """
-
-    radius: Tensor
-    right: Tensor
-    passes: Tensor
-    votes: Tensor | None = None
-
-    def certified(self, limit: float) -> float:
-        """Return the share in per cent that is right with a radius of at least ``limit``."""
-        return 100 * float((self.right & (self.radius >= limit)).double().mean())
-
-    def summary(self) -> dict[str, Any]:
-        """Return the figures that are reported."""
-        accuracy = {f"{limit:g}": round(self.certified(limit), 2) for limit in SHOWN}
-        passes, radius = float(self.passes.double().mean()), float(self.radius.mean())
-        return {"certified_accuracy": accuracy, "mean_radius": radius, "passes_per_image": passes}
-
-
-def outcome(prediction: Tensor, radius: Tensor, labels: Tensor, passes: Tensor) -> Outcome:
-    """Set radii to 0 where predictions are wrong."""
-    right = prediction == labels
-    return Outcome(torch.where(right, radius, 0.0), right, passes)
 
 
 def digits_task() -> Task:
@@ -170,8 +143,9 @@ def fit_gaussians(task: Task, sizes: Sizes, train: Tensor, held_out: Tensor) -> 
     search = RegularizationSearch(
         0.5 * SIGMA if sizes.votes < 60 else SIGMA,
         sigma=SIGMA,
-        pooling=(0.0, 0.25, 0.5, 0.75, 0.9, 1.0),
-        shrinkage=(0.003, 0.01, 0.03, 0.1, 0.3, 0.75),
+        pooling=(0.25, 0.5, 0.75, 0.9),
+        shrinkage=(0.01, 0.03, 0.1, 0.3),
+        noise=(0.0, 0.5, 1.0),
     )
     return fit_for_votes(train, task.parts["train"][1], held_out, held_labels, search, task.grid)
 
@@ -184,63 +158,6 @@ def linear_head(task: Task, train: Tensor) -> Callable[[Tensor], Tensor]:
     found = LogisticRegression(max_iter=300).fit(train.flatten(0, 1).numpy(), labels.numpy())
     weight, bias = (torch.from_numpy(x).float() for x in (found.coef_, found.intercept_))
     return lambda features: features @ weight.T + bias
-
-
-def best_ball(latents: Tensor, held_out: Tensor, labels: Tensor, ellips: Ellips, sizes: Sizes) -> float:
-    """Radius of the ball on which the smoothed encoder projects: most mean radius on the validation split."""
-    lengths = torch.linalg.vector_norm(latents, dim=1).double()
-    radii = {float(lengths.quantile(q)) for q in BALLS}
-    return max(
-        radii, key=lambda ball: float(encoder_outcome(held_out, labels, ellips, ball, sizes.draws).radius.mean())
-    )
-
-
-def encoder_outcome(latents: Tensor, labels: Tensor, ellips: Ellips, ball: float, draws: int) -> Outcome:
-    """The smoothed encoder from noisy latents ``(N, n, d)``; with fewer than ``draws``, errors as if of that many."""
-    certifier = SmoothedEncoder(SIGMA, draws, ALPHA, norm_bound=ball)
-    values = [certifier.project(x.double()) for x in latents]
-    means = torch.stack([x.mean(0) for x in values])
-    shrink = (latents.shape[1] / draws) ** 0.5
-    error = torch.tensor([mean_error(x, ball, ALPHA) for x in values]).double() * shrink
-    found = ellips.certify(means).less(error)
-    prediction = torch.where(found.radius > 0, found.prediction, -1)
-    return outcome(prediction, found.radius / certifier.constant, labels, torch.full_like(labels, draws))
-
-
-def votes_outcome(counted: Tensor, selected: Tensor, labels: Tensor, classes: int) -> Outcome:
-    """Votes at a fixed number of draws (Cohen et al. 2019), from the classes of all copies, shapes ``(N, n)``."""
-    plan = VotePlan.fixed(SIGMA, counted.shape[1], ALPHA)
-    choice = torch.stack([torch.bincount(x, minlength=classes).argmax() for x in selected])
-    votes = (counted == choice[:, None]).sum(1)
-    rungs = plan.proven(votes.numpy(), 0)
-    radius = [plan.radius(int(r), int(v)) if r else 0.0 for r, v in zip(rungs, votes, strict=True)]
-    prediction = torch.where(torch.from_numpy(rungs > 0), choice, -1)
-    passes = torch.full_like(labels, counted.shape[1] + selected.shape[1])
-    return outcome(prediction, torch.tensor(radius).double(), labels, passes)._replace(votes=votes)
-
-
-def points_lost(fixed: Outcome, draws: int, radii: Sequence[float], orders: int = 200) -> float:
-    """Return the most certified accuracy that stopping early loses at any radius, in points, against all draws.
-
-    Each image keeps the votes that it has; the order in which they come is drawn anew, ``orders`` times.
-    """
-    assert fixed.votes is not None
-    plan, whole = VotePlan.stopping(SIGMA, draws, ALPHA, radii), VotePlan.fixed(SIGMA, draws, ALPHA)
-    generator = np.random.default_rng(0)
-    total = np.repeat(fixed.votes[fixed.right].numpy(), orders)
-    seen, over = np.zeros_like(total), np.zeros(len(total), dtype=bool)
-    rungs, before = np.zeros_like(total), 0
-    for look, count in enumerate(plan.looks.tolist()):
-        left = total - seen  # votes for the class among the draws that are left
-        seen = seen + generator.hypergeometric(left, draws - before - left, count - before)
-        before = count
-        rungs[~over] = np.maximum(rungs[~over], plan.proven(seen[~over], look))
-        over[~over] = plan.is_over(rungs[~over], seen[~over], look)
-    early = np.where(rungs > 0, plan.radii[np.maximum(rungs, 1) - 1], 0.0)
-    counts = np.arange(draws + 1)
-    proven = whole.proven(counts, 0) > 0
-    late = np.array([whole.radius(1, v) if p else 0.0 for v, p in zip(counts.tolist(), proven, strict=True)])[total]
-    return max(100 * float((late >= r).sum() - (early >= r).sum()) / orders / len(fixed.votes) for r in radii)
 
 
 class Classifiers:
@@ -274,7 +191,7 @@ def measure(task: Task, sizes: Sizes, name: str) -> tuple[dict[str, float], dict
     held_out = noisy_features(task.encoder, val_images, sizes.votes, 2)
     found = Classifiers(task, fit_gaussians(task, sizes, train, held_out), linear_head(task, train))
     some = found.latents(train.flatten(0, 1)[:: max(1, len(train) // 10_000)])
-    ball = best_ball(some, found.latents(held_out), val_labels, found.ellips, sizes)
+    ball = best_ball(some, found.latents(held_out), val_labels, found.ellips, sizes.draws)
     images, labels = _spread(task, sizes.images)
     outcomes: dict[str, Outcome] = {}
     spent = {"fixed": seconds(lambda: outcomes.update(fixed_outcomes(found, images, labels, ball, sizes.draws)))}

@@ -233,11 +233,15 @@ class EllipsHead(nn.Module):
         with eval_mode(self), torch.no_grad():
             self.moments.update(self._project(features), labels)
 
-    def finalize(self) -> EllipsHead:
+    def finalize(self, added: Tensor | None = None) -> EllipsHead:
         """Fit the Gaussians to everything collected since the last :meth:`reset`, over all processes.
 
         Every process must call it, and all hold the first one's mixture afterwards, to the last bit. The moments stay
         readable in :attr:`moments`, so that another regularisation can be tried without a new pass.
+
+        Args:
+            added: A covariance that is added to that of every class, as :func:`ellips.vote_search.select_by_votes`
+                chooses one (``Candidate.added``).
 
         Returns:
             Itself, fitted.
@@ -245,7 +249,7 @@ class EllipsHead(nn.Module):
         Raises:
             ValueError: If a class has no samples or its covariance is singular; the message names the class and cure.
         """
-        self.ellips.fit_collected(self.moments.held())
+        self.ellips.fit_collected(self.moments.held(), added)
         broadcast_(self.ellips.state_dict().values())
         self._fitted_to = arithmetic(self.projector)
         return self

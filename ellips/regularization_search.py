@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -33,10 +33,13 @@ class RegularizationSearch:
             standard deviation of their noise, on [0, 1] pixels; see :func:`ellips.vote_search.select_by_votes`.
         alpha: Level of the lower bound on each image's share of votes. It only weighs settings against each other: what
             is chosen claims nothing.
+        noise: For votes: how many times the covariance that noise gives an image's latents, mean over held-out images,
+            is added to that of every class. Directions in which noise moves latents then count less, and votes agree
+            more. Each value is tried with each pair; not for covariances of low rank.
 
     Raises:
-        ValueError: If the radius is negative, ``sigma`` is not positive, ``alpha`` is not in (0, 1), or a grid is empty
-            or leaves [0, 1].
+        ValueError: If the radius is negative, ``sigma`` is not positive, ``alpha`` is not in (0, 1), a grid is empty
+            or leaves [0, 1], or ``noise`` is negative, or given without a ``sigma``.
     """
 
     radius: float
@@ -45,17 +48,27 @@ class RegularizationSearch:
     method: Method = "pairwise"
     sigma: float | None = None
     alpha: float = 0.001
+    noise: Sequence[float] = (0.0,)
 
     def __post_init__(self) -> None:
         """Check the values."""
         at_least(0, radius=self.radius)
         positive(sigma=self.sigma)
         fraction(ends=False, alpha=self.alpha)
-        if not self.candidates():
+        for weight in self.noise:
+            at_least(0, noise=weight)
+        if self.sigma is None and any(self.noise):
+            raise ValueError(f"Expected `noise` with the `sigma` of votes alone but got {tuple(self.noise)} without.")
+        if not self.size:
             raise ValueError(
                 f"Expected values to try but got none: pooling={tuple(self.pooling)}, "
-                f"shrinkage={tuple(self.shrinkage)}."
+                f"shrinkage={tuple(self.shrinkage)}, noise={tuple(self.noise)}."
             )
+
+    @property
+    def size(self) -> int:
+        """How many settings are tried."""
+        return len(self.candidates()) * len(self.noise)
 
     def candidates(self) -> list[Regularization]:
         """Return the settings that are tried, in grid order (pooling outer)."""
@@ -73,6 +86,8 @@ class Candidate:
         mean_radius: Mean of radius where correct, 0 where not, over all images; infinite radii count as 0 here.
         relative_radius: Mean of min(radius / s, 1) where correct, 0 where not, with s the mixture's
             :attr:`~ellips.gaussians.Mixture.scale`; NaN for votes, whose radii are on the image.
+        noise: How many times the noise's own covariance was added to that of every class.
+        added: What was added, for :meth:`ellips.EllipsHead.finalize`; None: nothing.
     """
 
     regularization: Regularization
@@ -80,6 +95,8 @@ class Candidate:
     certified_accuracy: float
     mean_radius: float
     relative_radius: float = float("nan")
+    noise: float = 0.0
+    added: Tensor | None = field(default=None, repr=False, compare=False)
 
 
 def best_candidate(candidates: Sequence[Candidate], key: Callable[[Candidate], tuple[float, ...]]) -> Candidate:

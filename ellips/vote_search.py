@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
 
 import torch
 import torch.distributed as dist
@@ -32,9 +34,10 @@ def select_by_votes(
 
     An image's class is the one with most votes; its radius is ``σ Φ⁻¹(p)``, with p the Clopper–Pearson lower bound of
     that class's share (Cohen et al. 2019). The class and its share come from the same votes, so these radii compare
-    settings and certify nothing. Nothing is encoded or projected again. Ties go to the larger mean radius, then to the
-    larger share of right decisions, then to the earlier candidate. Over several processes each passes its own images,
-    and all return the same.
+    settings and certify nothing. With ``search.noise`` multiples of :func:`noise_covariance` of these latents are added
+    to every class's covariance, too. Nothing is encoded or projected again. Ties go to the larger mean radius, then to
+    the larger share of right decisions, then to the earlier candidate. Over several processes each passes its own
+    images, and all return the same.
 
     Args:
         moments: Of the training split, as it is seen under noise.
@@ -47,11 +50,12 @@ def select_by_votes(
         after_each: Called after each setting that was tried.
 
     Returns:
-        The best candidate, and all of them in grid order (pooling outer). Their radii are in input space.
+        The best candidate, and all of them in grid order (pooling outer, noise inner). Their radii are in input space.
 
     Raises:
         ValueError: If the search has no ``sigma``, shapes or labels do not fit, no share of n votes could reach the
-            target radius, or every candidate leaves a covariance singular.
+            target radius, every candidate leaves a covariance singular, or noise is to be added to covariances of low
+            rank.
     """
     if search.sigma is None:
         raise ValueError("Expected a search with the `sigma` of the noise for votes but got None.")
@@ -67,15 +71,55 @@ def select_by_votes(
             f"{float(radii[-1]):.3g} with sigma={search.sigma} and alpha={search.alpha}, but got {search.radius}; "
             "raise the number of copies (data.init_args.val_copies) or alpha, or lower the radius."
         )
+    kind = covariance_type if mixture is None else mixture.covariance_type
+    if kind == "low_rank" and any(search.noise):
+        raise ValueError(f"Expected full or diagonal covariances for `noise` {tuple(search.noise)} but got {kind!r}.")
     if mixture is None:
         mixture = Mixture(classes, dim, covariance_type=covariance_type, rank=rank).to(latents.device)
+    noise = noise_covariance(latents) if any(search.noise) else None
     candidates = []
-    for regularization in search.candidates():
+    for regularization, weight in product(search.candidates(), search.noise):
         mixture.regularization = regularization
-        candidates.append(_score(mixture, moments, latents, labels, radii, search.radius))
+        added = _weighted(noise, weight, mixture.covariance_type)
+        found = _score(mixture, moments, latents, labels, radii, search.radius, added)
+        candidates.append(replace(found, noise=weight))
         after_each()
     best = best_candidate(candidates, key=lambda c: (c.certified_accuracy, c.mean_radius, c.accuracy))
-    return best, candidates
+    return replace(best, added=_weighted(noise, best.noise, mixture.covariance_type)), candidates
+
+
+def noise_covariance(latents: Tensor) -> Tensor:
+    """Return the covariance of the latents of an image's noisy copies, mean over the images of all processes.
+
+    Args:
+        latents: Shape ``(N, n, d)``: n copies of each image, at least 2.
+
+    Returns:
+        Shape ``(d, d)``, float64.
+
+    Raises:
+        ValueError: If there are no two copies of any image.
+    """
+    images, copies, dim = latents.shape
+    sums = latents.new_zeros(dim, dim, dtype=torch.float64)
+    for part in latents.split(max(1, _ROWS // max(copies, 1))):
+        away = (part.double() - part.double().mean(1, keepdim=True)).flatten(0, 1)
+        sums += away.T @ away
+    freedom = torch.tensor(float(images * (copies - 1)), dtype=torch.float64, device=latents.device)
+    if world_size() > 1:
+        dist.all_reduce(sums)
+        dist.all_reduce(freedom)
+    if freedom <= 0:
+        raise ValueError(
+            f"Expected at least 2 noisy copies of an image but got latents of shape {tuple(latents.shape)}."
+        )
+    return sums / freedom
+
+
+def _weighted(noise: Tensor | None, weight: float, covariance_type: CovarianceType) -> Tensor | None:
+    if noise is None or not weight:
+        return None
+    return weight * (noise.diagonal() if covariance_type == "diagonal" else noise)
 
 
 def vote_radii(copies: int, sigma: float, alpha: float) -> Tensor:
@@ -103,9 +147,10 @@ def _score(
     labels: Tensor,
     radii: Tensor,
     target: float,
+    added: Tensor | None,
 ) -> Candidate:
     try:
-        mixture.fit_collected(moments)
+        mixture.fit_collected(moments, added)
     except ValueError:  # singular: the search is there to step over such settings
         return Candidate(mixture.regularization, float("nan"), float("nan"), float("nan"))
     sums = latents.new_zeros(4, dtype=torch.float64)

@@ -223,8 +223,7 @@ class GenEllips(L.LightningModule):
                     batch = self.trainer.strategy.batch_to_device(batch, self.device)
                     self.head.update(batch.feature, batch.label)
                 self.head.moments.end_pass()
-            self._choose_regularization(datamodule)
-            self.head.finalize()
+            self.head.finalize(self._choose_regularization(datamodule))
         self.mixture_step = self.trainer.global_step
         self._warn_if_slow(time.monotonic() - start)
 
@@ -239,8 +238,8 @@ class GenEllips(L.LightningModule):
                 index.append(batch.index)
         return torch.cat(latents), torch.cat(labels), torch.cat(index)
 
-    def _choose_regularization(self, datamodule: Any) -> None:  # noqa: ANN401 - any datamodule
-        """Set pooling and shrinkage to the best on the validation split, from the collected moments."""
+    def _choose_regularization(self, datamodule: Any) -> Tensor | None:  # noqa: ANN401 - any datamodule
+        """Set pooling and shrinkage to the best on the validation split; return what is added to the covariances."""
         search, values, chosen = self.regularization, missed(self.head), None
         if search == AUTO:
             chosen = choose_auto(self.head, datamodule, self._all_latents, self.trainer)
@@ -252,6 +251,7 @@ class GenEllips(L.LightningModule):
             values |= {f"val/{name}": value for name, value in asdict(chosen.regularization).items()}
         # The values are the same in every process; not reduced at all, Lightning would warn of them.
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=1, sync_dist=True, reduce_fx="max")
+        return None if chosen is None else chosen.added
 
     def _refresh_mixture(self) -> None:
         """Fit the Gaussians if they are older than the projector; trained ones are fitted once, to start from."""
@@ -267,6 +267,8 @@ class GenEllips(L.LightningModule):
                 f"Expected no `regularization` with covariance_estimator={self.covariance_estimator!r}, which sets the "
                 "shrinkage itself; leave one of them out."
             )
+        if isinstance(self.regularization, RegularizationSearch) and any(self.regularization.noise):
+            one_of(("full", "diagonal"), covariance_type=self.head.ellips.covariance_type)  # what noise is added to
         if self.train_mixture and not self.objective.needs_fitted_mixture:
             raise ValueError(
                 "Expected an objective that trains the mixture for train_mixture=True but no loss reads it; add "

@@ -44,7 +44,7 @@ def choose(
         ValueError: If votes are to choose and the data have no noisy copies, or those of another sigma.
     """
     moments, kind, rank = head.moments.held(), head.ellips.covariance_type, head.ellips.rank
-    count = len(search.candidates())
+    count = search.size
     if search.sigma is None:
         latents, labels, _ = latents_of(datamodule.val_dataloader())
         with _followed(trainer, count) as progress:
@@ -124,6 +124,7 @@ def described(chosen: Candidate, search: RegularizationSearch) -> dict[str, floa
         "val/votes/accuracy": chosen.accuracy,
         f"val/votes/certified_accuracy@{search.radius:g}": chosen.certified_accuracy,
         "val/votes/mean_radius": chosen.mean_radius,
+        **({"val/noise": chosen.noise} if any(search.noise) else {}),
     }
 
 

@@ -76,7 +76,11 @@ class Smoothed:
         train = self.noisy("train", self.setting.split_rows("train"), COPIES)
         held = self.held
         search = RegularizationSearch(
-            SIGMA, sigma=SIGMA, pooling=(0.1, 0.3, 0.5, 0.75, 0.9, 1.0), shrinkage=(0.003, 0.01, 0.03, 0.1, 0.3)
+            SIGMA,
+            sigma=SIGMA,
+            pooling=(0.25, 0.5, 0.75, 0.9),
+            shrinkage=(0.01, 0.03, 0.1, 0.3),
+            noise=(0.0, 0.5, 1.0),
         )
         return fit_for_votes(train["features"], train["labels"], held["features"], held["labels"], search, GRID)
 

@@ -1,6 +1,7 @@
 """Frozen encoders: pretrained, trained on noise, behind a denoiser, or 1-Lipschitz and proven when they are loaded."""
 
 from ellips.encoders.architecture import EncoderArchitecture
+from ellips.encoders.bronet import BRONetArchitecture, import_bronet
 from ellips.encoders.cifar_resnet import CifarResNet
 from ellips.encoders.denoised import Denoised
 from ellips.encoders.denoiser import Denoiser, DenoiserArchitecture, ResidualDenoiser
@@ -16,6 +17,7 @@ from ellips.encoders.preprocessing import Preprocess
 from ellips.encoders.registry import RegisteredEncoder, registered_encoders
 
 __all__ = [
+    "BRONetArchitecture",
     "CifarResNet",
     "Denoised",
     "Denoiser",
@@ -35,6 +37,7 @@ __all__ = [
     "RegisteredEncoder",
     "ResidualDenoiser",
     "export_encoder",
+    "import_bronet",
     "import_liresnet",
     "recorded_encoder",
     "registered_encoders",

@@ -16,12 +16,14 @@ class EncoderArchitecture(ABC):
     Attributes:
         kind: Its name in files.
         dense_limit: Up to how many inputs or outputs an affine piece is written out for the proof.
+        gram_iterations: Gram iterations for each convolution that is not, see :class:`SpectralProduct`.
         image_shape: Channels, height and width of the images.
         feature_dim: Width of the features.
     """
 
     kind: ClassVar[str]
     dense_limit: ClassVar[int] = 4096
+    gram_iterations: ClassVar[int] = 10
 
     image_shape: tuple[int, int, int]
     feature_dim: int

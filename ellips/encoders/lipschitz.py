@@ -15,6 +15,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ellips.encoders.architecture import EncoderArchitecture
+from ellips.encoders.bronet import BRONetArchitecture
 from ellips.encoders.lipnext import LipNeXtArchitecture
 from ellips.encoders.liresnet import LiResNetArchitecture
 from ellips.encoders.weights import SHIPPED_FOLDER, load_file, load_shipped, shipped_names
@@ -115,7 +116,7 @@ class LipschitzArchitecture(EncoderArchitecture):
 
 ARCHITECTURES: Final[Mapping[str, type[EncoderArchitecture]]] = {
     architecture.kind: architecture
-    for architecture in (LipschitzArchitecture, LipNeXtArchitecture, LiResNetArchitecture)
+    for architecture in (LipschitzArchitecture, LipNeXtArchitecture, LiResNetArchitecture, BRONetArchitecture)
 }
 """Architectures by their names in files; a file without a name has the first one."""
 
@@ -207,7 +208,8 @@ def prove(encoder: nn.Module, architecture: EncoderArchitecture | None = None) -
     known = architecture or (encoder.architecture if isinstance(encoder, LipschitzEncoder) else None)
     if known is None:
         raise ValueError("Expected `architecture` with an encoder that does not carry its own.")
-    return SpectralProduct(dense_limit=known.dense_limit).constant(encoder, torch.zeros(1, *known.image_shape))
+    source = SpectralProduct(dense_limit=known.dense_limit, gram_iterations=known.gram_iterations)
+    return source.constant(encoder, torch.zeros(1, *known.image_shape))
 
 
 def export_encoder(trained: nn.Module, architecture: EncoderArchitecture, path: str | Path) -> float:

@@ -5,7 +5,6 @@ Only numbers are read of a checkpoint. What it says of its own Lipschitz constan
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +13,20 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ellips.encoders.architecture import EncoderArchitecture
-
-_GREY = 0.5  # what is subtracted of pixels: a translation
-_RIDGE = 1e-3  # of the mean diagonal, added before rows are made orthonormal
+from ellips.encoders.imported import (
+    Centred,
+    ImportedArchitecture,
+    MinMax,
+    fill,
+    linear_layers,
+    orthonormal_rows,
+    read_checkpoint,
+    section,
+)
 
 
 @dataclass(frozen=True)
-class LiResNetArchitecture(EncoderArchitecture):
+class LiResNetArchitecture(ImportedArchitecture):
     """Layers of a LiResNet without its last, linear one.
 
     A convolution (the stem), 3x3 convolutions, one over squares of 4x4 pixels, linear layers; MinMax behind all of them
@@ -40,7 +45,6 @@ class LiResNetArchitecture(EncoderArchitecture):
     """
 
     kind: ClassVar[str] = "liresnet"
-    dense_limit: ClassVar[int] = 512  # so that no convolution over all pixels is written out
 
     image_shape: tuple[int, int, int] = (3, 32, 32)
     width: int = 128
@@ -77,47 +81,7 @@ class LiResNetArchitecture(EncoderArchitecture):
             layers += [nn.Conv2d(self.width, self.width, 3, padding=1), MinMax()]
         layers += [nn.Conv2d(self.width, self.width, 4, 4, bias=False), nn.Flatten()]
         inner = self.width * self.map_size[0] * self.map_size[1] // 16
-        for _ in range(1 + self.linear_depth):
-            layers += [nn.Linear(inner, self.feature_dim), MinMax()]
-            inner = self.feature_dim
-        return nn.Sequential(Centred(), *layers)
-
-    def trainable(self) -> nn.Module:
-        """Refuse: these networks are trained elsewhere.
-
-        Raises:
-            NotImplementedError: Always.
-        """
-        raise NotImplementedError(
-            "LiResNet is brought in from its authors' checkpoints (ellips.encoders.import_liresnet), not trained here; "
-            "train LipNeXtArchitecture."
-        )
-
-    def plain(self, trained: nn.Module) -> nn.Module:
-        """Return a copy of the layers, which are plain."""
-        return copy.deepcopy(trained).eval()
-
-    def scaled(self, plain: nn.Module) -> Iterable[nn.Parameter]:
-        """Return the last linear layer's weight and bias: MinMax behind it passes factors through."""
-        assert isinstance(plain, nn.Sequential)
-        return plain[-2].parameters()
-
-
-class Centred(nn.Module):
-    """Subtract a half of all pixels."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map images ``(N, C, H, W)`` to the same shape."""
-        return images - _GREY
-
-
-class MinMax(nn.Module):
-    """The larger of channels i and i + C/2, for all i, and then the smaller ones: sorted pairs, so 1-Lipschitz."""
-
-    def forward(self, values: Tensor) -> Tensor:
-        """Map ``(N, C, ...)`` with even C to the same shape."""
-        pairs: Tensor = values.unflatten(1, (2, -1)).sort(dim=1, descending=True).values
-        return pairs.flatten(1, 2)
+        return nn.Sequential(Centred(), *layers, *linear_layers(inner, self.feature_dim, 1 + self.linear_depth))
 
 
 def import_liresnet(path: str | Path) -> tuple[LiResNetArchitecture, nn.Sequential]:
@@ -135,13 +99,10 @@ def import_liresnet(path: str | Path) -> tuple[LiResNetArchitecture, nn.Sequenti
     Raises:
         ValueError: If it holds something else, or activations other than MinMax.
     """
-    loaded = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(loaded, Mapping):
-        raise ValueError(f"Expected {path} to hold a state dict but got {type(loaded).__name__}.")
-    state = loaded.get("backbone", loaded)
-    _require_minmax(loaded.get("configs"), path)
+    state, settings = read_checkpoint(path)
+    _require_minmax(settings, path)
     try:
-        return from_state({name: value.double() for name, value in state.items() if isinstance(value, Tensor)})
+        return from_state(state)
     except (KeyError, RuntimeError, IndexError) as error:
         raise ValueError(f"Expected {path} to hold a LiResNet but got {error!r}.") from error
 
@@ -164,10 +125,7 @@ def from_state(state: Mapping[str, Tensor]) -> tuple[LiResNetArchitecture, nn.Se
     if architecture.map_size != tuple(state["conv.init_x"].shape[-2:]):
         raise ValueError(f"Expected maps of {architecture.map_size} but got {tuple(state['conv.init_x'].shape[-2:])}.")
     network = architecture.build().eval()
-    layers = [layer for layer in network if isinstance(layer, nn.Conv2d | nn.Linear)]
-    with torch.no_grad():
-        for layer, (weight, bias) in zip(layers, _folded(state), strict=True):
-            layer.load_state_dict({"weight": weight} if bias is None else {"weight": weight, "bias": bias})
+    fill(network, ({"weight": w} if b is None else {"weight": w, "bias": b} for w, b in _folded(state)))
     return architecture, network
 
 
@@ -185,22 +143,8 @@ def _folded(state: Mapping[str, Tensor]) -> Iterable[tuple[Tensor, Tensor | None
     yield from zip(orthonormal_rows(matrices), state["linear.bias"], strict=True)
 
 
-def orthonormal_rows(matrices: Tensor) -> Tensor:
-    """Return ``L⁻¹ V`` with ``L Lᵀ = V Vᵀ + ε I``, whose rows are nearly orthonormal.
-
-    Args:
-        matrices: V, shape ``(..., m, n)``; ε is a thousandth of the mean diagonal of ``V Vᵀ``.
-    """
-    gram = matrices @ matrices.mT
-    ridge = _RIDGE * gram.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
-    factor = torch.linalg.cholesky(gram + ridge * torch.eye(gram.shape[-1], dtype=gram.dtype))
-    rows: Tensor = torch.linalg.solve_triangular(factor, matrices, upper=False)
-    return rows
-
-
-def _require_minmax(configs: Any, path: str | Path) -> None:  # noqa: ANN401 - whatever the checkpoint holds
+def _require_minmax(settings: Mapping[str, Any], path: str | Path) -> None:
     """Refuse a checkpoint whose settings name other activations; its tensors do not show them."""
-    model = configs.get("model", {}) if isinstance(configs, Mapping) else {}
-    name = model.get("act_name", "MinMax") if isinstance(model, Mapping) else "MinMax"
+    name = section(settings, "model").get("act_name", "MinMax")
     if str(name).lower() != "minmax":
         raise ValueError(f"Expected {path} to be of a LiResNet with MinMax but got {name!r}.")

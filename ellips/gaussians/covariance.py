@@ -16,19 +16,24 @@ CURE = "raise `shrinkage` or `pooling`, use covariance_type='diagonal' or 'low_r
 
 
 def class_covariances(
-    moments: Moments, covariance_type: str = "full", regularization: Regularization = _NONE
+    moments: Moments,
+    covariance_type: str = "full",
+    regularization: Regularization = _NONE,
+    added: Tensor | None = None,
 ) -> Tensor:
     """Return regularised class covariances.
 
     Σ_k is the sample covariance (divisor n_k, as in scikit-learn's QDA), moved to the within-class covariance of all
-    classes (divisor n) by ``pooling`` and then to (tr Σ_k / d)·I by ``shrinkage``: the two parameters of regularised
-    discriminant analysis (Friedman 1989), the first in the form of Hastie et al., The Elements of Statistical Learning,
-    eq. 4.13.
+    classes (divisor n) by ``pooling``, with ``added`` to it, and then to (tr Σ_k / d)·I by ``shrinkage``: the two
+    parameters of regularised discriminant analysis (Friedman 1989), the first in the form of Hastie et al., The
+    Elements of Statistical Learning, eq. 4.13.
 
     Args:
         moments: Counts, means and scatters per class.
         covariance_type: ``"full"`` or ``"diagonal"``.
         regularization: Pooling and shrinkage.
+        added: A covariance that is added to that of every class, as the noise's own; shape ``(d, d)``, or ``(d,)`` for
+            diagonal covariances.
 
     Returns:
         Shape ``(K, d, d)``, or variances of shape ``(K, d)`` for diagonal covariances; float64.
@@ -36,7 +41,7 @@ def class_covariances(
     Raises:
         ValueError: If a class has no samples, or too few for what is asked; the message names the class.
     """
-    parts = covariances_by_range(moments, covariance_type, regularization, [slice(0, len(moments.count))])
+    parts = covariances_by_range(moments, covariance_type, regularization, added, [slice(0, len(moments.count))])
     return next(parts)[1]
 
 
@@ -44,6 +49,7 @@ def covariances_by_range(
     moments: Moments,
     covariance_type: str = "full",
     regularization: Regularization = _NONE,
+    added: Tensor | None = None,
     ranges: list[slice] | None = None,
 ) -> Iterator[tuple[slice, Tensor]]:
     """Yield ranges of classes with their covariances, so that those of all need not be held beside the moments.
@@ -52,6 +58,7 @@ def covariances_by_range(
         moments: See :func:`class_covariances`.
         covariance_type: See :func:`class_covariances`.
         regularization: See :func:`class_covariances`.
+        added: See :func:`class_covariances`.
         ranges: Of which classes; None: all, some at a time.
 
     Raises:
@@ -75,6 +82,8 @@ def covariances_by_range(
         covariances = (1 - pooling) * scatter[k] / n[k]
         if common is not None:
             covariances = covariances + common
+        if added is not None:
+            covariances = covariances + added
         yield k, _shrunk(covariances, regularization.shrinkage)
 
 

@@ -149,7 +149,7 @@ class Mixture(MixtureParameters):
         """
         return self.fit_collected(Moments(count, mean.double(), scatter.double()))
 
-    def fit_collected(self, collected: Moments | SketchedMoments) -> Self:
+    def fit_collected(self, collected: Moments | SketchedMoments, added: Tensor | None = None) -> Self:
         """Fit the Gaussians to moments, or to a sketch of them, with this mixture's regularisation.
 
         Covariances of low rank are those of the full model cut to the ``rank`` directions of the whitened space in
@@ -159,15 +159,19 @@ class Mixture(MixtureParameters):
 
         Args:
             collected: From :class:`ellips.gaussians.ClassMoments` or :class:`ellips.gaussians.ClassSketch`.
+            added: A covariance that is added to that of every class; see :func:`ellips.gaussians.class_covariances`.
 
         Raises:
-            ValueError: As :meth:`fit_moments`, or if a sketch is to give other than covariances of low rank.
+            ValueError: As :meth:`fit_moments`, or if a sketch is to give other than covariances of low rank, or one of
+                low rank is to have something added.
         """
+        if added is not None and self.rank is not None:
+            raise ValueError("Expected full or diagonal covariances to add another to but got some of low rank.")
         priors = collected.count.double() / collected.count.sum()
         if self.rank is not None:
             self._set(collected.mean, self._cut_to_rank(collected, self.rank), priors)
         elif isinstance(collected, Moments):
-            parts = covariances_by_range(collected, self.covariance_type, self.regularization)
+            parts = covariances_by_range(collected, self.covariance_type, self.regularization, added)
             self._set_by_range(collected.mean, parts, priors)
         else:
             raise ValueError(f"Expected moments for covariance_type={self.covariance_type!r} but got a sketch.")

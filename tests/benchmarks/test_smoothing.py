@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import _votes, smoothing
+from benchmarks import _outcomes, _votes, smoothing
 from ellips.regularization_search import RegularizationSearch
 from ellips.smoothing import VotePlan
 
@@ -66,7 +66,7 @@ def test_the_spread_of_a_ratio_is_that_of_repeated_draws() -> None:
     theirs = torch.rand(300, 400, generator=generator, dtype=torch.float64)
     ours = theirs + 0.2 * torch.rand(300, 400, generator=generator, dtype=torch.float64)
     ratios = ours.mean(1) / theirs.mean(1)
-    assert _votes.spread_of_ratio(ours[0], theirs[0]) == pytest.approx(float(ratios.std()), rel=0.2)
+    assert _outcomes.spread_of_ratio(ours[0], theirs[0]) == pytest.approx(float(ratios.std()), rel=0.2)
 
 
 def test_what_stopping_loses_is_the_average_over_orders_of_the_votes() -> None:
@@ -75,8 +75,8 @@ def test_what_stopping_loses_is_the_average_over_orders_of_the_votes() -> None:
 
     def lost(share: float) -> float:
         votes = torch.full((40,), round(share * draws))
-        fixed = smoothing.Outcome(torch.zeros(40), right, votes, votes)
-        return smoothing.points_lost(fixed, draws, radii, orders=20)
+        fixed = _outcomes.Outcome(torch.zeros(40), right, votes, votes)
+        return _outcomes.points_lost(fixed, draws, radii, orders=20)
 
     assert lost(0.99) == 0  # proven long before the last draw, in any order
     assert lost(0.6) == 0  # at no radius proven by all draws either

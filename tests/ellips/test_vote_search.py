@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,11 @@ import torch.distributed as dist
 from scipy.stats import binomtest, norm
 from torch import Tensor
 
-from ellips import ClassMoments, Ellips
-from ellips.gaussians import Regularization
+from ellips import ClassMoments, Ellips, EllipsHead
+from ellips.gaussians import CovarianceType, Mixture, Regularization
 from ellips.gaussians.moments import Moments
 from ellips.regularization_search import Candidate, RegularizationSearch
-from ellips.vote_search import select_by_votes, vote_radii
+from ellips.vote_search import noise_covariance, select_by_votes, vote_radii
 from tests.processes import run_together
 
 COPIES = 30
@@ -116,11 +117,63 @@ def test_a_search_without_noise_is_refused() -> None:
         select_by_votes(train_moments(), held, labels, RegularizationSearch(0.4))
 
 
+NOISY = replace(SEARCH, shrinkage=(0.1,), noise=(0.0, 0.5, 2.0))
+
+
+def test_the_noise_of_latents_is_what_is_left_without_the_images() -> None:
+    latents, _ = make_split(3000, 3, copies=5)
+    noise = noise_covariance(latents)
+    expected = torch.diag((0.7 * torch.linspace(0.2, 1.5, 8)) ** 2).double()
+    torch.testing.assert_close(noise, expected, rtol=0.05, atol=0.02)
+    own = np.mean([np.cov(image.T) for image in latents[:50].double().numpy()], axis=0)
+    torch.testing.assert_close(noise_covariance(latents[:50]), torch.from_numpy(own))
+    with pytest.raises(ValueError, match="at least 2 noisy copies"):
+        noise_covariance(latents[:, :1])
+
+
+@pytest.mark.parametrize("kind", ["full", "diagonal"])
+def test_multiples_of_the_noise_are_tried_and_the_best_is_handed_on(kind: CovarianceType) -> None:
+    (train, target), (held, labels) = make_split(15, 0, copies=3), make_split(60, 1, COPIES)
+    head = EllipsHead(8, 3, latent_dim=None, covariance_type=kind, shrinkage=0.1)
+    head.fit(train.flatten(0, 1), target.repeat_interleave(3)).eval()
+    moments, noise = head.moments.held(), noise_covariance(held)
+    best, candidates = select_by_votes(moments, held, labels, NOISY, covariance_type=kind)
+    assert [(c.regularization.pooling, c.noise) for c in candidates] == list(product((0.0, 0.5), (0.0, 0.5, 2.0)))
+    assert NOISY.size == len(candidates)
+    for candidate in candidates:
+        own = candidate.noise * (noise if kind == "full" else noise.diagonal())
+        count = moments.count.double().view(-1, *[1] * own.ndim)
+        plain = moments._replace(scatter=moments.scatter + count * own)  # added to each class, and so to the common one
+        ellips = Ellips(3, 8, covariance_type=kind, **asdict(candidate.regularization)).fit_moments(*plain)
+        votes = torch.stack([torch.bincount(ellips.predict(image), minlength=3) for image in held])
+        assert candidate.accuracy == pytest.approx(float((votes.argmax(1) == labels).double().mean()))
+    assert best.noise > 0
+    assert best.added is not None
+    torch.testing.assert_close(best.added, best.noise * (noise if kind == "full" else noise.diagonal()))
+    head.ellips.regularization = best.regularization
+    before = head(held.flatten(0, 1))
+    votes = head.finalize(best.added)(held.flatten(0, 1)).argmax(1).view(60, COPIES)
+    assert not torch.equal(votes, before.argmax(1).view(60, COPIES))
+    assert float((votes.mode(1).values == labels).double().mean()) == pytest.approx(best.accuracy)
+
+
+def test_noise_where_it_cannot_be_added_is_refused() -> None:
+    moments, (held, labels) = train_moments(), make_split(12, 1, COPIES)
+    for changed in ({"sigma": None}, {"noise": (-1.0,)}, {"noise": ()}):
+        with pytest.raises(ValueError, match="noise"):
+            replace(NOISY, **changed)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="full or diagonal covariances for `noise`"):
+        select_by_votes(moments, held, labels, NOISY, covariance_type="low_rank", rank=2)
+    with pytest.raises(ValueError, match="full or diagonal covariances to add another to"):
+        Mixture(3, 8, covariance_type="low_rank", rank=2).fit_collected(moments, torch.eye(8))
+
+
 def _search_on_a_rank(folder: Path) -> None:
     dist.init_process_group("gloo")
     rank = dist.get_rank()
     held, labels = make_split(31, 1, COPIES)
     _, candidates = select_by_votes(train_moments(), held[rank::2], labels[rank::2], SEARCH)
+    candidates += select_by_votes(train_moments(), held[rank::2], labels[rank::2], NOISY)[1]
     torch.save([_numbers(c) for c in candidates], folder / f"{rank}.pt")
 
 
@@ -131,6 +184,7 @@ def _numbers(candidate: Candidate) -> list[float]:
 def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
     run_together(_search_on_a_rank, tmp_path)
     _, candidates = select_by_votes(train_moments(), *make_split(31, 1, COPIES), SEARCH)
+    candidates += select_by_votes(train_moments(), *make_split(31, 1, COPIES), NOISY)[1]
     expected = torch.tensor([_numbers(c) for c in candidates])
     for rank in range(2):
         torch.testing.assert_close(torch.tensor(torch.load(tmp_path / f"{rank}.pt")), expected)

@@ -11,11 +11,12 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
-from ellips import Ellips
+from ellips import Ellips, EllipsHead
+from ellips.gaussians import class_covariances
 from ellips.losses import CodingRateReduction, VoteCrossEntropy, VoteRadius
 from ellips.regularization_search import RegularizationSearch
 from ellips.types import FeatureBatch
-from ellips.vote_search import select_by_votes
+from ellips.vote_search import noise_covariance, select_by_votes
 from lightning_modules import GenEllips
 from tests.lightning_modules.feature_data import FeatureData, Rows, stack
 from tests.lightning_modules.test_gen_ellips import make_module, make_trainer
@@ -78,6 +79,23 @@ def test_votes_choose_are_logged_and_can_be_monitored(tmp_path: Path) -> None:
     assert checkpoint.best_model_score is not None
     clean = (module.head(data.val.feature).argmax(1) == data.val.label).double().mean()
     assert float(trainer.callback_metrics["val/accuracy"]) == pytest.approx(float(clean))
+
+
+def test_the_noise_that_votes_choose_is_in_the_gaussians(tmp_path: Path) -> None:
+    search = replace(SEARCH, noise=(0.5, 3.0))
+    data, module = NoisyData(), make_module(regularization=search, shrinkage=0.99)
+    trainer = make_trainer(tmp_path, num_sanity_val_steps=0)
+    trainer.fit(module, data)
+    moments, images = module.head.moments.compute(), votes_of(module, data)
+    best, _ = select_by_votes(moments, images, data.val.label, search)
+    assert best.noise in (0.5, 3.0)
+    assert float(trainer.callback_metrics["val/noise"]) == best.noise
+    expected = class_covariances(moments, "full", best.regularization, best.noise * noise_covariance(images))
+    torch.testing.assert_close(module.head.ellips.covariances, expected)
+    loaded = EllipsHead.from_checkpoint(trainer.checkpoint_callback.best_model_path)  # type: ignore[union-attr]
+    assert torch.equal(loaded.ellips.covariances, module.head.ellips.covariances)
+    with pytest.raises(ValueError, match="`covariance_type` to be one of"):
+        make_module(regularization=search, covariance_type="low_rank", rank=2)
 
 
 def test_data_without_votes_or_with_another_noise_are_refused(tmp_path: Path) -> None:

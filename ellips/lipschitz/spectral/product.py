@@ -13,7 +13,7 @@ from torch import Tensor
 from ellips.lipschitz.base import ConstantSource
 from ellips.lipschitz.capture import captured
 from ellips.lipschitz.capture.graph import Graph, Node, UnprovenOperationError
-from ellips.lipschitz.spectral import affine, moves, slopes  # noqa: F401 - they fill the allow-list
+from ellips.lipschitz.spectral import affine, moves, slopes, stacks  # noqa: F401 - they fill the allow-list
 from ellips.lipschitz.spectral.norms import SLACK, SMALLEST, finite, matrix_norm, times
 from ellips.lipschitz.spectral.rules import Effect, Sign, effect
 from ellips.types import ImageMap, LipschitzBound

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from ellips.lipschitz.spectral.norms import (
     matrix_norm,
     resize_matrices,
     scaled_rows,
+    stack_norm,
     times,
 )
 
@@ -103,11 +105,44 @@ def test_numbers_that_are_not_finite_are_refused() -> None:
             convolution_norm(matrix[None, None], (3, 3))
 
 
-def test_a_circular_convolution_without_overlap_is_bounded_exactly() -> None:
-    # Kernel size equals stride: the layer is block diagonal, and the bound can lose only the Gram iteration's part.
-    weight = torch.randn(6, 3, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    truth = float(torch.linalg.matrix_norm(weight.flatten(1), ord=2))
-    assert truth <= convolution_norm(weight, (8, 8), stride=(2, 2)) <= truth * 1.001
+# out, in, kernel, stride, dilation, groups, padding, height, width; the last three overlap along one axis or more
+APART = [
+    (6, 3, (2, 2), (2, 2), (1, 1), 1, (0, 0), 8, 8),
+    (4, 6, (1, 1), (1, 1), (1, 1), 2, (0, 0), 5, 4),
+    (4, 3, (2, 3), (3, 3), (1, 1), 1, (1, 2), 7, 8),
+    (4, 3, (2, 2), (3, 4), (2, 3), 1, (1, 0), 9, 10),
+    (4, 3, (2, 2), (2, 2), (2, 2), 1, (1, 1), 8, 8),
+    (4, 3, (2, 3), (2, 2), (1, 1), 1, (0, 1), 6, 7),
+    (4, 3, (3, 1), (2, 2), (1, 1), 1, (1, 0), 6, 6),
+]
+
+
+@pytest.mark.parametrize("case", APART, ids=str)
+def test_windows_that_do_not_overlap_are_bounded_exactly_and_no_others_taken_for_them(case: tuple[Any, ...]) -> None:
+    out, inner, kernel, stride, dilation, groups, padding, height, width = case
+    weight = torch.rand(out, inner // groups, *kernel, generator=torch.Generator().manual_seed(1)).double()
+    basis = torch.eye(inner * height * width, dtype=torch.float64).view(-1, inner, height, width)
+    matrix = functional.conv2d(basis, weight, None, stride, padding, dilation, groups).flatten(1)
+    truth = float(torch.linalg.matrix_norm(matrix, ord=2))
+    bound = convolution_norm(weight, (height, width), stride=stride, dilation=dilation, groups=groups)
+    alone = float(torch.linalg.matrix_norm(weight.view(groups, out // groups, -1), ord=2).max())
+    assert truth <= bound
+    if case in APART[:-3]:
+        assert bound <= truth * (1 + 1e-6)
+    else:  # windows that share pixels are steeper together than one alone
+        assert truth > 1.1 * alone
+
+
+def test_a_stack_has_the_norm_of_its_steepest_matrix() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((1, 4, 4), (5, 3, 7), (4, 9, 2), (3, 1, 1)):
+        for scale in (1e-140, 1.0, 1e140):
+            stack = scale * torch.randn(*shape, dtype=torch.float64, generator=generator)
+            truth = float(torch.linalg.svdvals(stack).max())
+            assert truth <= stack_norm(stack) <= truth * (1 + 1e-6)
+    assert stack_norm(torch.zeros(2, 3, 4)) == stack_norm(torch.zeros(2, 0, 4)) == 0.0
+    with pytest.raises(UnprovenOperationError, match="finite"):
+        stack_norm(torch.full((2, 1, 1), torch.nan))
 
 
 def test_gram_iteration_bounds_from_above_at_every_step() -> None:
