@@ -193,6 +193,10 @@ ROWS: dict[str, list[tuple[Callable[[], Any], str]]] = {
         (lambda: KnownConstant(NAN), "`constant` to be at least 0 but got nan"),
         (lambda: KnownConstant(1.0, ball_radius=-1), "`ball_radius` to be at least 0 but got -1"),
         (lambda: KnownConstant(1.0, soundness="sure"), "`soundness` to be one of .* but got 'sure'"),
+        (
+            lambda: KnownConstant(1.0, soundness="exact"),
+            "`soundness` to be one of .* but got 'exact'; a constant stands for an encoder",
+        ),
         (lambda: Clever(radius=0), "`radius` to be positive and finite but got 0"),
         (lambda: Clever(num_batches=0), "`num_batches` to be at least 1 but got 0"),
         (lambda: Clever(sampling="best"), "`sampling` to be one of .* but got 'best'"),
