@@ -15,6 +15,11 @@ from ellips.vote_search import select_by_votes
 
 GRID = 2
 POWERS = (1.0, 0.5)
+TRIED: dict[str, tuple[float, ...]] = {
+    "pooling": (0.25, 0.5, 0.75, 0.9),
+    "shrinkage": (0.01, 0.03, 0.1, 0.3),
+    "noise": (0.0, 0.5, 1.0),
+}
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ from benchmarks._outcomes import (
     spread_of_ratio,
     votes_outcome,
 )
-from benchmarks._votes import GRID, VoteHead, chosen_features, fit_for_votes, grid_encoder, over_cells
+from benchmarks._votes import GRID, TRIED, VoteHead, chosen_features, fit_for_votes, grid_encoder, over_cells
 from ellips.chunks import Chunks
 from ellips.datamodules import ImageFolderDataModule, Split
 from ellips.encoders import FrozenEncoder, LinearHead
@@ -140,13 +140,7 @@ def noisy_features(encoder: FrozenEncoder, images: Tensor, copies: int, seed: in
 def fit_gaussians(task: Task, sizes: Sizes, train: Tensor, held_out: Tensor) -> VoteHead:
     """Fit to noisy features; which features, pooling and shrinkage by votes on the validation split."""
     held_labels = task.parts["val"][1][: len(held_out)]
-    search = RegularizationSearch(
-        0.5 * SIGMA if sizes.votes < 60 else SIGMA,
-        sigma=SIGMA,
-        pooling=(0.25, 0.5, 0.75, 0.9),
-        shrinkage=(0.01, 0.03, 0.1, 0.3),
-        noise=(0.0, 0.5, 1.0),
-    )
+    search = RegularizationSearch(0.5 * SIGMA if sizes.votes < 60 else SIGMA, sigma=SIGMA, **TRIED)
     return fit_for_votes(train, task.parts["train"][1], held_out, held_labels, search, task.grid)
 
 
@@ -190,8 +184,7 @@ def measure(task: Task, sizes: Sizes, name: str) -> tuple[dict[str, float], dict
     val_images, val_labels = (x[: sizes.held_out] for x in task.parts["val"])
     held_out = noisy_features(task.encoder, val_images, sizes.votes, 2)
     found = Classifiers(task, fit_gaussians(task, sizes, train, held_out), linear_head(task, train))
-    some = found.latents(train.flatten(0, 1)[:: max(1, len(train) // 10_000)])
-    ball = best_ball(some, found.latents(held_out), val_labels, found.ellips, sizes.draws)
+    ball = best_ball(found.latents(train.flatten(0, 1)), found.latents(held_out), val_labels, found.ellips, sizes.draws)
     images, labels = _spread(task, sizes.images)
     outcomes: dict[str, Outcome] = {}
     spent = {"fixed": seconds(lambda: outcomes.update(fixed_outcomes(found, images, labels, ball, sizes.draws)))}

@@ -45,7 +45,7 @@ class PowerTransform(nn.Module):
     """``sign(x) |x|^exponent`` of each feature: Tukey's ladder of powers, which makes skewed features more Gaussian.
 
     Features behind a ReLU and a mean over pixels are at least 0 and skewed; their roots are closer to Gaussians, as in
-    Yang et al. 2021 (Free Lunch for Few-shot Learning), equation 3. Below 1 its slope at 0 is infinite: it has no
+    Yang et al. 2021 (Free Lunch for Few-shot Learning). Below 1 its slope at 0 is infinite: it has no
     Lipschitz constant, so no radius on the image follows from a latent one, and the gradient at 0 is given as 0. Votes
     under noise need no constant.
 

@@ -70,6 +70,18 @@ class RegularizationSearch:
         """How many settings are tried."""
         return len(self.candidates()) * len(self.noise)
 
+    def require_covariances(self, covariance_type: str) -> None:
+        """Refuse covariances that noise cannot be added to.
+
+        Raises:
+            ValueError: If they are of low rank and ``noise`` has anything to add.
+        """
+        if covariance_type == "low_rank" and any(self.noise):
+            raise ValueError(
+                f"Expected full or diagonal covariances for `noise` {tuple(self.noise)} of a search by votes but got "
+                f"{covariance_type!r}; leave `noise` out, or change `covariance_type`."
+            )
+
     def candidates(self) -> list[Regularization]:
         """Return the settings that are tried, in grid order (pooling outer)."""
         return [Regularization(pooling, shrinkage) for pooling in self.pooling for shrinkage in self.shrinkage]

@@ -71,11 +71,9 @@ def select_by_votes(
             f"{float(radii[-1]):.3g} with sigma={search.sigma} and alpha={search.alpha}, but got {search.radius}; "
             "raise the number of copies (data.init_args.val_copies) or alpha, or lower the radius."
         )
-    kind = covariance_type if mixture is None else mixture.covariance_type
-    if kind == "low_rank" and any(search.noise):
-        raise ValueError(f"Expected full or diagonal covariances for `noise` {tuple(search.noise)} but got {kind!r}.")
     if mixture is None:
         mixture = Mixture(classes, dim, covariance_type=covariance_type, rank=rank).to(latents.device)
+    search.require_covariances(mixture.covariance_type)
     noise = noise_covariance(latents) if any(search.noise) else None
     candidates = []
     for regularization, weight in product(search.candidates(), search.noise):

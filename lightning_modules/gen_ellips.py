@@ -267,8 +267,8 @@ class GenEllips(L.LightningModule):
                 f"Expected no `regularization` with covariance_estimator={self.covariance_estimator!r}, which sets the "
                 "shrinkage itself; leave one of them out."
             )
-        if isinstance(self.regularization, RegularizationSearch) and any(self.regularization.noise):
-            one_of(("full", "diagonal"), covariance_type=self.head.ellips.covariance_type)  # what noise is added to
+        if isinstance(self.regularization, RegularizationSearch):
+            self.regularization.require_covariances(self.head.ellips.covariance_type)
         if self.train_mixture and not self.objective.needs_fitted_mixture:
             raise ValueError(
                 "Expected an objective that trains the mixture for train_mixture=True but no loss reads it; add "

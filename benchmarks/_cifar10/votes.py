@@ -12,7 +12,7 @@ from torch import Tensor
 from benchmarks._cifar10.data import BATCH, NOISY, SIGMA, Setting
 from benchmarks._cifar10.deterministic import attacked
 from benchmarks._cifar10.store import Store, even_rows, spread_rows
-from benchmarks._votes import GRID, VoteHead, chosen_features, fit_for_votes, grid_encoder, over_cells
+from benchmarks._votes import GRID, TRIED, VoteHead, chosen_features, fit_for_votes, grid_encoder, over_cells
 from ellips import EllipsHead
 from ellips.certificates import Certificate
 from ellips.encoders import LinearHead
@@ -75,13 +75,7 @@ class Smoothed:
         """Gaussians on noisy features; which features, pooling and shrinkage by votes on the validation images."""
         train = self.noisy("train", self.setting.split_rows("train"), COPIES)
         held = self.held
-        search = RegularizationSearch(
-            SIGMA,
-            sigma=SIGMA,
-            pooling=(0.25, 0.5, 0.75, 0.9),
-            shrinkage=(0.01, 0.03, 0.1, 0.3),
-            noise=(0.0, 0.5, 1.0),
-        )
+        search = RegularizationSearch(SIGMA, sigma=SIGMA, **TRIED)
         return fit_for_votes(train["features"], train["labels"], held["features"], held["labels"], search, GRID)
 
     @property

@@ -94,7 +94,7 @@ def test_the_noise_that_votes_choose_is_in_the_gaussians(tmp_path: Path) -> None
     torch.testing.assert_close(module.head.ellips.covariances, expected)
     loaded = EllipsHead.from_checkpoint(trainer.checkpoint_callback.best_model_path)  # type: ignore[union-attr]
     assert torch.equal(loaded.ellips.covariances, module.head.ellips.covariances)
-    with pytest.raises(ValueError, match="`covariance_type` to be one of"):
+    with pytest.raises(ValueError, match="full or diagonal covariances for `noise`"):
         make_module(regularization=search, covariance_type="low_rank", rank=2)
 
 
