@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ellips.certificates import decisions
 from ellips.distributed import world_size
 from ellips.gaussians import CovarianceType, Mixture, Moments, SketchedMoments
 from ellips.regularization_search import Candidate, RegularizationSearch, best_candidate
@@ -167,7 +168,7 @@ def _score(
 
 def _count_votes(mixture: Mixture, latents: Tensor) -> Tensor:
     """Return how many copies of each image every class wins, shape ``(N, K)``."""
-    rows = latents.flatten(0, 1).split(_ROWS)
-    classes = torch.cat([mixture.predict(part) for part in rows]).view(latents.shape[:2])
+    decide, rows = decisions(mixture), latents.flatten(0, 1).split(_ROWS)
+    classes = torch.cat([decide(part) for part in rows]).view(latents.shape[:2])
     votes = torch.zeros(len(latents), mixture.num_classes, dtype=torch.int64, device=latents.device)
     return votes.scatter_add(1, classes, torch.ones_like(classes))

@@ -3,6 +3,7 @@
 from ellips.certificates.certificate import METHODS, Certificate, Method, round_down
 from ellips.certificates.check import Prover, check, checked_scope
 from ellips.certificates.confirm import confirm
+from ellips.certificates.decisions import decisions
 from ellips.certificates.direction import worst_case_perturbation
 from ellips.certificates.solve import WEYL, by_weyl, certify
 
@@ -17,6 +18,7 @@ __all__ = [
     "check",
     "checked_scope",
     "confirm",
+    "decisions",
     "round_down",
     "worst_case_perturbation",
 ]

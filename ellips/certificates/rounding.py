@@ -30,7 +30,9 @@ def gamma(operations: int, dtype: torch.dtype = torch.float64) -> float:
     return total / (1 - total)
 
 
-def whitened_error(dim: int, factor_norm: Tensor, point_norm: Tensor, mean_norm: Tensor) -> Tensor:
+def whitened_error(
+    dim: int, factor_norm: Tensor, point_norm: Tensor, mean_norm: Tensor, dtype: torch.dtype = torch.float64
+) -> Tensor:
     """Bound ‖fl(y) − y‖ for y = A(z − μ), computed as A(z − c) − A(μ − c).
 
     Args:
@@ -38,11 +40,14 @@ def whitened_error(dim: int, factor_norm: Tensor, point_norm: Tensor, mean_norm:
         factor_norm: ‖A‖_F.
         point_norm: ‖z − c‖.
         mean_norm: ‖μ − c‖.
+        dtype: What it is computed in.
     """
-    return gamma(dim + 4) * factor_norm * (point_norm + mean_norm)
+    return gamma(dim + 4, dtype) * factor_norm * (point_norm + mean_norm)
 
 
-def score_error(dim: int, distance: Tensor, whitened: Tensor, offset: Tensor) -> Tensor:
+def score_error(
+    dim: int, distance: Tensor, whitened: Tensor, offset: Tensor, dtype: torch.dtype = torch.float64
+) -> Tensor:
     """Bound the error of a computed score −‖y‖² + offset.
 
     Args:
@@ -50,6 +55,7 @@ def score_error(dim: int, distance: Tensor, whitened: Tensor, offset: Tensor) ->
         distance: ‖y‖, as computed.
         whitened: Bound on the error of y, from :func:`whitened_error`.
         offset: Sum of the absolute values that the score's constant part is made of.
+        dtype: What squares are added in.
     """
     # Eight operations more than are done: what the verified kernel takes off for its own rounding.
-    return (2 * distance + whitened) * whitened + gamma(dim + 12) * (distance.square() + offset)
+    return (2 * distance + whitened) * whitened + gamma(dim + 12, dtype) * (distance.square() + offset)

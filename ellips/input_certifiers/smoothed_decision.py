@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ellips.certificates import Certificate
+from ellips.certificates import Certificate, decisions
 from ellips.chunks import ChunkSize, validate_chunk_size
 from ellips.encoders.linear import LinearHead
 from ellips.encoders.weights import state_digest
@@ -129,18 +129,20 @@ class SmoothedDecision(InputCertifier):
             ValueError: If they are a linear head's, and the encoder is not known or has other features.
             WeightsNotFoundError: If the head's file is not there.
         """
-        found = chain.scores if self.linear_head is None else linear_scores(chain, self.linear_head)
-
-        def scores(images: Tensor) -> Tensor:
-            with full_precision(), torch.autocast(images.device.type, enabled=False):
-                return found(images)
-
-        return scores
+        return _undisturbed(chain.scores if self.linear_head is None else linear_scores(chain, self.linear_head))
 
     def decision(self, chain: Chain) -> Decision:
-        """Return the classifier that is smoothed."""
-        scores = self.scores(chain)
-        return lambda images: scores(images).argmax(1)
+        """Return the classifier that is smoothed; the chain must not change while it is in use.
+
+        Raises:
+            ValueError: See :meth:`scores`.
+            WeightsNotFoundError: See :meth:`scores`.
+        """
+        if self.linear_head is not None:
+            scores = self.scores(chain)
+            return lambda images: scores(images).argmax(1)
+        decide = decisions(chain.ellips)
+        return _undisturbed(lambda images: decide(chain.latents(images)))
 
     def certify(self, chain: Chain, images: Tensor, latents: Tensor, certificate: Certificate) -> Certificate:
         """Certify the vote; latents of clean images and their certificate have no part in it.
@@ -210,6 +212,16 @@ class SmoothedDecision(InputCertifier):
     def source_name(self) -> str:
         """The class, and whether a linear head votes."""
         return super().source_name + ("" if self.linear_head is None else "-linear-head")
+
+
+def _undisturbed(function: ImageMap) -> ImageMap:
+    """Wrap a map of images so that it computes in its own precision, whatever is set around it."""
+
+    def alone(images: Tensor) -> Tensor:
+        with full_precision(), torch.autocast(images.device.type, enabled=False):
+            return function(images)
+
+    return alone
 
 
 def linear_scores(chain: Chain, file: str) -> ImageMap:

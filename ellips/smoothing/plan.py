@@ -23,7 +23,7 @@ _TARGETS = 0.25  # of the targets where none are given, in units of sigma
 _NEARLY = 0.99  # of the largest margin: where none are given, the last target
 _SHARES = (0.9, 0.6, 0.3, 0.15)  # of alpha, for stopping early: the largest with which the last look needs ...
 _DEARER = 0.15  # ... at most so many more votes, in standard deviations, than if it were the only one
-_GIVE_UP = 0.04  # chance of reaching the next target below which drawing ends; costs coverage, never soundness
+_GIVE_UP = 0.02  # chance of reaching the next target below which drawing ends; costs coverage, never soundness
 _QUANTILES = 32
 
 
