@@ -2,10 +2,10 @@
 
     python -m benchmarks.cifar10 --data DIR --out DIR [--page FILE] [--quick] [--json FILE]
 
-DIR of the pictures holds ``train/<class>/`` and ``test/<class>/``, image files of 32x32. Three shipped encoders are
-used: one trained with noise, one adversarially, one 1-Lipschitz. Parts of the work are written under ``--out`` as soon
-as they are finished, and a run that was stopped goes on from them. At the end the page is written, with its figures
-beside it and the numbers in ``<page>.json``. Ratios:
+DIR of the pictures holds ``train/<class>/`` and ``test/<class>/``, image files of 32x32. Four shipped encoders are
+used: one trained with noise, one adversarially, one 1-Lipschitz, and one that never saw noise, behind a denoiser. Parts
+of the work are written under ``--out`` as soon as they are finished, and a run that was stopped goes on from them. At
+the end the page is written, with its figures beside it and the numbers in ``<page>.json``. Ratios:
 
 - ``certify_speedup_over_smoothing_10000``: seconds of Cohen et al. with n = 10,000 for an image over those of the
   closed form `pairwise`, given the image's feature and the constant; ``..._theorem`` and ``..._exact`` likewise.
@@ -36,15 +36,16 @@ from benchmarks._common import make_parser, report
 from ellips.files import replace_file
 
 COUNTS = (
-    *("images_votes", "images_10000", "images_early", "images_art", "images_clever"),
+    *("images_votes", "images_10000", "images_denoised", "images_early", "images_art", "images_clever"),
     *("images_attacked", "images_attacked_votes"),
 )
 OPTIONS = ("images", *COUNTS)
-STAGES = ("latent", "deterministic", "votes", "estimated", "attacks", "costs")
+STAGES = ("latent", "deterministic", "votes", "denoised", "estimated", "attacks", "costs")
 QUICK = Sizes(
     images=20,
     images_votes=10,
     images_10000=1,
+    images_denoised=5,
     images_early=2,
     images_art=1,
     images_clever=2,
@@ -101,6 +102,14 @@ def _votes(setting: Setting, store: Store) -> dict[str, Any]:
     }
 
 
+def _denoised(setting: Setting, store: Store) -> dict[str, Any]:
+    smoothed = votes.SmoothedBehindDenoiser(setting, store)
+    return {
+        "votes-denoised-head": store.part("votes-denoised-head", smoothed.describe),
+        "votes-denoised": smoothed.fixed(votes.FEW),
+    }
+
+
 def _estimated(setting: Setting, store: Store) -> dict[str, Any]:
     found = {}
     for name in (LIPSCHITZ, ADVERSARIAL):
@@ -122,6 +131,7 @@ _STAGE_PARTS = {
     "latent": _latent,
     "deterministic": _deterministic,
     "votes": _votes,
+    "denoised": _denoised,
     "estimated": _estimated,
     "attacks": _attacks,
     "costs": _costs,

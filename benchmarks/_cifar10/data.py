@@ -22,6 +22,7 @@ from ellips.metrics.functional import certified_accuracy
 from ellips.precision import Precision
 
 NOISY, ADVERSARIAL, LIPSCHITZ = "cifar10_noise", "cifar10_adversarial", "cifar10_lipschitz"
+CLEAN, DENOISER = "cifar10_clean", "cifar10_denoiser"
 BATCH = 500
 SIGMA = 0.25
 
@@ -34,6 +35,7 @@ class Sizes:
         images: Test images of every table.
         images_votes: Of them, those that 1,000 noisy copies of each vote for.
         images_10000: Of them, those that 10,000 noisy copies of each vote for, at a fixed number.
+        images_denoised: Of them, those that 1,000 noisy copies of each vote for behind a denoiser.
         images_early: Of them, those that votes with early stopping are counted for.
         images_art: Of them, those that the Adversarial Robustness Toolbox counts votes for, too.
         images_clever: Of them, those whose constant CLEVER estimates and whose nearest adversarial image is looked for.
@@ -55,6 +57,7 @@ class Sizes:
     images: int = 500
     images_votes: int = 500
     images_10000: int = 500
+    images_denoised: int = 500
     images_early: int = 500
     images_art: int = 20
     images_clever: int = 500

@@ -107,7 +107,21 @@ def _probabilistic(parts: Parts) -> dict[str, Any]:
     columns = {name: [row[name] for row in early] for name in ("prediction", "radius", "label")}
     passes = sum(row["passes"] for row in early) / len(early)
     found["stopped"]["ellips_early"] = {**summary(columns, votes.RADII), "passes": passes}
-    return {**found, "art": parts["votes-art"]}
+    return {**found, "denoised": _denoised(parts, few), "art": parts["votes-art"]}
+
+
+def _denoised(parts: Parts, noisy: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Votes behind a denoiser, and those of the network that was trained with noise, on the same images."""
+    rows = {row["row"]: row for row in parts["votes-denoised"]}
+    both = {
+        f"{name}_{of}": {
+            **summary(claims(shown, f"{name}_{votes.FEW}"), votes.RADII),
+            "passes": votes.FEW + votes.SELECTION,
+        }
+        for of, shown in (("noise", [row for row in noisy if row["row"] in rows]), ("denoised", list(rows.values())))
+        for name in ("linear", "ellips", "encoder")
+    }
+    return {"rows": both, **parts["votes-denoised-head"]}
 
 
 def _estimated(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks._cifar10 import votes
-from benchmarks._cifar10.data import ADVERSARIAL, LIPSCHITZ, NOISY, SIGMA
+from benchmarks._cifar10.data import ADVERSARIAL, CLEAN, DENOISER, LIPSCHITZ, NOISY, SIGMA
 from benchmarks._cifar10.estimates import HALVINGS, REACH
 from benchmarks._cifar10.reading import reading
 from benchmarks._cifar10.votes import ALPHA, STOPPING
@@ -79,7 +79,7 @@ def _opening(settings: Mapping[str, Any]) -> str:
     sizes, counts = settings["sizes"], settings["data"]["counts"]
     return (
         f"Written by the command below from what it measured, and from nothing else: tables, figures and the reading.\n"
-        f"CIFAR-10 as JPEG files, three encoders that ship with the project, {sizes['images']} of the "
+        f"CIFAR-10 as JPEG files, four encoders that ship with the project, {sizes['images']} of the "
         f"{counts['test']:,} test images in every table unless it says otherwise (one of every "
         f"{max(1, counts['test'] // sizes['images'])}). Everything that is chosen is chosen on images, at most "
         f"{sizes['held_out']:,}, set apart from the training split. Certified accuracies in %; radii on the image are "
@@ -90,6 +90,7 @@ def _opening(settings: Mapping[str, Any]) -> str:
                 ("a", f"`{NOISY}`", f"with Gaussian noise, σ = {SIGMA:g}; runs in bfloat16", "`probabilistic`"),
                 ("b", f"`{ADVERSARIAL}`", "adversarially, ℓ2, ε = 0.5; float32", "`estimated`"),
                 ("c", f"`{LIPSCHITZ}`", "1-Lipschitz (LipNeXt); float32", "`deterministic`"),
+                ("d", f"`{CLEAN}`", "on clean images; behind a denoiser, in bfloat16", "`probabilistic`"),
             ),
         )
     )
@@ -187,8 +188,22 @@ def _probabilistic(facts: Facts, settings: Mapping[str, Any]) -> str:
         f"{art['same']} of {art['images']} images, radii that differ by at most {art['largest_difference']:.1g}.\n\n"
         f"**Attacked.** {attacks['attacked']} claims of ELLIPS votes ({n_few}), judged by a majority of fresh "
         f"votes: **{attacks['violations']} violations**; at most a share of α = {ALPHA:g} of the claims may fail.\n\n"
-        "Not run: a denoiser in front of a network that never saw noise, as none was trained for this page; "
-        "`configs/encoders/cifar10_denoiser.yaml` trains one."
+        f"{_denoised(found['denoised'], settings)}"
+    )
+
+
+def _denoised(found: Facts, settings: Mapping[str, Any]) -> str:
+    order = [
+        (f"{key}_{of}", f"{where}: {VOTE_NAMES[key]}")
+        for of, where in (("noise", "a"), ("denoised", "d, behind the denoiser"))
+        for key in VOTE_NAMES
+    ]
+    count = found["rows"]["ellips_denoised"]["images"]
+    return (
+        "### Behind a denoiser\n\nEncoder d never saw noise; `ellips.encoders.Denoised` puts a small residual denoiser "
+        f"(`{DENOISER}`) in front of it. The Gaussians are chosen as before: {found['features']}; "
+        f"{_plain(found['regularization'])} (pooling, shrinkage). {count} of the {settings['sizes']['images']} images, "
+        f"n = {votes.FEW:,}, beside the network that was trained with noise.\n\n{_votes_table(found['rows'], order)}"
     )
 
 

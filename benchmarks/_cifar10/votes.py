@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks._cifar10.data import BATCH, NOISY, SIGMA, Setting
+from benchmarks._cifar10.data import BATCH, CLEAN, DENOISER, NOISY, SIGMA, Setting
 from benchmarks._cifar10.deterministic import attacked
 from benchmarks._cifar10.store import Store, even_rows, spread_rows
 from benchmarks._votes import GRID, TRIED, VoteHead, chosen_features, fit_for_votes, grid_encoder, over_cells
 from ellips import EllipsHead
 from ellips.certificates import Certificate
-from ellips.encoders import LinearHead
+from ellips.encoders import Denoised, FrozenEncoder, LinearHead, ResidualDenoiser
 from ellips.encoders.weights import shipped_provenance
 from ellips.input_certifiers import ArtSmoothedDecision, Chain, SmoothedDecision, SmoothedEncoder
 from ellips.input_certifiers.smoothed_encoder import mean_error
@@ -38,14 +38,25 @@ class Smoothed:
     Args:
         setting: The pictures.
         store: Where features are.
+
+    Attributes:
+        weights: Name of the network.
+        stem: Of the names of its features.
     """
+
+    weights: ClassVar[str] = NOISY
+    stem: ClassVar[str] = NOISY
 
     def __init__(self, setting: Setting, store: Store) -> None:
         self.setting, self.store = setting, store
-        recipe = shipped_provenance(NOISY)["recipe"]
-        self.encoder = grid_encoder(recipe["depth"], recipe["width"], NOISY, "bf16")
-        self.plain = setting.encoder(NOISY, "bf16")
-        self.linear = LinearHead(NOISY)
+        recipe = shipped_provenance(self.weights)["recipe"]
+        self.encoder = self.under_noise(grid_encoder(recipe["depth"], recipe["width"], self.weights, "bf16"))
+        self.plain = self.under_noise(setting.encoder(self.weights, "bf16"))
+        self.linear = LinearHead(self.weights)
+
+    def under_noise(self, encoder: FrozenEncoder) -> FrozenEncoder:
+        """Return the encoder that noisy images go through."""
+        return encoder
 
     def noisy(self, split: str, rows: list[int], copies: int) -> dict[str, Tensor]:
         """Return features ``(N, copies, D)`` of noisy copies, and labels; from the store once they are there."""
@@ -62,7 +73,7 @@ class Smoothed:
                 labels.append(truth)
             return {"features": torch.cat(found), "labels": torch.cat(labels)}
 
-        return self.store.tensors(f"features/{NOISY}-cells-{split}-noisy", compute)
+        return self.store.tensors(f"features/{self.stem}-cells-{split}-noisy", compute)
 
     @cached_property
     def held(self) -> dict[str, Tensor]:
@@ -106,7 +117,10 @@ class Smoothed:
     def fixed(self, draws: int) -> list[dict[str, Any]]:
         """Count a fixed number of votes of the linear head and of the Gaussians, on the same noise."""
         sizes = self.setting.sizes
-        rows = self.some(sizes.images_votes if draws == FEW else sizes.images_10000)
+        return self._counted(f"votes-{draws}", sizes.images_votes if draws == FEW else sizes.images_10000, draws)
+
+    def _counted(self, part_name: str, count: int, draws: int) -> list[dict[str, Any]]:
+        rows = self.some(count)
 
         def of_chunk(part: slice) -> list[dict[str, Any]]:
             images, labels = (each[rows[part]] for each in self.setting.shown)
@@ -115,7 +129,7 @@ class Smoothed:
                 for row, image, label in zip(rows[part], images, labels, strict=True)
             ]
 
-        return self.store.rows(f"votes-{draws}", len(rows), CHUNK, of_chunk)
+        return self.store.rows(part_name, len(rows), CHUNK, of_chunk)
 
     def some(self, count: int) -> list[int]:
         """Return some of the shown images; fewer are a part of more."""
@@ -223,6 +237,21 @@ class Smoothed:
             return attacked(self.classifier, certifier, images, labels, certificate, rows[part], steps)
 
         return self.store.rows("votes-attacks", len(rows), CHUNK, of_chunk)
+
+
+class SmoothedBehindDenoiser(Smoothed):
+    """A network that never saw noise, behind a denoiser, and Gaussians fitted to denoised features."""
+
+    weights = CLEAN
+    stem = f"{CLEAN}-denoised"
+
+    def under_noise(self, encoder: FrozenEncoder) -> FrozenEncoder:
+        """See :class:`Smoothed`."""
+        return Denoised(encoder, ResidualDenoiser(DENOISER))
+
+    def fixed(self, draws: int) -> list[dict[str, Any]]:
+        """See :class:`Smoothed`; of fewer images."""
+        return self._counted(f"votes-denoised-{draws}", self.setting.sizes.images_denoised, draws)
 
 
 def _claimed(claims: list[list[float]]) -> Certificate:

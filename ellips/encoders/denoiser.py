@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from ellips.encoders.weights import load_file
+from ellips.encoders.weights import load_file, load_shipped_denoiser, shipped_denoisers
 from ellips.validation import at_least
 
 _METADATA = "denoiser_architecture"
@@ -110,17 +110,19 @@ class ResidualDenoiser(Denoiser):
 
     Args:
         weights: A ``.safetensors`` file that ``ellips train-encoder`` wrote; it carries architecture and noise level.
+            Or the name of a shipped denoiser, ``"cifar10_denoiser"``.
 
     Attributes:
         architecture: The layers.
 
     Raises:
-        ValueError: If the file holds no such denoiser.
+        ValueError: If the file holds no such denoiser, or is not the one that was shipped.
         WeightsNotFoundError: If there is no such file.
     """
 
     def __init__(self, weights: str | Path) -> None:
-        found = load_file(weights)
+        shipped = str(weights) in shipped_denoisers()
+        found = load_shipped_denoiser(str(weights)) if shipped else load_file(weights)
         architecture = read_architecture(found.origin)
         super().__init__(architecture.sigma, architecture.channels)
         self.architecture = architecture

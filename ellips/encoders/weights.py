@@ -112,6 +112,23 @@ def load_shipped_head(name: str) -> Weights:
     return _recorded(SHIPPED_FOLDER / f"{name}-head.safetensors", head["sha256"])
 
 
+def shipped_denoisers() -> list[str]:
+    """Names of the denoisers that ship with the project, e.g. ``["cifar10_denoiser"]``."""
+    return sorted(path.stem for path in (SHIPPED_FOLDER / "denoisers").glob("*.json"))
+
+
+def load_shipped_denoiser(name: str) -> Weights:
+    """Load a shipped denoiser's weights and check them against the digest recorded beside them.
+
+    Raises:
+        WeightsNotFoundError: If the file is missing beside its record.
+        ValueError: If the file is not the one that the record describes.
+    """
+    path = SHIPPED_FOLDER / "denoisers" / f"{name}.safetensors"
+    record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    return _recorded(path, record["sha256"])
+
+
 def _recorded(path: Path, expected: str) -> Weights:
     if not path.is_file():
         raise WeightsNotFoundError(f"Expected {path} beside its record but it is missing; reinstall the project.")

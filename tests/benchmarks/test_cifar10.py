@@ -21,6 +21,7 @@ TINY = Sizes(
     images=10,
     images_votes=3,
     images_10000=1,
+    images_denoised=2,
     images_early=2,
     images_art=1,
     images_clever=1,

@@ -38,6 +38,7 @@ def test_a_flat_configuration_is_that_of_the_lipschitz_encoder(capsys: pytest.Ca
         ("cifar10_noise", "NoisyEncoderTraining", "sigma"),
         ("cifar10_adversarial", "AdversarialEncoderTraining", "epsilon"),
         ("digits_denoiser", "DenoiserTraining", "sigma"),
+        ("cifar10_denoiser_gpu", "DenoiserTraining", "sigma"),
         ("digits_lipnext", "LipschitzEncoderTraining", "margin"),
         ("cifar10_lipschitz", "LipschitzEncoderTraining", "margin"),
     ],
@@ -50,7 +51,9 @@ def test_a_configuration_names_its_training(
     assert model["init_args"][setting] == 0.125
 
 
-@pytest.mark.parametrize("name", ["cifar10_noise", "cifar10_adversarial", "cifar10_denoiser", "cifar10_lipschitz"])
+@pytest.mark.parametrize(
+    "name", ["cifar10_noise", "cifar10_clean", "cifar10_adversarial", "cifar10_denoiser", "cifar10_lipschitz"]
+)
 def test_any_training_on_cifar10_takes_image_files(capsys: pytest.CaptureFixture[str], name: str) -> None:
     with pytest.raises(SystemExit) as stop:
         train_encoder(["fit", *arguments(f"encoders/{name}", "encoders/cifar10_jpeg"), "--print_config"])

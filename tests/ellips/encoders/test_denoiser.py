@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from ellips.encoders import DenoiserArchitecture, ResidualDenoiser
+from ellips.encoders import DenoiserArchitecture, ResidualDenoiser, weights
 from ellips.encoders.denoiser import export_denoiser
 from ellips.errors import WeightsNotFoundError
 
@@ -83,3 +83,25 @@ def test_the_description_tells_denoisers_apart(saved: tuple[nn.Sequential, Path]
     denoiser = ResidualDenoiser(saved[1])
     assert "sigma=0.3" in denoiser.describe()
     assert "depth=4" in denoiser.describe()
+
+
+def test_the_shipped_denoiser_takes_most_of_the_noise_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    denoiser = ResidualDenoiser("cifar10_denoiser")
+    assert (denoiser.sigma, denoiser.channels) == (0.25, 3)
+    generator = torch.Generator().manual_seed(0)
+    smooth = torch.rand(8, 3, 4, 4, generator=generator)
+    images = nn.functional.interpolate(smooth, 32, mode="bilinear", align_corners=False)
+    noisy = images + 0.25 * torch.randn(images.shape, generator=generator)
+    assert (denoiser(noisy) - images).square().mean() < 0.2 * (noisy - images).square().mean()
+
+    folder = tmp_path / "denoisers"
+    folder.mkdir()
+    for suffix in (".json", ".safetensors"):
+        file = weights.SHIPPED_FOLDER / "denoisers" / f"cifar10_denoiser{suffix}"
+        (folder / file.name).write_bytes(file.read_bytes())
+    with (folder / "cifar10_denoiser.safetensors").open("r+b") as changed:
+        changed.seek(-4, 2)
+        changed.write(b"0000")
+    monkeypatch.setattr(weights, "SHIPPED_FOLDER", tmp_path)
+    with pytest.raises(ValueError, match="SHA-256"):
+        ResidualDenoiser("cifar10_denoiser")
