@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from ellips.lightning_modules import EncoderTraining, LipschitzEncoderTraining
 
 from .training import RunFolderCLI, run
 
+_WHERE_NONE_IS_NAMED = f"ellips.lightning_modules.{LipschitzEncoderTraining.__qualname__}"
 _SUBCOMMANDS = ("fit", "validate")
 _DESCRIPTION = (
     "Subcommands: fit and validate. Train an encoder, on noise or 1-Lipschitz, or a denoiser; model.class_path says "
@@ -39,8 +41,16 @@ class EncoderCLI(RunFolderCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Say which training it is where no other is named."""
         super().add_arguments_to_parser(parser)
-        default = {"class_path": f"ellips.lightning_modules.{LipschitzEncoderTraining.__qualname__}"}
-        parser.set_defaults({"model": default})
+        parser.set_defaults({"model": {"class_path": _WHERE_NONE_IS_NAMED}})
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ANN401 - Lightning's
+        """Parse twice where another training is named: it would keep the first one's defaults for what both have."""
+        given = [arg for arg in (sys.argv[1:] if args is None else args) if not arg.startswith("--print_config")]
+        super().parse_arguments(parser, given)
+        if self.config[self.config.subcommand].model.class_path != _WHERE_NONE_IS_NAMED:
+            for subparser in self._subcommand_parsers.values():
+                subparser.set_defaults({"model": None})
+        super().parse_arguments(parser, args)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Build the trainer, with a checkpoint after every epoch where the configuration names none."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from ellips import lightning_modules
 from ellips.commands.train_encoder import train_encoder
 from ellips.encoders import LipNeXtArchitecture
 from tests.shipped import CONFIGS, arguments
@@ -49,6 +51,32 @@ def test_a_configuration_names_its_training(
     model = printed(capsys, *arguments(f"encoders/{name}"), f"--model.{setting}=0.125")
     assert model["class_path"] == HEAD + expected
     assert model["init_args"][setting] == 0.125
+
+
+@pytest.mark.parametrize(
+    "name",
+    sorted(
+        path.stem
+        for path in (CONFIGS / "encoders").glob("*.yaml")
+        if "class_path: ellips.lightning_modules" in path.read_text()
+    ),
+)
+def test_what_a_configuration_leaves_out_is_the_default_of_its_own_training(
+    capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    named = yaml.safe_load((CONFIGS / "encoders" / f"{name}.yaml").read_text())["model"]
+    training = getattr(lightning_modules, named["class_path"].removeprefix(HEAD))
+    parameters: dict[str, Parameter] = {}
+    for each in reversed(training.__mro__):
+        parameters |= signature(each.__init__).parameters if "__init__" in vars(each) else {}
+    found = printed(capsys, *arguments(f"encoders/{name}"))["init_args"]
+    left_out = {
+        key: parameter.default
+        for key, parameter in parameters.items()
+        if key in found and key not in named["init_args"] and isinstance(parameter.default, bool | int | float | str)
+    }
+    assert left_out
+    assert {key: found[key] for key in left_out} == left_out
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,23 @@ def test_points_that_cannot_be_squared_are_refused_with_the_cure(power: int) -> 
             ellips.certify(z, method)
 
 
+@pytest.mark.parametrize(("spread", "away"), [(1e155, 0.0), (1.0, 1e155)])
+def test_means_that_cannot_be_squared_are_refused_wherever_the_point_is(spread: float, away: float) -> None:
+    unit = random_mixture("full", 4, 3, seed=1)
+    ellips = Ellips.from_parameters(spread * unit.means + away, unit.covariances, unit.priors)
+    z = torch.zeros(2, 3, dtype=torch.float64)
+    for method in METHODS:
+        with pytest.raises(ValueError, match="divide the latents by their scale"):
+            ellips.certify(z, method)
+
+
+def test_gradients_that_cannot_be_squared_are_refused_with_the_cure() -> None:
+    unit = random_mixture("full", 4, 3, seed=1)
+    ellips = Ellips.from_parameters(1e-50 * unit.means, 1e-100 * unit.covariances, unit.priors)
+    with pytest.raises(ValueError, match="divide the latents by their scale"):
+        ellips.certify(1e60 * random_points(unit, 4))
+
+
 @pytest.mark.parametrize("power", [-75, -100, 75, 100])
 def test_deviations_that_cannot_be_squared_are_refused_with_the_cure(power: int) -> None:
     ellips, scale = random_mixture("full", 4, 3, seed=1), 10.0**power
