@@ -512,6 +512,20 @@ def test_where_products_cancel_the_bound_is_of_what_float64_has_lost(large: int,
     assert float(lost) <= bound < 1e-12
 
 
+def test_where_products_of_few_numbers_cancel_the_bound_is_of_what_float64_has_lost() -> None:
+    generator = torch.Generator().manual_seed(1)
+    a, b = (1 + torch.rand(2, 1, 1, generator=generator, dtype=torch.float64) for _ in range(2))
+    rows = zip(*(x.flatten().tolist() for x in (a, b, a * b)), strict=True)
+    lost = max(abs(Fraction(p) * Fraction(q) - Fraction(r)) for p, q, r in rows)
+    assert lost > 2.0**-54
+
+    def function(x: Tensor) -> Tensor:
+        few = x[..., :1, :1].double()
+        return few * a * b - few * (a * b)
+
+    assert float(lost) <= bound_of(function, 1024) < 1e-12
+
+
 @pytest.mark.parametrize("width", [6, 5], ids=["forwards", "backwards"])
 @pytest.mark.parametrize("parted", [False, True], ids=["whole", "in pieces"])
 def test_what_vanishes_in_a_matrix_and_is_multiplied_afterwards_counts(width: int, parted: bool) -> None:

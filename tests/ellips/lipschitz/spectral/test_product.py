@@ -12,6 +12,7 @@ from torch.nn import functional
 from ellips.encoders import FrozenEncoder
 from ellips.head import EllipsHead
 from ellips.lipschitz import SpectralProduct, UnprovenOperationError
+from ellips.lipschitz.spectral.norms import SLACK
 
 BOTH = pytest.mark.parametrize("dense_limit", [0, 1024], ids=["rules", "dense"])
 Function = Callable[[Tensor], Tensor]
@@ -246,3 +247,20 @@ def test_the_bound_exists_for_no_images_and_in_inference_mode() -> None:
 def test_settings_out_of_range_are_refused(setting: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=next(iter(setting))):
         SpectralProduct(**setting)
+
+
+def test_weights_that_are_computed_leave_room_for_what_float64_loses() -> None:
+    weight = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(weight)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return images.flatten(1) @ (0.3 * self.weight)
+
+    truth = float(torch.linalg.svdvals(0.3 * weight.double())[0])
+    for limit in (0, 1024):
+        bound = SpectralProduct(dense_limit=limit).constant(Scaled(), torch.rand(1, 3, 2, 2))
+        assert 1 + 1.9 * SLACK < bound / truth < 1 + 1e-6  # once for the norm, once for the weights
