@@ -37,6 +37,10 @@ class Outcome(NamedTuple):
     passes: Tensor
     votes: Tensor | None = None
 
+    def of(self, rows: Tensor) -> Outcome:
+        """Return that of some images."""
+        return Outcome(*(None if column is None else column[rows] for column in self))
+
     def certified(self, limit: float) -> float:
         """Return the share in per cent that is right with a radius of at least ``limit``."""
         return 100 * float((self.right & (self.radius >= limit)).double().mean())

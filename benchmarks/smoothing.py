@@ -11,10 +11,10 @@ what the smoothed encoder needs, is chosen on the validation split. Ratios, each
 ``_cifar``:
 
 - ``passes_saved_by_stopping``: images through the encoder at 10,000 draws over those with early stopping, for radii up
-  to 2 sigma; ``passes_saved_by_stopping_3_sigma`` with 3 sigma among them. ``points_lost_by_stopping`` (and
-  ``..._3_sigma``): the most that certified accuracy is expected to lose by it at any of these radii, in points, over
-  votes that are drawn anew from each image's share; ``measurements`` has what the votes that were drawn lost, which
-  comes in steps of one image.
+  to 2 sigma, on all images that are compared; ``passes_saved_by_stopping_3_sigma`` with 3 sigma among them, on fewer.
+  ``points_lost_by_stopping`` (and ``..._3_sigma``): the most that certified accuracy is expected to lose by it at any
+  of these radii, in points, over votes that are drawn anew from each image's share; ``measurements`` has what the votes
+  that were drawn lost, which comes in steps of one image.
 - ``decision_over_encoder_mean_radius``: mean radius (0 where wrong) of the votes over that of the smoothed encoder.
 - ``ellips_over_linear_mean_radius``: of votes by Gaussians over votes by the linear head, at 1,000 draws of more
   images, and ``..._10000`` at 10,000 draws; ``measurements`` has the standard error of both.
@@ -68,13 +68,13 @@ class Sizes(NamedTuple):
 
     Attributes:
         draws: Noisy copies of each test image that are counted.
-        images: Test images.
-        digits: Test images of the digits, which are encoded faster; None: all.
+        images: Test images of these, with all draws.
+        digits: Likewise of the digits, which are encoded faster; None: all.
         copies: Noisy copies of each training image.
         held_out: Validation images for choices.
         votes: Noisy copies of each of them.
         rounds: Timed rounds of the throughput.
-        compared: Test images on which Gaussians and linear head are compared, at ``FEW`` draws.
+        compared: Test images on which Gaussians and linear head are compared, at ``FEW`` draws, and votes stop early.
     """
 
     draws: int
@@ -187,28 +187,33 @@ def measure(task: Task, sizes: Sizes, name: str) -> tuple[dict[str, float], dict
     held_out = noisy_features(task.encoder, val_images, sizes.votes, 2)
     found = Classifiers(task, fit_gaussians(task, sizes, train, held_out), linear_head(task, train))
     ball = best_ball(found.latents(train.flatten(0, 1)), found.latents(held_out), val_labels, found.ellips, sizes.draws)
-    images, labels = _spread(task, sizes.digits if name == "digits" else sizes.images)
+    images, labels = task.parts["test"]
+    wanted = sizes.digits if name == "digits" else sizes.images
+    several = _spread(len(labels), max(sizes.compared, wanted or len(labels)))
+    images, labels = images[several], labels[several]
+    rows = _spread(len(labels), wanted)  # of them, those that are drawn for most often
+    some, few = (images[rows], labels[rows]), min(FEW, sizes.draws)
     outcomes: dict[str, Outcome] = {}
-    spent = {"fixed": seconds(lambda: outcomes.update(fixed_outcomes(found, images, labels, ball, sizes.draws)))}
-    few = min(FEW, sizes.draws)
-    compared = fixed_outcomes(found, *_spread(task, sizes.compared), None, few)
-    for kind, radii in (("early", RADII), ("early_3_sigma", RADII_3_SIGMA)):
+    spent = {"fixed": seconds(lambda: outcomes.update(fixed_outcomes(found, *some, ball, sizes.draws)))}
+    compared = fixed_outcomes(found, images, labels, None, few)
+    asked = {"early": (RADII, images, labels), "early_3_sigma": (RADII_3_SIGMA, *some)}
+    for kind, (radii, *of) in asked.items():
         certifier = SmoothedDecision(SIGMA, sizes.draws, ALPHA, radii=radii, chunk_size=BATCH)
-        spent[kind] = seconds(
-            lambda c=certifier, k=kind: outcomes.update({k: early_outcome(c, found.chain, images, labels)})
-        )
+        spent[kind] = seconds(lambda c=certifier, k=kind, o=of: outcomes.update({k: early_outcome(c, found.chain, *o)}))
+    compared["early"] = outcomes["early"]
+    outcomes["early"] = outcomes["early"].of(rows)
     times = throughput(task, found.chain, images, sizes.rounds)
     fixed = outcomes["ellips"]
-    asked = {"early": RADII, "early_3_sigma": RADII_3_SIGMA}
-    lost = {kind: points_lost(fixed, sizes.draws, radii) for kind, radii in asked.items()}
+    lost = {kind: points_lost(fixed, sizes.draws, radii) for kind, (radii, *_) in asked.items()}
     lost_here = {
-        kind: max(fixed.certified(r) - outcomes[kind].certified(r) for r in radii) for kind, radii in asked.items()
+        kind: max(fixed.certified(r) - outcomes[kind].certified(r) for r in radii)
+        for kind, (radii, *_) in asked.items()
     }
+    stopped = {"early": compared["early"].passes.double(), "early_3_sigma": outcomes["early_3_sigma"].passes.double()}
+    saved = {kind: float(fixed.passes[0] / passes.mean()) for kind, passes in stopped.items()}
     ratios = {
-        "passes_saved_by_stopping": float(fixed.passes.double().mean() / outcomes["early"].passes.double().mean()),
-        "passes_saved_by_stopping_3_sigma": float(
-            fixed.passes.double().mean() / outcomes["early_3_sigma"].passes.double().mean()
-        ),
+        "passes_saved_by_stopping": saved["early"],
+        "passes_saved_by_stopping_3_sigma": saved["early_3_sigma"],
         "points_lost_by_stopping": lost["early"],
         "points_lost_by_stopping_3_sigma": lost["early_3_sigma"],
         "decision_over_encoder_mean_radius": float(fixed.radius.mean() / outcomes["encoder"].radius.mean()),
@@ -223,23 +228,25 @@ def measure(task: Task, sizes: Sizes, name: str) -> tuple[dict[str, float], dict
             str(few): spread_of_ratio(compared["ellips"].radius, compared["linear"].radius),
             str(sizes.draws): spread_of_ratio(fixed.radius, outcomes["linear"].radius),
         },
+        "passes_saved_standard_error": {
+            kind: saved[kind] * float(passes.std() / passes.mean()) / len(passes) ** 0.5
+            for kind, passes in stopped.items()
+        },
         "points_lost_with_the_votes_drawn": lost_here,
         "seconds": spent,
         "throughput_seconds": times,
         "features": found.gaussians.describe(),
         "regularization": str(found.ellips.regularization),
         "ball": ball,
-        "images": len(images),
-        "images_compared": len(compared["ellips"].radius),
+        "images": len(rows),
+        "images_compared": len(images),
     }
     return {f"{key}_{name}": value for key, value in ratios.items()}, measurements
 
 
-def _spread(task: Task, count: int | None) -> tuple[Tensor, Tensor]:
-    """Return so many test images with labels, spread over all of them; all where there are no more, or for None."""
-    images, labels = task.parts["test"]
-    rows = torch.linspace(0, len(labels) - 1, min(len(labels), count or len(labels))).long()
-    return images[rows], labels[rows]
+def _spread(total: int, count: int | None) -> Tensor:
+    """Return ``count`` of so many rows, spread over all of them; all where there are no more, or for None."""
+    return torch.linspace(0, total - 1, min(total, count or total)).long()
 
 
 def _over(found: dict[str, Outcome]) -> float:
