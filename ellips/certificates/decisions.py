@@ -12,11 +12,12 @@ from ellips.certificates.geometries import geometry_of
 from ellips.certificates.geometry import FactoredGeometry
 from ellips.certificates.rounding import gamma, score_error, whitened_error
 from ellips.gaussians import Mixture
-from ellips.gaussians.structures import class_tiles, row_tiles, square_norm
+from ellips.gaussians.structures import TILE_ROWS, class_ranges, class_tiles, square_norm
 from ellips.precision import full_precision
 
 _WORTH_DIM = 64  # from here on products take longer than what is done beside them
 _BLOCKS = 4  # of a triangle's rows, each of which is multiplied up to its end alone
+_LAUNCH_ROWS = 1024
 _NARROW = torch.float32
 _WIDE = 2.0**-26  # of an error in float32: eight in float64, in which offsets are added here and in `predict`
 # Of a whitened point: d products and numbers of factors and points below 2^-126, each taken for 0, lose no more than
@@ -44,7 +45,7 @@ def decisions(mixture: Mixture) -> Callable[[Tensor], Tensor]:
     geometry = geometry_of(mixture)
     if not isinstance(geometry, FactoredGeometry) or geometry.diagonal or geometry.dim < _WORTH_DIM:
         return mixture.predict
-    narrow = _NarrowScores(geometry)
+    narrow = _NarrowScores(geometry, TILE_ROWS if mixture.means.device.type == "cpu" else _LAUNCH_ROWS)
 
     @torch.no_grad()
     def decide(z: Tensor) -> Tensor:
@@ -67,11 +68,13 @@ class _NarrowScores:
 
     Args:
         geometry: Of full covariances.
+        rows: Points at a time: ``TILE_ROWS``, with few classes, stay in a processor's caches; more keep a GPU busy.
     """
 
-    def __init__(self, geometry: FactoredGeometry) -> None:
-        self._geometry = geometry
-        self._tiles = class_tiles(geometry.num_classes, geometry.dim)
+    def __init__(self, geometry: FactoredGeometry, rows: int = TILE_ROWS) -> None:
+        self._geometry, self._rows = geometry, rows
+        classes, dim = geometry.num_classes, geometry.dim
+        self._tiles = class_tiles(classes, dim) if rows == TILE_ROWS else class_ranges(classes, rows * dim // _BLOCKS)
         self._parts = [self._cut(k) for k in self._tiles]
 
     def _cut(self, k: slice) -> list[tuple[Tensor, Tensor, int]]:
@@ -108,7 +111,7 @@ class _NarrowScores:
         squares = x.new_zeros(len(x), self._geometry.num_classes)
         for k, parts in zip(self._tiles, self._parts, strict=True):
             for stacked, shift, end in parts:
-                for rows, part in zip(row_tiles(squares), row_tiles(x), strict=True):
+                for rows, part in zip(squares.split(self._rows), x.split(self._rows), strict=True):
                     away = torch.addmm(shift, part[:, :end], stacked, beta=-1)
                     rows[:, k] += square_norm(away.unflatten(1, (k.stop - k.start, -1)))
         return squares

@@ -12,6 +12,7 @@ from ellips.certificates.decisions import _NarrowScores
 from ellips.certificates.geometries import geometry_of
 from ellips.certificates.geometry import FactoredGeometry
 from ellips.errors import NotFittedError
+from ellips.gaussians.structures import TILE_ROWS
 from tests.ellips.mixtures import random_mixture, random_points
 
 DIM = 70  # no multiple of the blocks
@@ -44,10 +45,10 @@ def near_boundary(ellips: Ellips, z: Tensor, steps: int) -> Tensor:
     return torch.cat([inside, outside])
 
 
-def narrow(ellips: Ellips) -> _NarrowScores:
+def narrow(ellips: Ellips, rows: int = TILE_ROWS) -> _NarrowScores:
     geometry = geometry_of(ellips)
     assert isinstance(geometry, FactoredGeometry)
-    return _NarrowScores(geometry)
+    return _NarrowScores(geometry, rows)
 
 
 @pytest.mark.parametrize("kind", ["isotropic", "shared", "spherical", "full"])
@@ -60,6 +61,17 @@ def test_float32_decides_most_points_and_just_as_float64(kind: str) -> None:
     assert decisions(ellips) != ellips.predict
     assert torch.equal(decisions(ellips)(z), ellips.predict(z))
     assert torch.equal(decisions(ellips)(z.float()), ellips.predict(z.float()))
+
+
+@pytest.mark.parametrize("rows", [1024, 100, 2**20])
+def test_how_many_points_and_classes_are_scored_at_a_time_changes_no_class(rows: int) -> None:
+    ellips = random_mixture("full", 20, DIM)
+    z = random_points(ellips, 600)
+    scores = narrow(ellips, rows)
+    assert len(scores._tiles) != len(narrow(ellips)._tiles)
+    classes, clear = scores.decide(z)
+    assert clear.double().mean() > 0.95
+    assert torch.equal(classes[clear], ellips.predict(z[clear]))
 
 
 @pytest.mark.parametrize("condition", [1.0, 1e4, 1e8, 1e12])
