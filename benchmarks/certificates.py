@@ -3,7 +3,8 @@
 ``python -m benchmarks.certificates [--quick] [--json FILE]``. For (K, d) = (10, 128), (100, 128) and (1000, 128), in
 float64 and one run: points per second of scoring, of each certificate and of ``check``; what the verified kernel takes
 for a rival beside one Cholesky factorisation of order d + 1 (also at d = 16 and 32, where calls and bounds weigh more),
-and for a point, all rivals included, beside scoring; peak memory beyond what the mixture itself takes; the share of
+and for a point, all rivals included, beside scoring; classes by float32 first beside those by float64 scores, for
+K = 10 at d = 128 and 512 (``decisions_over_scoring``); peak memory beyond what the mixture itself takes; the share of
 rivals that ``exact`` had to solve; scikit-learn's QDA.
 
 The latents are drawn from a mixture of classes that overlap as trained features do: half of each covariance is shared
@@ -28,12 +29,13 @@ from torch import Tensor
 
 from benchmarks._common import interleaved_seconds, make_parser, median_ratio, report, seconds
 from ellips import ClassMoments, Ellips
-from ellips.certificates import METHODS, Certificate, Method, check
+from ellips.certificates import METHODS, Certificate, Method, check, decisions
 from ellips.certificates.check import Prover
 from ellips.certificates.solve import DecomposedSolver, IterativeSolver
 
 DIM = 128
 SMALL_DIMS = (16, 32)
+DECIDED_DIMS = (128, 512)
 POINTS = {10: 8192, 100: 4096, 1000: 2048}
 QUICK_POINTS = {10: 1024, 100: 256}
 CHECKED = {10: 512, 100: 64, 1000: 16}  # fewer points tell the speed of `check`
@@ -127,6 +129,17 @@ def proofs_over_cholesky(dim: int, points: int, rounds: int) -> float:
     z, _ = ellips.sample(points, generator)
     times = interleaved_seconds(proofs(ellips, z, ellips.certify(z)), rounds=rounds)
     return median_ratio(times["verify"], times["cholesky"])
+
+
+def decisions_over_scoring(dim: int, points: int, rounds: int) -> float:
+    """What votes take for the class of a point, over the class by float64 scores, K = 10; the same classes."""
+    generator = torch.Generator().manual_seed(dim)
+    ellips = overlapping_mixture(10, generator, dim)
+    z, _ = ellips.sample(points, generator)
+    decide = decisions(ellips)
+    assert torch.equal(decide(z), ellips.predict(z))
+    times = interleaved_seconds({"narrow": lambda: decide(z), "wide": lambda: ellips.predict(z)}, rounds=rounds)
+    return median_ratio(times["narrow"], times["wide"])
 
 
 def _certifier(ellips: Ellips, z: Tensor, method: Method) -> Callable[[], object]:
@@ -227,6 +240,8 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
         ratios[f"verify_over_scoring_{classes}_{DIM}"] = result["over_scoring"]["check_all"]
     for dim in SMALL_DIMS:
         ratios[f"verify_over_cholesky_10_{dim}"] = proofs_over_cholesky(dim, POINTS[10], 3 * rounds)
+    for dim in DECIDED_DIMS:
+        ratios[f"decisions_over_scoring_10_{dim}"] = decisions_over_scoring(dim, QUICK_POINTS[10], 3 * rounds)
     ratios |= {name: value for name, value in learn.items() if name.endswith("sklearn")}
     return report(
         "certificates",

@@ -44,10 +44,10 @@ class EncoderCLI(RunFolderCLI):
         parser.set_defaults({"model": {"class_path": _WHERE_NONE_IS_NAMED}})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ANN401 - Lightning's
-        """Parse twice where another training is named: it would keep the first one's defaults for what both have."""
+        """Look first which training is named: another one would keep the default's arguments where both have them."""
         given = [arg for arg in (sys.argv[1:] if args is None else args) if not arg.startswith("--print_config")]
-        super().parse_arguments(parser, given)
-        if self.config[self.config.subcommand].model.class_path != _WHERE_NONE_IS_NAMED:
+        config = parser.parse_args(given)
+        if config[config.subcommand].model.class_path != _WHERE_NONE_IS_NAMED:
             for subparser in self._subcommand_parsers.values():
                 subparser.set_defaults({"model": None})
         super().parse_arguments(parser, args)

@@ -29,7 +29,8 @@ def decisions(mixture: Mixture) -> Callable[[Tensor], Tensor]:
     """Return :meth:`ellips.Mixture.predict` of a mixture, faster: the classes are the same.
 
     Scores of full covariances in many dimensions are computed in float32, from a copy of the factors' lower triangles
-    that takes a third of what they take. Where its worst rounding error leaves another class a chance, in float64.
+    that takes a third of what they take. Where its worst rounding error leaves another class a chance, in float64. A
+    mixture with a ``forward`` of its own predicts itself.
 
     Args:
         mixture: A fitted mixture, which must not change while the map is in use.
@@ -42,6 +43,8 @@ def decisions(mixture: Mixture) -> Callable[[Tensor], Tensor]:
         NotFittedError: If no mixture was fitted.
     """
     mixture.validate(mixture.means[:1])
+    if getattr(mixture.forward, "__func__", None) is not Mixture.forward:
+        return mixture.predict
     geometry = geometry_of(mixture)
     if not isinstance(geometry, FactoredGeometry) or geometry.diagonal or geometry.dim < _WORTH_DIM:
         return mixture.predict

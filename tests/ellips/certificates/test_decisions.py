@@ -12,6 +12,7 @@ from ellips.certificates.decisions import _NarrowScores
 from ellips.certificates.geometries import geometry_of
 from ellips.certificates.geometry import FactoredGeometry
 from ellips.errors import NotFittedError
+from ellips.gaussians import CovarianceType
 from ellips.gaussians.structures import TILE_ROWS
 from tests.ellips.mixtures import random_mixture, random_points
 
@@ -166,15 +167,28 @@ def test_no_setting_around_them_makes_products_of_fewer_digits() -> None:
         torch.set_float32_matmul_precision(before)
 
 
-@pytest.mark.parametrize("kind", ["diagonal", "low_rank", "few"])
-def test_what_float32_would_not_spare_is_predicted_as_it_is(kind: str) -> None:
+@pytest.mark.parametrize(("kind", "dim", "rank"), [("diagonal", DIM, None), ("low_rank", DIM, 2), ("full", 20, None)])
+def test_what_float32_would_not_spare_is_predicted_as_it_is(kind: CovarianceType, dim: int, rank: int | None) -> None:
     generator = torch.Generator().manual_seed(0)
-    dim, labels = 20 if kind == "few" else DIM, torch.arange(90) % 3
+    labels = torch.arange(90) % 3
     z = torch.randn(90, dim, generator=generator, dtype=torch.float64) + labels[:, None]
-    covariance = "full" if kind == "few" else kind
-    ellips = Ellips(3, dim, covariance_type=covariance, rank=2 if kind == "low_rank" else None, shrinkage=0.1)  # type: ignore[arg-type]  # one of the kinds
-    ellips.fit(z, labels)
+    ellips = Ellips(3, dim, covariance_type=kind, rank=rank, shrinkage=0.1).fit(z, labels)
     assert decisions(ellips) == ellips.predict
+
+
+def test_a_mixture_that_scores_in_its_own_way_decides_so() -> None:
+    class Reversed(Ellips):
+        def forward(self, z: Tensor) -> Tensor:
+            return -super().forward(z)
+
+    plain = random_mixture("full", 3, DIM)
+    own = Reversed(3, DIM)
+    own.load_state_dict(plain.state_dict())
+    z = random_points(plain, 50)
+    assert torch.equal(decisions(own)(z), own.predict(z))
+    assert not (decisions(own)(z) == plain.predict(z)).any()
+    plain.forward = lambda z: -Ellips.forward(plain, z)  # type: ignore[method-assign]  # as a user may
+    assert torch.equal(decisions(plain)(z), own.predict(z))
 
 
 def test_latents_are_refused_as_predict_refuses_them() -> None:

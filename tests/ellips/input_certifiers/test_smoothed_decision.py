@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from ellips import Ellips
 from ellips.input_certifiers import ArtSmoothedDecision, Chain, InputCertifier, SmoothedDecision, SmoothedEncoder
-from ellips.smoothing import ImageNoise
+from ellips.smoothing import ImageNoise, count_votes
 from ellips.types import Series
 from tests.ellips.input_certifiers.chains import Case, case
+from tests.ellips.mixtures import random_mixture
 from tests.soundness.votes import first_pixel, gaussians
 
 
@@ -219,3 +220,15 @@ def test_settings_come_from_yaml_and_bad_ones_are_named() -> None:
     ]:
         with pytest.raises(ValueError, match=f"`{name}`"):
             SmoothedDecision(**bad)  # type: ignore[arg-type]
+
+
+def test_votes_in_many_dimensions_are_those_of_scores_in_float64() -> None:
+    """Their float32 decides most copies; near boundaries float64 does, so that no count differs."""
+    ellips = random_mixture("full", 4, 75, spread=0.1)
+    chain = Chain(lambda images: 4 * images.flatten(1) - 2, ellips)
+    images = torch.rand(6, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    certifier = SmoothedDecision(0.25, 500, radii=(0.125, 0.25))
+    found = certifier.vote(chain, images)
+    assert 0 < (found.votes < found.draws).sum()
+    expected = count_votes(chain.decide, images, certifier.plan, num_selection=certifier.num_selection, seed=0)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
