@@ -87,7 +87,7 @@ class Sizes(NamedTuple):
     compared: int
 
 
-SIZES = {"full": Sizes(10_000, 120, None, 8, 300, 100, 7, 500), "quick": Sizes(10_000, 40, 40, 4, 60, 50, 5, 60)}
+SIZES = {"full": Sizes(10_000, 120, None, 8, 300, 100, 7, 500), "quick": Sizes(10_000, 40, 120, 4, 60, 50, 5, 180)}
 FEW = 1000
 
 

@@ -93,6 +93,26 @@ def test_two_numbers_that_cancel_leave_what_stays() -> None:
     assert 0.44 <= by_rules <= 1 + 1e-6
 
 
+@pytest.mark.parametrize("beta", [1.0, -0.3, 3.0])
+@pytest.mark.parametrize("length", [1.0, 1.3, ROOT])
+def test_what_stays_is_not_bounded_by_less(beta: float, length: float) -> None:
+    """Beside few columns something stays just as it is: ``beta x``, whose slope no rounding may take anything from."""
+    for columns in (1, 3):
+        matrices = stack(columns, length, length, length)
+        for bound in bounds_of(lambda x, given=matrices: reflected(x, given, beta=beta, alpha=-beta)):
+            assert abs(beta) <= bound <= abs(beta) * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("function", [multiplied, reflected])
+def test_matrices_in_float32_are_taken_in_float64(function: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Its products are those of the numbers themselves: float32 would lose a part in a million."""
+    matrices = stack(3, ROOT, ROOT, ROOT).float()
+    graph = export(lambda x: function(x, matrices).reshape(1, -1), image()[None].float())
+    truth = truth_of(lambda x: function(x, matrices.double()))
+    for limit in (0, 1024):
+        assert truth * (1 - 1e-7) <= product._Bounds(graph, limit, 10).total() <= truth * (1 + 1e-6)
+
+
 A, OTHER = stack(3, ROOT, ROOT, ROOT), stack(3, ROOT, ROOT, ROOT, seed=1)
 NEARLY, NEGATIVE = A.clone(), -A
 NEARLY[1, 2, 0] += 0.7
