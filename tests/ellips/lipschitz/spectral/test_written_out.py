@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import operator
+import random
+from fractions import Fraction
+from functools import reduce
 from typing import Any
 
 import pytest
@@ -30,3 +34,25 @@ def test_a_single_column_that_autograd_gets_wrong_is_refused(column: int, monkey
     monkeypatch.setattr(product._Bounds, "_transposed", transposed)
     with pytest.raises(UnprovenOperationError, match="autograd"):
         product._Bounds(graph, 1024, 10).total()
+
+
+def test_operations_within_a_piece_are_counted_where_products_cancel() -> None:
+    """A piece times 400 numbers that are each rounded down, less the exact product: as much as float64 has lost."""
+    draw = random.Random(0)
+    value, exact, factors = 1.0, Fraction(1), list[float]()
+    for _ in range(400):
+        tried = [1 + draw.random() * 2.0**-20 for _ in range(64)]
+        factor = max(tried, key=lambda by: Fraction(value) * Fraction(by) - Fraction(value * by))
+        value, exact, factors = value * factor, exact * Fraction(factor), [*factors, factor]
+    lost = float(abs(exact - Fraction(value)))
+    assert lost > 380 * 2.0**-53
+
+    def function(x: Tensor) -> Tensor:
+        left, right = x.split(1, 1)
+        product_of_all = reduce(operator.mul, factors, left)
+        return torch.cat([product_of_all, right * 0], 1) - x * value
+
+    graph = export(lambda x: function(x).flatten(1), torch.rand(1, 2, 1, 1, dtype=torch.float64))
+    bounds = product._Bounds(graph, 1024, 10)
+    inside = bounds._between(graph.source, graph.result)
+    assert lost <= bounds._rounding(graph.source, graph.result, inside) < 1e-10
