@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import random
+from collections.abc import Callable
 from fractions import Fraction
 from functools import reduce
 from typing import Any
@@ -24,7 +25,7 @@ def test_a_single_column_that_autograd_gets_wrong_is_refused(column: int, monkey
     slips = torch.ones(48, dtype=torch.float64)
     slips[column] -= 1e-6
 
-    def transposed(*given: Any) -> Any:
+    def transposed(*given: Any) -> Callable[[Tensor], Tensor]:
         pull_back = truly(*given)
         return lambda vector: (pull_back(vector).flatten() * slips).view(1, 2, 4, 6)
 
