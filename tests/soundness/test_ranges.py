@@ -71,6 +71,45 @@ def test_deviations_that_cannot_be_squared_are_refused_with_the_cure(power: int)
         scaled.certify(z * scale)
 
 
+def _of_scales(kind: str, *scales: float) -> Ellips:
+    """Classes with the shapes of one mixture, each with deviations of its own scale."""
+    unit, sizes = random_mixture(kind, len(scales), 3, seed=1), torch.tensor(scales, dtype=torch.float64)
+    covariances = unit.covariances if kind == "full" else unit.covariances.diagonal(dim1=1, dim2=2)
+    squares = sizes.square().view(-1, *[1] * (covariances.ndim - 1))
+    return Ellips.from_parameters(unit.means * sizes[:, None], covariances * squares, unit.priors)
+
+
+@pytest.mark.parametrize(
+    ("scales", "away"),
+    [
+        ((1e65, 1.0, 2.0), 1.0),
+        ((1e-65, 1.0, 2.0), 1.0),
+        ((1.0, 1e-65, 1e65), 1.0),
+        ((1.0, 1e-55, 2.0), 1e45),
+        ((1.0, 2.0, 3.0), 1e155),
+        ((1.0, 2.0, 3.0), -1e155),
+    ],
+)
+def test_one_class_or_point_that_cannot_be_squared_is_enough_to_refuse(scales: tuple[float, ...], away: float) -> None:
+    ellips = _of_scales("full", *scales)
+    z = torch.ones(2, 3, dtype=torch.float64)
+    z[1] *= away
+    for method in METHODS:
+        with pytest.raises(ValueError, match="divide the latents by their scale"):
+            ellips.certify(z, method)
+
+
+@pytest.mark.parametrize("kind", ["full", "diagonal"])
+def test_wide_classes_beside_a_narrow_one_keep_radii_that_are_proven(kind: str) -> None:
+    """In float32 the wide ones' precisions would be 0, and gradients of 1e-16 with them: radii two times too large."""
+    ellips = _of_scales(kind, 1e23, 1.4e23, 1.0)
+    z = 3e29 * torch.randn(200, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    certificates = {method: ellips.certify(z, method) for method in METHODS}
+    assert (certificates["exact"].radius > 1e28).any()
+    for certificate in certificates.values():
+        assert check(ellips, z, certificate).all()
+
+
 def _through_data(ellips: Ellips) -> None:
     ellips.means.data.add_(0.25)
 
