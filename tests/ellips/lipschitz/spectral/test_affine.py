@@ -11,7 +11,8 @@ from torch.nn import functional
 
 from ellips.lipschitz import UnprovenOperationError
 from ellips.lipschitz.capture.export import export
-from ellips.lipschitz.spectral import product
+from ellips.lipschitz.capture.graph import Node
+from ellips.lipschitz.spectral import affine, product
 
 Function = Callable[[Tensor], Tensor]
 SHAPE = (2, 3, 2)
@@ -94,3 +95,21 @@ def test_reciprocals_of_float32_are_taken_in_float64(divisor: float) -> None:
     for limit in (0, 1024):
         bound = product._Bounds(graph, limit, 10).total()
         assert 1 / float(constant) <= bound <= (1 + 2e-7) / float(constant)
+
+
+@pytest.mark.parametrize("slip", [1e-6, -1e-6])
+def test_a_resize_that_is_off_in_one_direction_is_refused(slip: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Held against one matrix per axis, numbers that are all too large or all too small are noticed alike."""
+
+    def resized(x: Tensor) -> Tensor:
+        return functional.interpolate(x, size=(2, 2), mode="bilinear")
+
+    assert all(bound > 0 for bound in bounds_of(resized))
+    again = affine.again
+
+    def off(node: Node, value: Tensor) -> Tensor:
+        return again(node, value) + slip
+
+    monkeypatch.setattr(affine, "again", off)
+    with pytest.raises(UnprovenOperationError, match="one matrix per axis"):
+        bounds_of(resized)
