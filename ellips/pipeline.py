@@ -166,7 +166,7 @@ class ImageClassifier(nn.Module):
         validate_pixels(images)
         with full_precision():
             with torch.no_grad():
-                latents = self.latents(images)
+                latents = self.latents(images.clone())  # an encoder may write to what it is given
                 certificate = self.head.ellips.certify(latents, method=method)
             if certifier is None:
                 return certificate

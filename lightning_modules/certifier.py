@@ -101,7 +101,7 @@ class Certifier(L.LightningModule):
         if len(batch.index) == 0:  # images that cannot be read are left out by the datamodule, and reported as missing
             return []
         chain, size = self.classifier.chain._replace(prover=self._prover), len(batch.index)
-        latents, seconds = _timed(partial(chain.latents, batch.image))
+        latents, seconds = _timed(partial(chain.latents, batch.image.clone()))  # an encoder may write to it
         needed = dict.fromkeys((*self.methods, *([self.input_method] if self.certifiers else [])))
         found = {method: _timed(partial(self._certify, chain, latents, method)) for method in needed}
         columns = [(certificate, seconds + extra) for certificate, extra in (found[m] for m in self.methods)]
