@@ -31,6 +31,18 @@ class Rounding(nn.Module):
         return (images if self.writes else images.clone()).clamp_(0, 1).round_().flatten(1)
 
 
+class Returning(nn.Module):
+    """Float64 features in the same memory at every call of as many images."""
+
+    def __init__(self, again: bool) -> None:
+        super().__init__()
+        self.again, self.kept = again, dict[int, Tensor]()
+
+    def forward(self, images: Tensor) -> Tensor:
+        kept = self.kept.setdefault(len(images), torch.empty(len(images), 4).double()) if self.again else None
+        return images.double().flatten(1) if kept is None else kept.copy_(images.flatten(1))
+
+
 class RoundingDenoiser(Denoiser):
     def denoise(self, images: Tensor) -> Tensor:
         return images.clamp_(0, 1).round_()
@@ -63,6 +75,20 @@ def test_rows_of_a_run_are_those_of_an_encoder_that_does_not() -> None:
         run.on_predict_start()
         rows.append([(r.prediction, r.radius) for image in run.predict_step(batch, 0) for r in image.records])
         assert torch.equal(batch.image, IMAGES)
+    assert rows[0] == rows[1]
+
+
+def test_latents_are_kept_where_an_encoder_returns_the_same_memory_again() -> None:
+    """A run's latents, and those that its claims are about, are of its images and not of the last noisy copies."""
+    head, rows = classifier(False).head, []
+    certifiers = [SmoothedDecision(num_samples=12, chunk_size=3), SmoothedEncoder(num_samples=12, norm_bound=2.0)]
+    for again in (True, False):
+        batch = ImageBatch(IMAGES.clone(), torch.zeros(3, dtype=torch.int64), torch.arange(3))
+        run = Certifier(ImageClassifier(Returning(again), head), ("exact",), certifiers)
+        run.on_predict_start()
+        found = run.predict_step(batch, 0)
+        assert torch.equal(torch.stack([image.latent for image in found]), IMAGES.double().flatten(1))
+        rows.append([(r.prediction, r.radius) for image in found for r in image.records])
     assert rows[0] == rows[1]
 
 
