@@ -217,6 +217,8 @@ class LowRankGeometry(Geometry):
         classes = torch.arange(self.num_classes, device=bends.device)
         slip = gamma(self._operations) * self.reach(norms.unsqueeze(1), classes)
         slip = slip + slip.gather(1, prediction.unsqueeze(1))
+        # The prediction's own bends are those of `dtype`, of which a is made.
+        slip = slip + gamma(2, dtype) * (self.vector_norms[prediction] * own.norm(dim=1)).unsqueeze(1)
         bound: Tensor = (squares + rounding + _FAINT[dtype]).clamp(min=0).sqrt() * (1 + gamma(16)) + slip
         return bound.nan_to_num(torch.inf, posinf=torch.inf)  # what overflows rules no rival out
 

@@ -1,0 +1,301 @@
+"""Every error bound that the solvers take off for covariances of low rank: in rational numbers, and as theory asks.
+
+As :mod:`tests.soundness.test_solver_errors` does for factors of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from ellips import Ellips
+from ellips.certificates.geometries import geometry_of
+from ellips.certificates.low_rank_pairs import _residual_error
+from ellips.certificates.rounding import UNDERFLOW
+from tests.soundness.generators import Draw
+from tests.soundness.rationals import (
+    Rows,
+    U,
+    columns,
+    dot,
+    exact,
+    frobenius,
+    gamma,
+    gram,
+    length,
+    matrix,
+    number,
+    semidefinite,
+)
+from tests.soundness.test_low_rank_errors import drawn, pull_strength, strengths
+
+UNITS = {torch.float64: U, torch.float32: Fraction(1, 2**24)}
+TINY = Fraction(1, 2**1000)
+LESS = 1 - 64 * U
+
+
+class Case(NamedTuple):
+    ellips: Ellips
+    z: Tensor
+    geometry: Any
+    powers: list[Rows]  # P_k, exactly
+    sizes: list[Fraction]  # ‖A‖²(1 + κ'_k)
+    norm: Fraction  # ‖z − c‖, as small as rounding may have made it
+    means: list[Fraction]  # ‖μ_k − c‖
+
+
+def cases(count: int, scales: tuple[int, ...] = (-20, -3, 0, 1, 10)) -> Iterator[Case]:
+    """Two classes: apart, nearly one, of one shape, or one; points near, far away and in the middle."""
+    for seed in range(count):
+        draw = Draw(seed)
+        dim = draw.integer(1, 5)
+        ellips = drawn(draw, dim, draw.integer(0, min(dim, 3)), scales[seed % len(scales)])
+        ellips.precision_factors[-1:] *= 2.0 ** draw.integer(0, 8)
+        ellips.log_priors.copy_(-draw.normal(2).abs() * 2.0 ** draw.integer(-3, 4))
+        close = (1.0, 2.0 ** -draw.integer(5, 45), 0.0, 0.0)[seed % 4]
+        if seed % 4:
+            ellips.directions[1] = ellips.directions[0] + close * draw.normal(*ellips.directions.shape[1:])
+            ellips.scales[1] = ellips.scales[0] * (1 + close * draw.normal(*ellips.scales.shape[1:]))
+        if seed % 8 in (1, 3, 5):
+            ellips.means[1] = ellips.means[0] + close * draw.normal(dim)
+        z = 2.0 ** draw.integer(-10, 10) * draw.normal(1, dim) + ellips.means[:1]
+        if seed % 5 == 0:
+            z = ellips.means.mean(0, keepdim=True)
+        geometry = geometry_of(ellips)
+        away = exact((z - geometry.center)[0]), *map(exact, geometry.offsets_from_center)
+        norm, *means = (length(v) * (1 - gamma(dim + 4)) for v in away)
+        own = frobenius(matrix(ellips.precision_factors)) ** 2
+        sizes = [own * (1 + pull_strength(ellips, k)) for k in range(2)]
+        yield Case(ellips, z, geometry, [precision(ellips, k) for k in range(2)], sizes, norm, means)
+
+
+def common(ellips: Ellips) -> Rows:
+    return gram(matrix(ellips.precision_factors))
+
+
+def vectors(ellips: Ellips, k: int) -> Rows:
+    """v_j = Aᵀq_j."""
+    return [
+        [dot(column, exact(q)) for column in columns(matrix(ellips.precision_factors))] for q in ellips.directions[k]
+    ]
+
+
+def precision(ellips: Ellips, k: int) -> Rows:
+    found = common(ellips)
+    for s, v in zip(exact(ellips.scales[k]), vectors(ellips, k), strict=True):
+        found = [
+            [p - (1 - s * s) * x * y for p, y in zip(row, v, strict=True)] for row, x in zip(found, v, strict=True)
+        ]
+    return found
+
+
+def combined(first: Rows, second: Rows, factor: Fraction | int = -1) -> Rows:
+    return [[a + factor * b for a, b in zip(*rows, strict=True)] for rows in zip(first, second, strict=True)]
+
+
+def identity(dim: int) -> Rows:
+    return [[Fraction(i == j) for j in range(dim)] for i in range(dim)]
+
+
+def least(ellips: Ellips, k: int) -> float:
+    """What energies are to be at least, in float64."""
+    a, lengths = (torch.tensor(list(map(float, x)), dtype=torch.float64) for x in strengths(ellips, k)[:2])
+    shared, v = ellips.precision_factors.tril(), ellips.directions[k] @ ellips.precision_factors.tril()
+    own = torch.maximum(v.norm(dim=1), lengths * shared.norm() / ellips.dim)
+    plain = (a * lengths * own).sum() * shared.norm()
+    size = torch.linalg.matrix_norm(v, ord=2)
+    return float(torch.minimum(plain, size * (a * lengths).norm() * shared.norm() + a.amax() * size.square()))
+
+
+def test_what_errors_go_with_is_not_below_its_definition() -> None:
+    for ellips, _, geometry, _, sizes, _, _ in cases(60):
+        for k in range(2):
+            a, lengths, kappa = strengths(ellips, k)
+            assert all(number(x) >= y * LESS for x, y in zip(geometry.strengths[k], a, strict=True))
+            assert all(abs(number(x) - y) <= 64 * U * y for x, y in zip(geometry.lengths[k], lengths, strict=True))
+            assert number(geometry.sizes[k]) >= kappa * LESS
+            assert kappa * LESS >= number(geometry.pull_sizes[k]) * Fraction(99, 100) or kappa < 1
+            assert number(geometry.pull_sizes[k]) >= pull_strength(ellips, k) * LESS
+            assert number(geometry.factor_norms[k]) ** 2 >= sizes[k] * LESS
+            norm, reach = torch.tensor(2.0).double(), Fraction(2) + number(geometry.mean_norms[k])
+            assert number(geometry.reach(norm, torch.tensor(k))) >= sizes[k] * reach * LESS
+            if len(a):
+                assert float(geometry.energies[k]) >= 1.249 * least(ellips, k)
+                assert float(geometry.energies[k]) <= 1.3 * least(ellips, k) + 1e-12 * float(sizes[k])
+                entries = length([x for v in vectors(ellips, k) for x in v])
+                assert number(geometry.vector_norms[k]) >= entries * (1 + Fraction(1, 2**23))
+            else:
+                assert geometry.energies[k] == geometry.pull_sizes[k] == 0
+
+
+def scores_needed(given: Case, k: int) -> Fraction:
+    """γ‖A‖(‖x‖ + ‖ν‖) of each whitened vector, an expanded square, and as much of each direction's share."""
+    ellips, z, geometry, _, _, norm, means = given
+    d, r = ellips.dim, ellips.scales.shape[1]
+    w, eta = exact((z - geometry.center)[0] @ geometry.structure.shared.mT), exact(geometry.whitened[k])
+    y = [p - q for p, q in zip(w, eta, strict=True)]
+    a, lengths, kappa = strengths(ellips, k)
+    size, distance = length(w) + length(eta), length(y)
+    slip = gamma(d + 1) * frobenius(matrix(ellips.precision_factors)) * (norm + means[k])
+    error = (2 * distance + slip) * slip + gamma(d + 2) * size * size
+    each = slip + gamma(d + 1) * size
+    inner = [max(Fraction(0), abs(dot(exact(q), y)) - gamma(d + 2) * n * size)
+             for q, n in zip(ellips.directions[k], lengths, strict=True)]  # fmt: skip
+    error += 2 * each * sum((x * n * c for x, n, c in zip(a, lengths, inner, strict=True)), Fraction(0))
+    error += kappa * each * each
+    error += gamma(r + 3) * sum((x * c * c for x, c in zip(a, inner, strict=True)), Fraction(0))
+    return error * LESS + gamma(3) * (distance * distance * LESS + number(geometry.offset_sizes[k]))
+
+
+def test_scores_have_the_errors_that_theory_asks_for() -> None:
+    for given in cases(100):
+        ellips, z, geometry, powers, _, _, _ = given
+        found = geometry.score(z, torch.float64)
+        for k in range(2):
+            away = [p - m for p, m in zip(exact(z[0]), exact(ellips.means[k]), strict=True)]
+            square = dot(away, [dot(row, away) for row in powers[k]])
+            error = number(found.score_errors[0, k])
+            assert abs(number(geometry.offsets[k]) - square - number(found.scores[0, k])) <= error
+            needed = scores_needed(given, k)
+            assert needed <= error
+            assert error <= 60 * needed + 100 * gamma(ellips.dim + 40) * (
+                abs(square) + number(geometry.offset_sizes[k])
+            )
+
+
+def true_pull(given: Case, k: int) -> list[Fraction]:
+    away = [p - m for p, m in zip(exact(given.z[0]), exact(given.ellips.means[k]), strict=True)]
+    return [dot(row, away) for row in given.powers[k]]
+
+
+@pytest.mark.parametrize("dtype", UNITS)
+def test_half_gradients_are_screened_from_above(dtype: torch.dtype) -> None:
+    """Above the true ones, by what both classes' pulls are off, and by what squares that cancel have lost."""
+    for given in cases(100, (-3, 0, 1)):
+        ellips, z, geometry, _, sizes, norm, means = given
+        d, r, unit = ellips.dim, ellips.scales.shape[1], UNITS[dtype]
+        found = geometry.score(z, dtype)
+        own = int(found.prediction)
+        b = length([p - q for p, q in zip(true_pull(given, 1 - own), true_pull(given, own), strict=True)])
+        bound = number(found.half_gradient_norms[0, 1 - own])
+        slip = sum(gamma(4 * d + r + 4) * sizes[k] * (norm + means[k]) for k in range(2))
+        w = (z - geometry.center) @ geometry.structure.shared.mT
+        bends = [
+            geometry.structure.weights[k] * (ellips.directions[k] @ w[0] - geometry.projected[k]) for k in range(2)
+        ]
+        a = geometry.pulled[own] + bends[own] @ geometry.vectors(torch.float64)[own]
+        reach = number(a.norm() + geometry.pulled[1 - own].norm())
+        bent = number(geometry.vectors(torch.float64)[1 - own].norm() * bends[1 - own].norm())
+        lost = gamma(d + 2 * r + 3, unit) * bent * (bent + 2 * reach) + gamma(d + 3) * reach * reach
+        assert bound >= b
+        slip += gamma(1, unit) * number(geometry.vectors(torch.float64)[own].norm() * bends[own].norm())
+        assert (bound - slip) ** 2 >= lost * LESS * LESS
+        assert bound >= slip
+        assert bound**2 <= 8 * (b + 20 * slip) ** 2 + 200 * lost + Fraction(1, 10**30)
+
+
+def test_half_gradients_of_single_problems_are_within_their_error() -> None:
+    for given in cases(100):
+        ellips, z, geometry, _, sizes, norm, means = given
+        d, r, both = ellips.dim, ellips.scales.shape[1], torch.tensor([0, 1])
+        x = (z - geometry.center).expand(2, -1)
+        pulls = geometry.pull(x, both)
+        b = [p - q for p, q in zip(true_pull(given, 1), true_pull(given, 0), strict=True)]
+        off = length([p - q for p, q in zip(exact(pulls[1] - pulls[0]), b, strict=True)])
+        error = number(geometry.half_gradient_error(x[0].norm(), both[0], both[1]))
+        needed = sum(gamma(4 * d + r + 4) * sizes[k] * (norm + means[k]) for k in range(2))
+        assert off <= error
+        assert needed <= error <= 40 * needed + TINY
+
+
+def test_decompositions_have_the_errors_that_theory_asks_for() -> None:
+    """W − QΛQᵀ and QᵀQ − I as they are; then ΛQᵀx, h = Qᵀ(P_h ν_h − P_l ν_l), and all of it that Q does not reach."""
+    for ellips, _, geometry, powers, sizes, _, means in cases(100):
+        pairs, d, r = geometry.pairs, ellips.dim, ellips.scales.shape[1]
+        low, high = torch.tensor([0]), torch.tensor([1])
+        found = pairs._decompose(low, high)
+        error, gain, shift = (number(x[0]) for x in (found.error, found.gain_error, found.shift_error))
+        alike = torch.equal(ellips.directions[0], ellips.directions[1]) and torch.equal(*ellips.scales)
+        if alike:
+            assert not found.values.any()
+            assert error == gain == 0
+            assert (shift == 0) == torch.equal(*geometry.offsets_from_center)
+            continue
+        u = (torch.cat([*ellips.directions]) @ geometry.structure.shared).mT[None]
+        s = torch.cat([geometry.structure.weights[0], -geometry.structure.weights[1]])[None]
+        vectors_, values_ = pairs._eigen(u, s)
+        q, values = matrix(vectors_[0]), exact(values_[0])
+        largest, width = max(map(abs, values)), len(values)
+        skew = frobenius(combined(gram(q), identity(width)))
+        spread = [[dot([a * v for a, v in zip(x, values, strict=True)], y) for y in q] for x in q]
+        residual = frobenius(combined(combined(powers[1], powers[0]), spread))
+        power = sum(Fraction(float(geometry.energies[k])) for k in range(2))
+        assert error >= residual + skew * largest
+        assert error >= _as_seen(u, s, vectors_, values_) + gamma(3 * d + 2) * power * LESS
+        assert error <= 40 * d * d * (residual + skew * largest + gamma(3 * d + 2) * power)
+        seen = number((vectors_[0].mT @ vectors_[0] - torch.eye(width).double()).norm()) + gamma(d) * width
+        assert gain >= (error + (seen + gamma(d + 1)) * largest) * (1 - 8 * U)
+        apart = [[dot(row, exact(ellips.means[k] - geometry.center)) for row in powers[k]] for k in range(2)]
+        force = [a - b for a, b in zip(apart[1], apart[0], strict=True)]
+        inside = [dot(column, force) for column in columns(q)]
+        rest = [f - dot(row, inside) for f, row in zip(force, q, strict=True)]
+        expected = [*inside, length(rest)] if width < d else inside
+        order = torch.cat([values_, values_.new_zeros(1, int(width < d))], 1).sort(dim=1, stable=True)[1][0].tolist()
+        off = [expected[j] - x for j, x in zip(order, exact(found.shift[0]), strict=True)]
+        assert length(off) <= shift
+        reach = sum(sizes[k] * means[k] for k in range(2))
+        asked = gamma(4 * d + r + 4) * reach + (gamma(2 * d) + 2 * skew) * length(force) * LESS
+        assert asked + Fraction(UNDERFLOW[torch.float64]) / 2 <= shift
+        assert shift <= 60 * d * (asked + Fraction(UNDERFLOW[torch.float64]))
+        assert [values[j] if j < width else 0 for j in order] == exact(found.values[0])
+        for end, column in ((0, found.ends[0, 0]), (-1, found.ends[0, 1])):
+            wanted = vectors_[0, :, order[end]] if order[end] < width else torch.zeros(d).double()
+            assert torch.equal(column, wanted)
+        rotated = torch.cat([vectors_ * values_[:, None], vectors_.new_zeros(1, d, int(width < d))], 2)[0][:, order]
+        assert torch.equal(found.rotation[0], rotated)
+
+
+def _as_seen(u: Tensor, s: Tensor, vectors_: Tensor, values: Tensor) -> Fraction:
+    """At least what `_residual_error` makes of its own products, each with the roundings of its sums."""
+    found, skew = _residual_error(u, s, vectors_, values)
+    (d, width), terms = vectors_.shape[1:], u.shape[2]
+    q, c = matrix(vectors_[0]), (vectors_[0].mT @ u[0])
+    outside = number((u[0] - vectors_[0] @ c).norm()) + gamma(width + 1) * number(u.norm())
+    inside = (c * s) @ u[0].mT - values[0][:, None] * vectors_[0].mT
+    strength, largest = number((u * s.unsqueeze(1)).norm()), number(values.abs().amax())
+    inner = number(inside.norm()) + gamma(terms + 2) * (strength * number(u.norm()) + largest)
+    lacking = number((vectors_[0].mT @ vectors_[0] - torch.eye(width).double()).norm())
+    assert number(skew[0]) >= max(frobenius(combined(gram(q), identity(width))), lacking + gamma(d) * width) * LESS
+    least_ = outside * strength + (1 + lacking) * inner + 3 * lacking * largest
+    assert number(found[0]) >= least_ * LESS
+    return least_ * LESS
+
+
+def test_bends_are_above_what_classes_differ_by() -> None:
+    """Of each class, up and down, from the common precision; and of two classes from each other."""
+    for ellips, _, geometry, powers, _, _, _ in cases(80):
+        shared, dim = common(ellips), ellips.dim
+        rises, falls = geometry.bends
+        for k in range(2):
+            for bound, sign in ((rises[k], 1), (falls[k], -1)):
+                room = combined(identity(dim), identity(dim), -1)
+                room = combined(room, identity(dim), number(bound) + TINY)
+                assert semidefinite(combined(room, combined(powers[k], shared), -sign))
+                roots = (-sign * geometry.structure.weights[k]).clamp(min=0).sqrt().unsqueeze(1)
+                v = roots * geometry.vectors(torch.float64)[k]
+                seen = torch.linalg.eigvalsh(v @ v.mT)[-1].clamp(min=0) if len(v) else torch.zeros(()).double()
+                added = gamma(4 * dim + 8) * number(geometry.energies[k])
+                assert (
+                    number(seen) * (1 - 1000 * U) + added <= number(bound) <= number(seen) * (1 + 1000 * U) + 12 * added
+                )
+        bounds = geometry.concavity_bounds()
+        assert bounds.diagonal().eq(0).all()
+        for own, rival in ((0, 1), (1, 0)):
+            room = combined(powers[rival], powers[own])
+            assert semidefinite(combined(room, identity(dim), number(bounds[own, rival]) + TINY))
+            assert bounds[own, rival] == rises[own] + falls[rival]
