@@ -189,7 +189,7 @@ def _evaluate(geometry: Geometry, problems: KrylovProblems, t: Tensor, x: Tensor
     slip = slip + gamma(4) * (half_gradient_norm + size + t * image.norm(dim=1))
     rest = residual.norm(dim=1) * (1 + gamma(d + 2)) + slip
     value = ((half_gradient + residual) * x).sum(1)
-    room = (1 - t * concavity) * (1 - gamma(4))
+    room = 1 - t * concavity - gamma(4)  # tℓ may be next to 1
     value = value + (error + slip) * size + gamma(d + 2) * (half_gradient_norm + rest) * size + rest.square() / room
     dual = t * margin - t.square() * value
     dual = torch.where((room > 0) & (dual > 0), dual * (1 - gamma(8)), 0.0)

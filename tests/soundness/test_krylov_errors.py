@@ -40,6 +40,7 @@ def case(seed: int, kind: str) -> Case:
     system = torch.eye(dim).double() + t * torch.tensor([[float(w) for w in row] for row in power]).double()
     x = torch.linalg.solve(system, b[0])[None]
     x = x + 2.0 ** -draw.integer(4, 52) * x.norm() * draw.normal(1, dim) * float(seed % 5 > 0)
+    x = x * (0.0, 2.0, -1.0, 1.0, 1.0, 1.0, 1.0)[seed % 7]  # a bad guess is a guess, too
     error = b.norm(dim=1) * 2.0 ** -draw.integer(8, 60) * float(seed % 3 > 0)
     problems = KrylovProblems(torch.ones(1).double(), b, error, own, rival, concavity)
     return Case(geometry, problems, t, x, power, sum((frobenius(f) ** 2 for f in factors), Fraction(0)))
@@ -51,10 +52,11 @@ def needed(given: Case) -> tuple[Fraction, Fraction]:
     d, at, error = geometry.dim, number(t[0]), number(problems.half_gradient_error[0])
     image = _Difference(geometry, problems.prediction, problems.rival)(x)
     residual = problems.half_gradient - x - t.unsqueeze(1) * image
-    size, b, rest, moved = (length(exact(v[0])) for v in (x, problems.half_gradient, residual, image))
+    size, b, moved = (length(exact(v[0])) for v in (x, problems.half_gradient, image))
+    rest = number(residual.norm()) * (1 + gamma(d // 2 + 1))
     slip = error + at * gamma(2 * d + 1) * energy * size + gamma(3) * (b + size + at * moved)
     value = number(((problems.half_gradient + residual) * x).sum(1))
-    room = 1 - at * number(problems.concavity[0])
+    room = 1 - at * number(problems.concavity[0]) - 2 * U
     found = value + (error + slip) * size + gamma(d) * (b + rest) * size + (rest + slip) ** 2 / room
     return found, found - value - rest**2 / room
 
