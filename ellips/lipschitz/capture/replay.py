@@ -93,8 +93,7 @@ def _require_alike_when_scrambled(function: ImageMap, graph: Graph, image: Tenso
         found, expected = (scrambled(run, image, seed) for run in (function, graph.run_one))
     except Exception as error:
         raise UnprovenOperationError(f"Expected a function that maps all numbers but it fails: {error}") from error
-    scale = expected[expected.isfinite()].abs().amax() if expected.isfinite().any() else 1.0
-    if found.shape != expected.shape or not torch.allclose(found, expected, 0.0, float(1e-4 * scale), equal_nan=True):
+    if not torch.equal(found, expected):  # noise, of which nothing was computed
         raise UnprovenOperationError(
             "Expected a function that does the same whether it is captured or run but it takes other numbers."
         )
