@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -112,8 +113,11 @@ def compare(function: ImageMap, graph: Graph, images: Tensor) -> None:
             function changes anything that it can reach.
     """
     before, drawn = snapshot(function), random_states()
-    for kind, batch in _batches(images):
-        precise, allowed = _expected(graph, batch, kind)
+    kinds = dict(_batches(images))
+    expected = {kind: _expected(graph, batch, kind) for kind, batch in kinds.items()}
+    relative = torch.stack([each.relative for each in expected.values()]).amax(0)
+    for kind, batch in kinds.items():
+        precise, allowed = expected[kind].precise, expected[kind].allowed(relative)
         for mode, value in _MODES.items():
             _require(function, value, batch, precise, allowed, f"{kind} ({len(batch)} at once, {mode})")
     for value in _MODES.values():  # does it look at numbers when it is run otherwise?
@@ -142,11 +146,43 @@ def compare(function: ImageMap, graph: Graph, images: Tensor) -> None:
         )
 
 
-def _expected(graph: Graph, batch: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class _Expected:
+    """A graph's values of some images.
+
+    Attributes:
+        precise: In float64, ``(N, d)``.
+        rounded: How far those of its own precision are from them.
+        spread: How far they are from those of an image of zeros, at most: ``(N, 1)``. Unlike their size it tells
+            nothing of a constant, however large, beside which other numbers would be lost.
+    """
+
+    precise: Tensor
+    rounded: Tensor
+    spread: Tensor
+
+    @property
+    def scale(self) -> Tensor:
+        """The largest value of each image, ``(N, 1)``."""
+        return self.precise.abs().amax(1, keepdim=True).clamp_min(1e-30)
+
+    @property
+    def relative(self) -> Tensor:
+        """How much of the scale rounding takes at most, of each number of the result by itself, ``(d,)``."""
+        return torch.where(self.rounded.isfinite(), self.rounded / self.scale, 0).amax(0)
+
+    def allowed(self, relative: Tensor) -> Tensor:
+        """Return how far from the precise values a function may be, by what rounding takes on images of all kinds."""
+        rounded = torch.where(self.rounded.isfinite(), relative * self.scale, torch.inf)
+        return _GENEROSITY * rounded + _ROUNDING * (self.precise.abs() + self.spread) + 1e-30
+
+
+def _expected(graph: Graph, batch: Tensor, kind: str) -> _Expected:
     """Return the graph's values in float64, and how far from them float32 may be."""
     try:
         one_by_one, precise = graph.run(batch), graph.run(batch.double())
         coarse = (graph.run(batch.double(), JITTER) - precise).abs().amax(1)
+        away = (precise - graph.run(torch.zeros_like(batch[:1]).double())).abs()
     except Exception as error:
         raise UnprovenOperationError(
             f"Expected a function that can be evaluated in float64 but got: {error}"
@@ -157,7 +193,8 @@ def _expected(graph: Graph, batch: Tensor, kind: str) -> tuple[Tensor, Tensor]:
             f"Expected a function that float64 can evaluate but on {kind} numbers cancel almost entirely; rounding "
             f"moves its values by {float(coarse.max()):.2g}."
         )
-    return precise, _GENEROSITY * (one_by_one - precise).abs().amax(1) + _ROUNDING * scale + 1e-30
+    spread = torch.where(away.isfinite(), away, 0).amax(1, keepdim=True)
+    return _Expected(precise, (one_by_one - precise).abs(), spread)
 
 
 def _require(function: ImageMap, value: _Mode, batch: Tensor, precise: Tensor, allowed: Tensor, where: str) -> None:
@@ -174,7 +211,7 @@ def _require(function: ImageMap, value: _Mode, batch: Tensor, precise: Tensor, a
             f"Expected the function to map {tuple(batch.shape)} to {(len(batch), precise.shape[1])} but got "
             f"{tuple(found.shape)}."
         )
-    near = (found.double() - precise).abs().amax(1) <= allowed  # false for NaN
+    near = (found.double() - precise).abs() <= allowed  # false for NaN
     if not bool((near | ~torch.isfinite(allowed)).all()):
         raise UnprovenOperationError(
             "Expected a function that does the same at every call, to each image by itself, but it gives other values "
