@@ -282,7 +282,7 @@ def in_a_coroutine() -> Callable[[], int]:
 
 def in_a_module_that_it_imports() -> Callable[[], int]:
     def count() -> int:
-        import math as module
+        import colorsys as module
 
         module.calls = getattr(module, "calls", 0) + 1  # type: ignore[attr-defined]
         found: int = module.calls  # type: ignore[attr-defined]

@@ -173,7 +173,7 @@ def _content(item: Any) -> Iterator[tuple[str, Any]]:
         yield "state", torch.Generator.get_state(item)
     elif hasattr(type(item), "__next__") and _of_others(type(item).__module__):
         yield "state", _iterator(item)
-    elif not isinstance(item, np.ndarray | array | bytearray | memoryview | CodeType):
+    elif not isinstance(item, _SHOWN):
         yield "state", _compiled(item)
 
 
@@ -217,6 +217,10 @@ _COPYING = ("__reduce__", "__reduce_ex__", "__getstate__")
 _COPYING_ANYTHING = [getattr(object, name) for name in _COPYING]
 _IN_PYTHON = 1 << 9  # of a class's flags; some written in C have it, too
 _METHODS_IN_C = (MethodDescriptorType, ClassMethodDescriptorType, WrapperDescriptorType, GetSetDescriptorType)
+
+
+_SHOWN = (*_METHODS_IN_C, CodeType, array, bytearray, memoryview)
+"""They hold nothing, or what is looked at elsewhere."""
 
 
 @functools.lru_cache(4096)
