@@ -26,6 +26,7 @@ _GENEROSITY = 8  # the sums of a batch may be added up in another order than tho
 
 _SCRAMBLED = 3
 _MANY = (9, 33, 257)
+_UNIFORM = "uniform images"
 _MOST_PIXELS = 1 << 20
 
 
@@ -115,9 +116,10 @@ def compare(function: ImageMap, graph: Graph, images: Tensor) -> None:
     before, drawn = snapshot(function), random_states()
     kinds = dict(_batches(images))
     expected = {kind: _expected(graph, batch, kind) for kind, batch in kinds.items()}
-    relative = torch.stack([each.relative for each in expected.values()]).amax(0)
+    least = expected[_UNIFORM].spread
+    share = max(each.share(least) for each in expected.values())
     for kind, batch in kinds.items():
-        precise, allowed = expected[kind].precise, expected[kind].allowed(relative)
+        precise, allowed = expected[kind].precise, expected[kind].allowed(share, least)
         for mode, value in _MODES.items():
             _require(function, value, batch, precise, allowed, f"{kind} ({len(batch)} at once, {mode})")
     for value in _MODES.values():  # does it look at numbers when it is run otherwise?
@@ -153,28 +155,26 @@ class _Expected:
     Attributes:
         precise: In float64, ``(N, d)``.
         rounded: How far those of its own precision are from them.
-        spread: How far they are from those of an image of zeros, at most: ``(N, 1)``. Unlike their size it tells
-            nothing of a constant, however large, beside which other numbers would be lost.
+        spread: How far they are from those of an image of zeros, at most. Unlike their size it tells nothing of a
+            constant: however large it is, rounding is a share of it in its own column alone.
     """
 
     precise: Tensor
     rounded: Tensor
-    spread: Tensor
+    spread: float
 
-    @property
-    def scale(self) -> Tensor:
-        """The largest value of each image, ``(N, 1)``."""
-        return self.precise.abs().amax(1, keepdim=True).clamp_min(1e-30)
+    def share(self, least: float) -> float:
+        """Return the largest share of a value, and of the spread, that rounding takes."""
+        shares = (self.rounded / self._size(least))[self.rounded.isfinite()]
+        return float(shares.max()) if shares.numel() else 0.0
 
-    @property
-    def relative(self) -> Tensor:
-        """How much of the scale rounding takes at most, of each number of the result by itself, ``(d,)``."""
-        return torch.where(self.rounded.isfinite(), self.rounded / self.scale, 0).amax(0)
-
-    def allowed(self, relative: Tensor) -> Tensor:
+    def allowed(self, share: float, least: float) -> Tensor:
         """Return how far from the precise values a function may be, by what rounding takes on images of all kinds."""
-        rounded = torch.where(self.rounded.isfinite(), relative * self.scale, torch.inf)
-        return _GENEROSITY * rounded + _ROUNDING * (self.precise.abs() + self.spread) + 1e-30
+        allowed = (_GENEROSITY * share + _ROUNDING) * self._size(least)
+        return torch.where(self.rounded.isfinite(), allowed, torch.inf)
+
+    def _size(self, least: float) -> Tensor:
+        return self.precise.abs() + max(self.spread, least) + 1e-30
 
 
 def _expected(graph: Graph, batch: Tensor, kind: str) -> _Expected:
@@ -193,8 +193,7 @@ def _expected(graph: Graph, batch: Tensor, kind: str) -> _Expected:
             f"Expected a function that float64 can evaluate but on {kind} numbers cancel almost entirely; rounding "
             f"moves its values by {float(coarse.max()):.2g}."
         )
-    spread = torch.where(away.isfinite(), away, 0).amax(1, keepdim=True)
-    return _Expected(precise, (one_by_one - precise).abs(), spread)
+    return _Expected(precise, (one_by_one - precise).abs(), float(torch.where(away.isfinite(), away, 0).max()))
 
 
 def _require(function: ImageMap, value: _Mode, batch: Tensor, precise: Tensor, allowed: Tensor, where: str) -> None:
@@ -276,7 +275,7 @@ def _batches(images: Tensor) -> Iterator[tuple[str, Tensor]]:
         return torch.randn(count, *shape, generator=generator, dtype=torch.float64)
 
     kinds = {
-        "uniform images": uniform(1),
+        _UNIFORM: uniform(1),
         "black and white noise": uniform(3).round(),
         "one grey": uniform(5)[:, :1, :1, :1].expand(-1, *shape),
         "black, white and grey images": torch.stack([torch.full(shape, v, dtype=torch.float64) for v in (0, 1, 0.5)]),
