@@ -55,6 +55,14 @@ def test_means_that_cannot_be_squared_are_refused_wherever_the_point_is(spread: 
             ellips.certify(z, method)
 
 
+def test_means_that_cancel_and_cannot_be_squared_are_refused() -> None:
+    unit = random_mixture("full", 3, 3, seed=1)
+    means = unit.means * 0
+    means[0], means[1] = 1e155, -1e155
+    with pytest.raises(ValueError, match="divide the latents by their scale"):
+        Ellips.from_parameters(means, unit.covariances, unit.priors).certify(torch.ones(2, 3, dtype=torch.float64))
+
+
 def test_gradients_that_cannot_be_squared_are_refused_with_the_cure() -> None:
     unit = random_mixture("full", 4, 3, seed=1)
     ellips = Ellips.from_parameters(1e-50 * unit.means, 1e-100 * unit.covariances, unit.priors)
@@ -69,6 +77,45 @@ def test_deviations_that_cannot_be_squared_are_refused_with_the_cure(power: int)
     scaled = Ellips.from_parameters(ellips.means * scale, ellips.covariances * scale**2, ellips.priors)
     with pytest.raises(ValueError, match="between 1e-60 and 1e60"):
         scaled.certify(z * scale)
+
+
+def _of_scales(kind: str, *scales: float) -> Ellips:
+    """Classes with the shapes of one mixture, each with deviations of its own scale."""
+    unit, sizes = random_mixture(kind, len(scales), 3, seed=1), torch.tensor(scales, dtype=torch.float64)
+    covariances = unit.covariances if kind == "full" else unit.covariances.diagonal(dim1=1, dim2=2)
+    squares = sizes.square().view(-1, *[1] * (covariances.ndim - 1))
+    return Ellips.from_parameters(unit.means * sizes[:, None], covariances * squares, unit.priors)
+
+
+@pytest.mark.parametrize(
+    ("scales", "away"),
+    [
+        ((1e65, 1.0, 2.0), 1.0),
+        ((1e-65, 1.0, 2.0), 1.0),
+        ((1.0, 1e-65, 1e65), 1.0),
+        ((1.0, 1e-55, 2.0), 1e45),
+        ((1.0, 2.0, 3.0), 1e155),
+        ((1.0, 2.0, 3.0), -1e155),
+    ],
+)
+def test_one_class_or_point_that_cannot_be_squared_is_enough_to_refuse(scales: tuple[float, ...], away: float) -> None:
+    ellips = _of_scales("full", *scales)
+    z = torch.ones(2, 3, dtype=torch.float64)
+    z[1] *= away
+    for method in METHODS:
+        with pytest.raises(ValueError, match="divide the latents by their scale"):
+            ellips.certify(z, method)
+
+
+@pytest.mark.parametrize("kind", ["full", "diagonal"])
+def test_wide_classes_beside_a_narrow_one_keep_radii_that_are_proven(kind: str) -> None:
+    """In float32 the wide ones' precisions would be 0, and gradients of 1e-14 with them: radii two times too large."""
+    ellips = _of_scales(kind, 1e23, 1.4e23, 100.0)
+    z = 1e32 * torch.randn(200, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    certificates = {method: ellips.certify(z, method) for method in METHODS}
+    assert (certificates["exact"].radius > 1e31).any()
+    for certificate in certificates.values():
+        assert check(ellips, z, certificate).all()
 
 
 def _through_data(ellips: Ellips) -> None:
