@@ -139,8 +139,10 @@ def read_claims(
     classifier = ImageClassifier.from_checkpoint(what["checkpoint"], chosen["data"].encoder)
     fingerprint: dict[str, str] = getattr(classifier.encoder, "fingerprint", dict)()
     check_fingerprint(what.get("encoder", {**fingerprint, "precision": "32"}), fingerprint)  # 0.1 wrote none, used 32
-    present = {f"{part}_digest": digest for part, digest in classifier.digests().items()}
-    if any(what[name] != digest for name, digest in present.items()):
+    present: dict[str, Any] = {f"{part}_digest": digest for part, digest in classifier.digests().items()}
+    built = classifier.head.config  # of which the digest does not tell all
+    present |= {"head": {name: built.get(name) for name in what["head"]}} if "head" in what else {}
+    if any(what[name] != found for name, found in present.items()):
         raise ValueError(f"Expected the classifier that was certified, but encoder or head changed since: {present}.")
     images = SelectionDataModule(chosen["data"], what["split"], what["skip"], what["max"], what["batch_size"])
     _check_images(what, chosen["data"], images)

@@ -127,6 +127,7 @@ def certify(
         "seed": seed_everything,
         "encoder": _fingerprint(classifier),
         **{f"{part}_digest": digest for part, digest in classifier.digests().items()},
+        **_construction(folder, classifier),
         **files_identity(certifier.certifiers),
     }
     journal = Journal(folder, certifier.series, settings)
@@ -177,6 +178,12 @@ def _as_begun(folder: ResultsFolder, images: dict[str, str]) -> dict[str, str]:
     if isinstance(begun, dict) and begun and "content" not in begun:
         return {name: value for name, value in images.items() if name != "content"}
     return images
+
+
+def _construction(folder: ResultsFolder, classifier: ImageClassifier) -> dict[str, Any]:
+    """Return how the head is built, of which its digest does not tell all; nothing where a run goes on without it."""
+    begun = not folder.settings.exists() or "head" in read_json(folder.settings)
+    return {"head": classifier.head.config} if begun else {}
 
 
 def _validate_radii(**grids: Sequence[float] | None) -> None:

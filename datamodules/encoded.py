@@ -239,7 +239,8 @@ class EncodedDataModule(SplitDataModule):
         if len(batch.image) == 0:
             features = torch.zeros(0, self.feature_dim, device=device)
         else:
-            features = self.encoder.encode(batch.image)
+            # What is kept is what came: an encoder may write to what it is given.
+            features = self.encoder.encode(batch.image.clone() if self.keep_images else batch.image)
         return FeatureBatch(features, batch.label, batch.index, batch.image if self.keep_images else None)
 
     def open_cache(

@@ -166,13 +166,14 @@ class ImageClassifier(nn.Module):
         validate_pixels(images)
         with full_precision():
             with torch.no_grad():
-                latents = self.latents(images)
+                # An encoder may write to what it is given, and return the same memory again.
+                latents = self.latents(images.clone()).clone()
                 certificate = self.head.ellips.certify(latents, method=method)
             if certifier is None:
                 return certificate
             carrying = as_certifier(certifier)
             carrying.validate_run(len(images))
-            return carrying.certify(self.chain, images, latents, certificate)
+            return carrying.certify(self.chain, images.clone(), latents, certificate)
 
     def digests(self) -> dict[str, str]:
         """Return SHA-256 digests of the encoder's and the head's whole state, to name what was certified."""

@@ -101,7 +101,7 @@ class Certifier(L.LightningModule):
         if len(batch.index) == 0:  # images that cannot be read are left out by the datamodule, and reported as missing
             return []
         chain, size = self.classifier.chain._replace(prover=self._prover), len(batch.index)
-        latents, seconds = _timed(partial(chain.latents, batch.image))
+        latents, seconds = _timed(partial(_latents, chain, batch.image))
         needed = dict.fromkeys((*self.methods, *([self.input_method] if self.certifiers else [])))
         found = {method: _timed(partial(self._certify, chain, latents, method)) for method in needed}
         columns = [(certificate, seconds + extra) for certificate, extra in (found[m] for m in self.methods)]
@@ -109,7 +109,7 @@ class Certifier(L.LightningModule):
         if self.certifiers:
             start, before = found[self.input_method]
             for series, certifier in zip(self.series[len(self.methods) :], self.certifiers, strict=True):
-                work = partial(certifier.certify_with_latents, chain, batch.image, latents, start)
+                work = partial(certifier.certify_with_latents, chain, batch.image.clone(), latents, start)
                 (certificate, about), extra = _timed(work)
                 columns.append((certificate, seconds + before + extra))
                 if about is not None:
@@ -139,6 +139,11 @@ class Certifier(L.LightningModule):
         return records_from_certificate(
             certificate, batch.index.cpu(), batch.label.cpu(), series=series, seconds=seconds, seed=self.seed
         )
+
+
+def _latents(chain: Chain, images: Tensor) -> Tensor:
+    """Return latents that stay as they are: an encoder may write to its input, and return the same memory again."""
+    return chain.latents(images.clone()).clone()
 
 
 def _timed(work: Callable[[], _T]) -> tuple[_T, float]:

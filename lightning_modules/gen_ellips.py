@@ -27,7 +27,7 @@ from ellips.types import FeatureBatch, HeadOutput
 from ellips.validation import one_of
 
 from .optimization import Optimization
-from .origin import check_origin
+from .origin import check_construction, check_origin
 from .passes import followed_batches, naming_classes
 from .regularizing import AUTO, choose, choose_auto, described, missed
 
@@ -335,6 +335,7 @@ class GenEllips(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over the encoder's fingerprint, unless it or the head was changed since the checkpoint was written."""
         check_head(checkpoint, "the checkpoint")
+        check_construction(checkpoint["head"], self.head.config)
         self.encoder_fingerprint, self.data_description = checkpoint.get("encoder_fingerprint"), checkpoint.get("data")
         kept = {k: v for k, v in checkpoint["head"].items() if k in asdict(self.head.ellips.regularization)}
         self.head.ellips.regularization = replace(self.head.ellips.regularization, **kept)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any, Final, Protocol
 
 from ellips.pipeline import check_description, check_fingerprint
+
+_UNSEEN: Final = {"latent_norm": "none", "feature_power": 1.0}
+"""Settings of a head that none of its tensors tells, and what those of older checkpoints had."""
 
 
 class Originating(Protocol):
@@ -33,3 +37,21 @@ def check_origin(module: Originating, datamodule: Any) -> None:  # noqa: ANN401 
         if module.data_description is None:
             module.data_description = found
         check_description(module.data_description, found)
+
+
+def check_construction(recorded: Mapping[str, Any], present: Mapping[str, Any]) -> None:
+    """Refuse a head that would compute otherwise, with the tensors of a checkpoint, than the one they are from.
+
+    Args:
+        recorded: How the checkpoint's head is built.
+        present: How the one is built that is to take its tensors.
+
+    Raises:
+        ValueError: If they differ where no shape would tell.
+    """
+    for name, before in _UNSEEN.items():
+        if (then := recorded.get(name, before)) != present[name]:
+            raise ValueError(
+                f"Expected `{name}` to be {then!r}, which the checkpoint's head was trained with, but got "
+                f"{present[name]!r}; set model.{name} to {then!r}, or train a new head."
+            )

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn.modules.module import _has_any_global_hook as has_any_global_hook
 
 from ellips.certificates.geometries import geometry_of
 from ellips.certificates.geometry import FactoredGeometry
@@ -23,6 +24,8 @@ _WIDE = 2.0**-26  # of an error in float32: eight in float64, in which offsets a
 # Of a whitened point: d products and numbers of factors and points below 2^-126, each taken for 0, lose no more than
 # 2^-126 √d (d + ‖x‖ + ‖A‖_F √d), up to d = 2^24. What is too large becomes infinite, and nothing is clear then.
 _LOST = 2.0**-80
+# What predictions are made by; a mixture that has another of these scores in its own way.
+_SCORING = {name: getattr(Mixture, name) for name in "__call__ forward predict validate structure offsets".split()}
 
 
 def decisions(mixture: Mixture) -> Callable[[Tensor], Tensor]:
@@ -30,7 +33,7 @@ def decisions(mixture: Mixture) -> Callable[[Tensor], Tensor]:
 
     Scores of full covariances in many dimensions are computed in float32, from a copy of the factors' lower triangles
     that takes a third of what they take. Where its worst rounding error leaves another class a chance, in float64. A
-    mixture with a ``forward`` of its own predicts itself.
+    mixture that scores in its own way, by a method of its own or by hooks, predicts itself.
 
     Args:
         mixture: A fitted mixture, which must not change while the map is in use.
@@ -43,7 +46,7 @@ def decisions(mixture: Mixture) -> Callable[[Tensor], Tensor]:
         NotFittedError: If no mixture was fitted.
     """
     mixture.validate(mixture.means[:1])
-    if getattr(mixture.forward, "__func__", None) is not Mixture.forward:
+    if _scores_its_own_way(mixture):
         return mixture.predict
     geometry = geometry_of(mixture)
     if not isinstance(geometry, FactoredGeometry) or geometry.diagonal or geometry.dim < _WORTH_DIM:
@@ -60,6 +63,13 @@ def decisions(mixture: Mixture) -> Callable[[Tensor], Tensor]:
         return classes
 
     return decide
+
+
+def _scores_its_own_way(mixture: Mixture) -> bool:
+    """Whether more than a mixture's stored numbers may have a part in what it predicts."""
+    own = any(name in vars(mixture) or getattr(type(mixture), name) is not known for name, known in _SCORING.items())
+    hooked = mixture._forward_hooks or mixture._forward_pre_hooks or has_any_global_hook()
+    return own or bool(hooked)
 
 
 class _NarrowScores:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 import math
@@ -58,8 +59,9 @@ class DiffusionDenoiser(Denoiser):
 
     def __init__(self, model: str | Path, sigma: float = 0.25) -> None:
         positive(sigma=sigma)
-        unet, schedule = _load(_folder(model))
+        unet, schedule, config = _load(_folder(model))
         super().__init__(sigma, int(unet.config.in_channels))
+        self._config = config
         _validate_model(unet, schedule, str(model))
         size = unet.config.sample_size
         self.size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
@@ -96,9 +98,9 @@ class DiffusionDenoiser(Denoiser):
         return unit
 
     def describe(self) -> str:
-        """The class, noise level and step."""
-        alpha_bar = float(self.alpha_bar)
-        return f"{type(self).__name__}(sigma={self.sigma:g}, timestep={int(self.timestep)}, alpha_bar={alpha_bar:.6g})"
+        """The class, noise level, step and settings of the network, of which its weights do not tell all."""
+        step = f"timestep={int(self.timestep)}, alpha_bar={float(self.alpha_bar):.6g}"
+        return f"{type(self).__name__}(sigma={self.sigma:g}, {step}, config={self._config})"
 
 
 def nearest_step(alpha_bars: Tensor, noise: float) -> int:
@@ -121,8 +123,8 @@ def nearest_step(alpha_bars: Tensor, noise: float) -> int:
     return int((ratios.log() - math.log(noise)).abs().argmin())
 
 
-def _load(folder: Path) -> tuple[Any, Any]:
-    """Load the network and the schedule, with diffusers' conversions of older names."""
+def _load(folder: Path) -> tuple[Any, Any, str]:
+    """Load the network and the schedule, with diffusers' conversions of older names; and digest the settings."""
     try:
         from diffusers import DDPMScheduler, UNet2DModel
     except ImportError as error:
@@ -132,24 +134,30 @@ def _load(folder: Path) -> tuple[Any, Any]:
     for path in (network / _CONFIG, network / _WEIGHTS, schedule / _SCHEDULE):
         if not path.is_file():
             raise WeightsNotFoundError(f"Expected {path} beside the other files of the diffusion model; fetch it, too.")
-    _validate_config(network / _CONFIG, inspect.signature(UNet2DModel).parameters)
+    digest = _validate_config(network / _CONFIG, inspect.signature(UNet2DModel).parameters)
     options = {"use_safetensors": True, "low_cpu_mem_usage": False, "local_files_only": True}
     unet, found = UNet2DModel.from_pretrained(network, output_loading_info=True, **options)
     if wrong := {name: keys[:3] for name, keys in found.items() if keys}:
         raise ValueError(f"Expected {network / _WEIGHTS} to hold exactly the weights that {_CONFIG} asks for; {wrong}.")
-    return unet, DDPMScheduler.from_pretrained(schedule, local_files_only=True)
+    return unet, DDPMScheduler.from_pretrained(schedule, local_files_only=True), digest
 
 
-def _validate_config(path: Path, known: Collection[str]) -> None:
-    """Refuse what diffusers would pass over with a warning, and build another network than the one that was trained."""
+def _validate_config(path: Path, known: Collection[str]) -> str:
+    """Refuse what diffusers would pass over with a warning, and build another network than the one that was trained.
+
+    Returns:
+        SHA-256 of the settings, but for those of diffusers itself.
+    """
     config = json.loads(path.read_text(encoding="utf-8"))
     kind = config.get("_class_name")
-    unknown = sorted(name for name in config if not name.startswith("_") and name not in known)
+    own = {name: value for name, value in config.items() if not name.startswith("_")}
+    unknown = sorted(name for name in own if name not in known)
     if kind != "UNet2DModel" or unknown:
         raise ValueError(
             f"Expected {path} to describe a UNet2DModel as this version of diffusers knows it, but it is of "
             f"{kind!r} and has the settings {unknown} besides; take another model, or the diffusers that it is for."
         )
+    return f"sha256:{hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()}"
 
 
 def _validate_model(unet: Any, schedule: Any, name: str) -> None:  # noqa: ANN401 - diffusers may not be there

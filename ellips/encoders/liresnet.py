@@ -73,6 +73,12 @@ class LiResNetArchitecture(ImportedArchitecture):
         height, width = ((side + 2 * padding - kernel) // stride + 1 for side in self.image_shape[1:])
         return height, width
 
+    @property
+    def untold(self) -> str:
+        """The stem: its stride and padding are in no weight."""
+        default = LiResNetArchitecture.stem
+        return "" if tuple(self.stem) == default else f"stem={tuple(self.stem)!r}"
+
     def build(self) -> nn.Sequential:
         """Return the plain layers, with random weights."""
         kernel, stride, padding = self.stem
