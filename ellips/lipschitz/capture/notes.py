@@ -55,7 +55,7 @@ _MOVES = {
     "t_copy", "permute_copy", "_nested_view_from_buffer", "set",
     "new_empty",  # room for what is copied there next, as circular padding takes it; where that is seen, it is refused
 }  # fmt: skip
-_NORMALISATIONS = {
+NORMALISATIONS = {
     "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "_native_batch_norm_legit_no_training",
     "_native_batch_norm_legit", "_batch_norm_no_update", "_batch_norm_with_update",
 }  # fmt: skip
@@ -137,7 +137,7 @@ class Notes:
 
 def _described(name: str, args: object, depends: Callable[[Tensor], bool], *, whole: bool = True) -> str:
     """Return an operation's name and a digest of its constants."""
-    normalises = name in _NORMALISATIONS  # each has arguments of its own
+    normalises = name in NORMALISATIONS  # each has arguments of its own
     hashed = hashlib.sha256()
     for value in tree_flatten(args)[0]:
         constant = isinstance(value, Tensor) and not depends(value)

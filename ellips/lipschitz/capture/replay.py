@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -25,6 +26,7 @@ _GENEROSITY = 8  # the sums of a batch may be added up in another order than tho
 
 _SCRAMBLED = 3
 _MANY = (9, 33, 257)
+_UNIFORM = "uniform images"
 _MOST_PIXELS = 1 << 20
 
 
@@ -93,8 +95,7 @@ def _require_alike_when_scrambled(function: ImageMap, graph: Graph, image: Tenso
         found, expected = (scrambled(run, image, seed) for run in (function, graph.run_one))
     except Exception as error:
         raise UnprovenOperationError(f"Expected a function that maps all numbers but it fails: {error}") from error
-    scale = expected[expected.isfinite()].abs().amax() if expected.isfinite().any() else 1.0
-    if found.shape != expected.shape or not torch.allclose(found, expected, 0.0, float(1e-4 * scale), equal_nan=True):
+    if not torch.equal(found, expected):  # noise, of which nothing was computed
         raise UnprovenOperationError(
             "Expected a function that does the same whether it is captured or run but it takes other numbers."
         )
@@ -113,8 +114,12 @@ def compare(function: ImageMap, graph: Graph, images: Tensor) -> None:
             function changes anything that it can reach.
     """
     before, drawn = snapshot(function), random_states()
-    for kind, batch in _batches(images):
-        precise, allowed = _expected(graph, batch, kind)
+    kinds = dict(_batches(images))
+    expected = {kind: _expected(graph, batch, kind) for kind, batch in kinds.items()}
+    least = expected[_UNIFORM].spread
+    share = max(each.share(least) for each in expected.values())
+    for kind, batch in kinds.items():
+        precise, allowed = expected[kind].precise, expected[kind].allowed(share, least)
         for mode, value in _MODES.items():
             _require(function, value, batch, precise, allowed, f"{kind} ({len(batch)} at once, {mode})")
     for value in _MODES.values():  # does it look at numbers when it is run otherwise?
@@ -143,11 +148,41 @@ def compare(function: ImageMap, graph: Graph, images: Tensor) -> None:
         )
 
 
-def _expected(graph: Graph, batch: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class _Expected:
+    """A graph's values of some images.
+
+    Attributes:
+        precise: In float64, ``(N, d)``.
+        rounded: How far those of its own precision are from them.
+        spread: How far they are from those of an image of zeros, at most. Unlike their size it tells nothing of a
+            constant: however large it is, rounding is a share of it in its own column alone.
+    """
+
+    precise: Tensor
+    rounded: Tensor
+    spread: float
+
+    def share(self, least: float) -> float:
+        """Return the largest share of a value, and of the spread, that rounding takes."""
+        shares = (self.rounded / self._size(least))[self.rounded.isfinite()]
+        return float(shares.max()) if shares.numel() else 0.0
+
+    def allowed(self, share: float, least: float) -> Tensor:
+        """Return how far from the precise values a function may be, by what rounding takes on images of all kinds."""
+        allowed = (_GENEROSITY * share + _ROUNDING) * self._size(least)
+        return torch.where(self.rounded.isfinite(), allowed, torch.inf)
+
+    def _size(self, least: float) -> Tensor:
+        return self.precise.abs() + max(self.spread, least) + 1e-30
+
+
+def _expected(graph: Graph, batch: Tensor, kind: str) -> _Expected:
     """Return the graph's values in float64, and how far from them float32 may be."""
     try:
         one_by_one, precise = graph.run(batch), graph.run(batch.double())
         coarse = (graph.run(batch.double(), JITTER) - precise).abs().amax(1)
+        away = (precise - graph.run(torch.zeros_like(batch[:1]).double())).abs()
     except Exception as error:
         raise UnprovenOperationError(
             f"Expected a function that can be evaluated in float64 but got: {error}"
@@ -158,7 +193,7 @@ def _expected(graph: Graph, batch: Tensor, kind: str) -> tuple[Tensor, Tensor]:
             f"Expected a function that float64 can evaluate but on {kind} numbers cancel almost entirely; rounding "
             f"moves its values by {float(coarse.max()):.2g}."
         )
-    return precise, _GENEROSITY * (one_by_one - precise).abs().amax(1) + _ROUNDING * scale + 1e-30
+    return _Expected(precise, (one_by_one - precise).abs(), float(torch.where(away.isfinite(), away, 0).max()))
 
 
 def _require(function: ImageMap, value: _Mode, batch: Tensor, precise: Tensor, allowed: Tensor, where: str) -> None:
@@ -175,7 +210,7 @@ def _require(function: ImageMap, value: _Mode, batch: Tensor, precise: Tensor, a
             f"Expected the function to map {tuple(batch.shape)} to {(len(batch), precise.shape[1])} but got "
             f"{tuple(found.shape)}."
         )
-    near = (found.double() - precise).abs().amax(1) <= allowed  # false for NaN
+    near = (found.double() - precise).abs() <= allowed  # false for NaN
     if not bool((near | ~torch.isfinite(allowed)).all()):
         raise UnprovenOperationError(
             "Expected a function that does the same at every call, to each image by itself, but it gives other values "
@@ -240,7 +275,7 @@ def _batches(images: Tensor) -> Iterator[tuple[str, Tensor]]:
         return torch.randn(count, *shape, generator=generator, dtype=torch.float64)
 
     kinds = {
-        "uniform images": uniform(1),
+        _UNIFORM: uniform(1),
         "black and white noise": uniform(3).round(),
         "one grey": uniform(5)[:, :1, :1, :1].expand(-1, *shape),
         "black, white and grey images": torch.stack([torch.full(shape, v, dtype=torch.float64) for v in (0, 1, 0.5)]),

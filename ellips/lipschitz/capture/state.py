@@ -4,27 +4,33 @@
 
 from __future__ import annotations
 
+import copyreg
 import functools
 import random
 import sys
 import warnings
 import weakref
 from array import array
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterator, Set
 from contextvars import ContextVar
 from functools import partial
 from io import BytesIO, StringIO
 from types import (
     BuiltinMethodType,
+    CellType,
+    ClassMethodDescriptorType,
     CodeType,
     FunctionType,
     GeneratorType,
+    GetSetDescriptorType,
     MappingProxyType,
     MemberDescriptorType,
+    MethodDescriptorType,
     MethodType,
     MethodWrapperType,
     ModuleType,
+    WrapperDescriptorType,
 )
 from typing import Any
 
@@ -126,13 +132,13 @@ def _parts(item: Any) -> Iterator[tuple[str, Any]]:
 def _content(item: Any) -> Iterator[tuple[str, Any]]:
     """Yield what an object of Python, NumPy or torch itself holds, where no attribute shows it."""
     if isinstance(item, dict | MappingProxyType):
-        pairs = list(dict.items(item) if isinstance(item, dict) else item.items())
+        pairs = list(_base(item, OrderedDict, dict, MappingProxyType).items(item))
         yield "length", len(pairs)
         for number, (key, value) in enumerate(pairs):
             name = key if type(key) is str else f"[{number}]"
             yield from ((f"{name} of {number}", key), (name, value))
     elif isinstance(item, _CONTAINERS):
-        parts = list(item)
+        parts = list(_base(item, *_CONTAINERS).__iter__(item))
         yield "length", len(parts)
         if parts and all(type(part) in _PLAIN for part in parts):
             yield "numbers", repr(parts)
@@ -143,6 +149,8 @@ def _content(item: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(item, GeneratorType):
         yield from (("locals", item.gi_frame and dict(item.gi_frame.f_locals)), ("from", item.gi_yieldfrom))
         yield "at", item.gi_frame and item.gi_frame.f_lasti
+    elif isinstance(item, CellType):
+        yield from _cell(item, "content")
     elif isinstance(item, ContextVar):
         yield "value", item.get(None)
     elif isinstance(item, weakref.ReferenceType):
@@ -150,19 +158,78 @@ def _content(item: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(item, functools._lru_cache_wrapper):
         yield "cache", tuple(item.cache_info())
     elif isinstance(item, BytesIO | StringIO):
-        yield from (("content", item.getvalue()), ("position", item.tell())) if not item.closed else ()
+        kind = _base(item, BytesIO, StringIO)
+        closed = kind.closed.__get__(item)
+        yield from (("content", kind.getvalue(item)), ("position", kind.tell(item))) if not closed else ()
     elif isinstance(item, random.Random):
-        yield "state", item.getstate()
+        yield "state", random.Random.getstate(item)
     elif isinstance(item, np.random.Generator):
-        yield "state", item.bit_generator.state
+        yield "state", np.random.Generator.bit_generator.__get__(item).state
     elif isinstance(item, np.random.BitGenerator):
         yield "state", item.state
     elif isinstance(item, np.random.RandomState):
-        yield "state", item.get_state(legacy=False)
+        yield "state", np.random.RandomState.get_state(item, legacy=False)
     elif isinstance(item, torch.Generator):
-        yield "state", item.get_state()
+        yield "state", torch.Generator.get_state(item)
     elif hasattr(type(item), "__next__") and _of_others(type(item).__module__):
         yield "state", _iterator(item)
+    elif not isinstance(item, _SHOWN):
+        yield "state", _compiled(item)
+
+
+def _base(item: Any, *kinds: type) -> Any:
+    """Return which of Python's own classes an object is of: classes derived from it may show something else."""
+    return next(kind for kind in kinds if isinstance(item, kind))
+
+
+def _cell(cell: CellType, name: str) -> Iterator[tuple[str, Any]]:
+    try:
+        yield name, cell.cell_contents
+    except ValueError:  # not filled yet
+        return
+
+
+def _compiled(item: Any) -> object:
+    """Return what an object holds that is of one of Python's own classes written in C: no attribute shows it.
+
+    It is what that class itself makes copies of: classes derived from it may say anything.
+    """
+    base = next((base for base in type(item).__mro__ if _is_compiled(base)), None)
+    if base is None or isinstance(item, _NUMBERS):
+        return None
+    if base.__module__ == "_thread":
+        return repr(item)  # a lock, and whether it is taken
+    ways = [copyreg.dispatch_table.get(base), *(getattr(base, x) for x in _COPYING if hasattr(base, x))]
+    for way in ways:
+        if way is None or way in _COPYING_ANYTHING:
+            continue
+        try:
+            return way(item, 4) if way.__name__ == "__reduce_ex__" else way(item)
+        except Exception:  # they fail as they like
+            continue
+    raise UnprovenOperationError(
+        f"Expected a function that remembers nothing but it reaches an object, {type(item).__qualname__}, of which "
+        "nothing shows what it holds; leave it out."
+    )
+
+
+_COPYING = ("__reduce__", "__reduce_ex__", "__getstate__")
+_COPYING_ANYTHING = [getattr(object, name) for name in _COPYING]
+_IN_PYTHON = 1 << 9  # of a class's flags; some written in C have it, too
+_METHODS_IN_C = (MethodDescriptorType, ClassMethodDescriptorType, WrapperDescriptorType, GetSetDescriptorType)
+
+
+_SHOWN = (*_METHODS_IN_C, CodeType, array, bytearray, memoryview)
+"""They hold nothing, or what is looked at elsewhere."""
+
+
+@functools.lru_cache(4096)
+def _is_compiled(kind: type) -> bool:
+    if not _of_library(kind.__module__, sys.stdlib_module_names | {"builtins"}) or kind is object:
+        return False
+    own = (x for name, x in vars(kind).items() if name not in _NO_STATE)
+    in_c = any(isinstance(x, _METHODS_IN_C) and x.__objclass__ is kind for x in own)
+    return (in_c or not kind.__flags__ & _IN_PYTHON) and kind.__basicsize__ > object.__basicsize__
 
 
 def _iterator(item: Any) -> object:
@@ -180,7 +247,7 @@ def _iterator(item: Any) -> object:
 
 def _attributes(item: Any, kind: type) -> Iterator[tuple[str, Any]]:
     if isinstance(item, nn.Module) or not _of_library(kind.__module__, _SILENT):
-        yield from dict(getattr(item, "__dict__", {})).items()
+        yield from _own(item, kind).items()
     if isinstance(item, nn.Module) and _of_library(kind.__module__):
         forward = getattr(kind, "forward", None)
         if not _of_library(getattr(forward, "__module__", None)):
@@ -189,6 +256,17 @@ def _attributes(item: Any, kind: type) -> Iterator[tuple[str, Any]]:
         names = (name for base in kind.__mro__ for name, x in vars(base).items() if isinstance(x, MemberDescriptorType))
         yield from ((name, getattr(item, name)) for name in names if hasattr(item, name))
         yield "class", kind
+
+
+def _own(item: Any, kind: type) -> dict[str, Any]:
+    """Return the attributes of an object; refuse classes that say themselves what they are."""
+    told = (vars(base).get("__dict__") for base in kind.__mro__)
+    if any(not isinstance(x, GetSetDescriptorType | MemberDescriptorType | None) for x in told):
+        raise UnprovenOperationError(
+            f"Expected a function that remembers nothing but it reaches an object, {kind.__qualname__}, whose "
+            "`__dict__` is of its own making; leave it out."
+        )
+    return dict(getattr(item, "__dict__", {}))
 
 
 def _parts_of_class(item: type) -> Iterator[tuple[str, Any]]:
@@ -203,18 +281,18 @@ _NO_STATE = {"__dict__", "__weakref__", "__annotations__", "_abc_impl"}
 
 def _parts_of_function(item: FunctionType) -> Iterator[tuple[str, Any]]:
     for number, cell in enumerate(item.__closure__ or ()):
-        try:
-            yield f"closure{number}", cell.cell_contents
-        except ValueError:  # not filled yet
-            continue
+        yield from _cell(cell, f"closure{number}")
     yield from (("code", hash(item.__code__)), ("defaults", item.__defaults__), ("attributes", item.__dict__))
     yield "keywords", item.__kwdefaults__
     if _of_others(item.__module__):
         return
     yield from (("doc", item.__doc__), ("name", (item.__name__, item.__qualname__)), ("types", item.__annotations__))
     names = sorted(_names(item.__code__))
-    for name in names:
-        part = item.__globals__.get(name)
+    around = {name: cell for name, cell in zip(item.__code__.co_freevars, item.__closure__ or (), strict=True)}
+    for name in (*names, *around):
+        # What it imports by itself is none of its globals.
+        part = dict(_cell(around[name], name)).get(name) if name in around else item.__globals__.get(name)
+        part = sys.modules.get(name) if part is None else part
         if isinstance(part, ModuleType):
             yield from _parts_of_module(part, name, names)
         elif name in item.__globals__:

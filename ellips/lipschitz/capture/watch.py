@@ -22,8 +22,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from ellips.lipschitz.capture.graph import is_random
-from ellips.lipschitz.capture.notes import EXITS, READS, SPLITS, Notes, Seen, has_mask
+from ellips.lipschitz.capture.graph import by_name, feed, is_random
+from ellips.lipschitz.capture.notes import EXITS, NORMALISATIONS, READS, SPLITS, Notes, Seen, has_mask
 from ellips.types import ImageMap
 from ellips.validation import unchecked
 
@@ -67,12 +67,13 @@ def noted(function: Callable[[Tensor], object], images: Tensor) -> Seen:
 
 
 def scrambled(function: ImageMap, image: Tensor, seed: int) -> Tensor:
-    """Run a function while every operation's result is moved at random, by a seed, its kind and its turn.
+    """Run a function on noise, while every operation's result is noise drawn by all that the operation is given.
 
-    What is 0 on all ordinary images is not, then: which of two such numbers a function takes makes a difference.
+    What is 0 on all ordinary images is not, then: which of two such numbers a function takes makes a difference. And
+    nothing is rounded, so nothing however large hides it: noise is drawn by the very bits, and moved as it is.
     """
     notes = Notes()
-    image = image.detach().clone()
+    image = _noise(image, f"{seed}")
     notes.mark(image)
     with torch.no_grad(), unchecked(), _Operations(notes, seed):
         return function(image)
@@ -100,12 +101,14 @@ class _Operations(TorchDispatchMode):
         if is_random(func, args, kwargs):
             self.notes.break_off(f"draws random numbers (`{func}`)")
         depending = [x for x in tensors if self.notes.depends(x)] if touched else []
+        drawn = ""
+        if described is not None and self.seed is not None:  # before it runs: it may change what it is given
+            drawn = f"{self.seed} {described} {self.notes.counts[described]} {_given(func, args, kwargs, depending)}"
         result = func(*args, **kwargs)
         if described is None:
             self.notes.moved(depending, result)
-        elif self.seed is not None:
-            turn = f"{self.seed} {described} {self.notes.counts[described]}"
-            result = tree_map(lambda x: _shaken(x, turn, in_place=func._schema.is_mutable), result)
+        elif drawn:
+            result = tree_map(lambda x: _replaced(x, drawn, in_place=func._schema.is_mutable), result)
         if touched:
             changed = [x for x in tensors if func._schema.is_mutable]
             for tensor in (*changed, *tree_flatten(result)[0]):
@@ -114,14 +117,31 @@ class _Operations(TorchDispatchMode):
         return result
 
 
-def _shaken(value: object, turn: str, *, in_place: bool) -> object:
+def _given(func: Any, args: Any, kwargs: Any, depending: list[Tensor]) -> str:
+    """Return a digest of what the notes' description of an operation leaves out: variable numbers, and settings."""
+    given = by_name(func, args, kwargs)
+    name = func._schema.name.rpartition("::")[2]
+    if name in NORMALISATIONS:  # each has arguments of its own
+        updates = name == "_batch_norm_with_update"
+        given = {"training": given.get("training", updates), "eps": given.get("eps", given.get("epsilon"))}
+    variable = {id(tensor) for tensor in depending}
+    hashed = hashlib.sha256(repr(tree_map(lambda x: id(x) in variable if isinstance(x, Tensor) else x, given)).encode())
+    for tensor in depending:
+        feed(hashed, tensor)
+    return hashed.hexdigest()
+
+
+def _replaced(value: object, drawn: str, *, in_place: bool) -> object:
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return value
-    seed = int.from_bytes(hashlib.sha256(turn.encode()).digest()[:7], "big")
-    generator = torch.Generator().manual_seed(seed)
-    size = 10 ** (6 * torch.rand(1, generator=generator) - 2)  # a small one must not be lost beside a large one
-    noise = (size * torch.randn(value.numel(), generator=generator)).view(value.shape).to(value)
-    return value.add_(noise) if in_place else value + noise
+    noise = _noise(value, drawn)
+    return value.copy_(noise) if in_place else noise
+
+
+def _noise(like: Tensor, drawn: str) -> Tensor:
+    seed = int.from_bytes(hashlib.sha256(drawn.encode()).digest()[:7], "big")
+    noise = torch.randn(like.numel(), generator=torch.Generator().manual_seed(seed))
+    return noise.view(like.shape).to(like)
 
 
 class _Exits(TorchFunctionMode):
