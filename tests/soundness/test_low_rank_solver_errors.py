@@ -61,6 +61,10 @@ def cases(count: int, scales: tuple[int, ...] = (-20, -3, 0, 1, 10)) -> Iterator
         if seed % 4:
             ellips.directions[1] = ellips.directions[0] + close * draw.normal(*ellips.directions.shape[1:])
             ellips.scales[1] = ellips.scales[0] * (1 + close * draw.normal(*ellips.scales.shape[1:]))
+        if seed % 12 == 2:  # of one size, but not of one shape
+            ellips.directions[1] = draw.normal(*ellips.directions.shape[1:])
+        if seed % 6 == 5:
+            ellips.scales[seed % 4 // 2] *= 2.0 ** draw.integer(3, 6)
         if seed % 8 in (1, 3, 5):
             ellips.means[1] = ellips.means[0] + close * draw.normal(dim)
         z = 2.0 ** draw.integer(-10, 10) * draw.normal(1, dim) + ellips.means[:1]
@@ -299,3 +303,55 @@ def test_bends_are_above_what_classes_differ_by() -> None:
             room = combined(powers[rival], powers[own])
             assert semidefinite(combined(room, identity(dim), number(bounds[own, rival]) + TINY))
             assert bounds[own, rival] == rises[own] + falls[rival]
+
+
+def _wide(dim: int, rank: int, stronger: int) -> Ellips:
+    draw = Draw(dim + rank)
+    ellips = drawn(draw, dim, rank, 1)
+    ellips.scales[stronger] *= 16
+    return ellips
+
+
+@pytest.mark.parametrize("stronger", [0, 1])
+@pytest.mark.parametrize(("dim", "rank"), [(96, 4), (96, 48), (300, 1), (16, 8)])
+def test_in_many_dimensions_errors_are_what_theory_asks_for(dim: int, rank: int, stronger: int) -> None:
+    """The least that sums of so many terms may be off, in float64: nothing here is next to 0."""
+    ellips = _wide(dim, rank, stronger)
+    geometry = geometry_of(ellips)
+    pairs, width, less = geometry.pairs, min(2 * rank, dim), 1 - 1e-9
+    found = pairs._decompose(torch.tensor([0]), torch.tensor([1]))
+    energy, far = float(geometry.energies.sum()), geometry.mean_norms
+    u = (torch.cat([*ellips.directions]) @ geometry.structure.shared).mT[None]
+    s = torch.cat([geometry.structure.weights[0], -geometry.structure.weights[1]])[None]
+    vectors_, values = pairs._eigen(u, s)
+    assert vectors_.shape[2] == width
+    largest, steps = float(values.abs().amax()), [float(gamma(n)) for n in (1, dim, width, 2 * rank)]
+    seen = float(_residual_error(u, s, vectors_, values)[0])
+    outside = steps[2] * float(u.norm()) * float((u * s.unsqueeze(1)).norm())
+    skew = (vectors_[0].mT @ vectors_[0] - torch.eye(width).double()).norm()
+    assert seen >= less * (2 * outside + (steps[3] + 3 * steps[1]) * largest + 3 * float(skew) * largest)
+    assert float(found.error) >= less * (seen + 3 * steps[1] * energy)
+    assert float(found.gain_error) >= less * (float(found.error) + (float(skew) + steps[1]) * largest)
+    reach = float((geometry.factor_norms.square() * far).sum())
+    force = float(pairs._force(torch.tensor([0]), torch.tensor([1])).norm())
+    asked = float(gamma(4 * dim + rank)) * reach + (2 * steps[1] + 2 * float(skew)) * force
+    assert float(found.shift_error) >= less * asked
+    x = torch.ones(1, dim).double()
+    screened = geometry.score(x + geometry.center, torch.float64)
+    own = int(screened.prediction)
+    slip = float(gamma(4 * dim + rank)) * float((geometry.factor_norms.square() * (x.norm() + far)).sum())
+    assert float(screened.half_gradient_norms[0, 1 - own]) >= slip
+    assert float(geometry.half_gradient_error(x.norm(), *torch.tensor([0, 1]))) >= less * slip
+    w, shared = x @ geometry.structure.shared.mT, float(ellips.precision_factors.tril().norm())
+    for k in range(2):
+        y = w[0] - geometry.whitened[k]
+        size = float(w.norm() + geometry.whitened[k].norm())
+        off = float(gamma(dim + 1)) * shared * float(x.norm() + far[k])
+        along = (ellips.directions[k] @ y).abs()
+        strength, lengths = geometry.strengths[k], geometry.lengths[k]
+        each = off + float(gamma(dim)) * size
+        error = (
+            2 * float(y.norm()) * off + float(gamma(dim)) * size**2 + float(gamma(rank)) * float(strength @ along**2)
+        )
+        error += 2 * each * float((strength * lengths) @ along) + float((strength * lengths**2).sum()) * each**2
+        assert float(screened.score_errors[0, k]) >= less * error
