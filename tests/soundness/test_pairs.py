@@ -42,14 +42,21 @@ def test_what_is_added_to_each_pull_is_within_the_slack(kind: str) -> None:
     assert near > 20
 
 
+@pytest.mark.parametrize("kind", ["any", "one direction", "round"])
 @pytest.mark.parametrize("far", [0, 1, 2])
 @pytest.mark.parametrize("dim", [1, 2, 3, 5, 16, 100, 256])
-def test_in_many_dimensions_errors_are_what_theory_asks_for(dim: int, far: int) -> None:
+def test_in_many_dimensions_errors_are_what_theory_asks_for(dim: int, far: int, kind: str) -> None:
     """The most that sums of so many terms may be off, in float64; one of three classes is far away."""
     draw, ellips = Draw(dim), Ellips(3, dim)
     ellips.precision_factors.copy_(draw.normal(3, dim, dim).tril() / dim**0.5)
     ellips.precision_factors[far] *= 4
     ellips.means.copy_(draw.normal(3, dim))
+    if kind == "one direction":  # of which all norms are, and along which the means lie
+        ellips.precision_factors[:, :-1] *= 1e-6
+        ellips.means[:] = ellips.precision_factors[far, -1] * torch.tensor([1.0, 2.0, -1.0])[:, None]
+    elif kind == "round":  # all eigenvalues of W are one
+        ellips.precision_factors *= 1e-6
+        ellips.precision_factors[far] = 2 * torch.eye(dim)
     ellips.means[far] *= 32
     ellips.fitted.fill_(True)
     geometry, less = geometry_of(ellips), 1 - 1e-9
