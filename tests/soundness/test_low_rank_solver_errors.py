@@ -344,6 +344,9 @@ def test_in_many_dimensions_errors_are_what_theory_asks_for(dim: int, rank: int,
     # ‖Q‖ = √width, ‖C‖ = ‖U‖: the docstring of `_residual_error`; a matrix is off by what its columns lack, twice.
     asked = float(gamma(width + 1)) * root * size * strength + float(gamma(2 * rank + 2)) * strength * size
     asked += float(gamma(2)) * root * largest + 2 * lacking * largest
+    within = vectors_[0].mT @ u[0]
+    asked += float((u[0] - vectors_[0] @ within).norm()) * strength
+    asked += float(((within * s) @ u[0].mT - values[0][:, None] * vectors_[0].mT).norm())
     seen, skew = (float(v[0]) for v in _residual_error(u, s, vectors_, values))
     assert seen >= less * asked
     assert skew >= less * lacking
@@ -352,8 +355,8 @@ def test_in_many_dimensions_errors_are_what_theory_asks_for(dim: int, rank: int,
     assert float(found.gain_error[0]) >= less * (float(found.error[0]) + lacking * largest + rotated)
     reach = float((geometry.factor_norms.square() * far).sum())
     force = float(pairs._force(torch.tensor([0]), torch.tensor([1])).norm())
-    within = float(gamma(dim + 1)) * (width + 1) ** 0.5 + lacking
-    assert float(found.shift_error[0]) >= less * (float(gamma(4 * dim + rank + 4)) * reach + within * force)
+    turned = (float(gamma(dim + 1)) * (width + 1) ** 0.5 + lacking) * force
+    assert float(found.shift_error[0]) >= less * (float(gamma(4 * dim + rank + 4)) * reach + turned)
     x = torch.ones(1, dim).double()
     screened = geometry.score(x + geometry.center, torch.float64)
     own = int(screened.prediction)
