@@ -376,3 +376,25 @@ def test_in_many_dimensions_errors_are_what_theory_asks_for(dim: int, rank: int,
         )
         error += 2 * each * float((strength * lengths) @ along) + float((strength * lengths**2).sum()) * each**2
         assert float(screened.score_errors[0, k]) >= less * error
+
+
+@pytest.mark.parametrize("wrong", ["values", "vectors", "lengths"])
+def test_whatever_is_said_to_be_a_decomposition_its_error_is_seen(wrong: str) -> None:
+    """By far less than the whole, and by far more than rounding."""
+    for seed in range(20):
+        draw = Draw(seed)
+        u, s = draw.normal(1, 6, 4), draw.normal(1, 4)
+        values, vectors_ = torch.linalg.eigh((u * s.unsqueeze(1)) @ u.mT)
+        keep = values.abs().argsort(1, descending=True)[0, :4].sort()[0]
+        values, vectors_ = values[:, keep], vectors_[..., keep]
+        if wrong == "values":
+            values = values + 1e-4 * draw.normal(1, 4)
+        elif wrong == "vectors":
+            vectors_ = torch.linalg.qr(vectors_ + 1e-4 * draw.normal(1, 6, 4))[0]
+        else:
+            vectors_ = vectors_ * (1 + 1e-4 * draw.normal(4))
+        error, skew = _residual_error(u, s, vectors_, values)
+        left = (u * s.unsqueeze(1)) @ u.mT - (vectors_ * values.unsqueeze(1)) @ vectors_.mT
+        assert float(torch.linalg.matrix_norm(left, ord=2)) <= float(error) <= 1
+        lacking = float((vectors_.mT @ vectors_ - torch.eye(4)).norm())
+        assert lacking <= float(skew) <= lacking + 1e-10
