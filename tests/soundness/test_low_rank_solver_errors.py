@@ -32,7 +32,7 @@ from tests.soundness.rationals import (
     number,
     semidefinite,
 )
-from tests.soundness.test_low_rank_errors import drawn, pull_strength, strengths
+from tests.soundness.test_low_rank_errors import drawn, mixture, pull_strength, strengths
 
 UNITS = {torch.float64: U, torch.float32: Fraction(1, 2**24)}
 TINY = Fraction(1, 2**1000)
@@ -357,12 +357,15 @@ def test_in_many_dimensions_errors_are_what_theory_asks_for(dim: int, rank: int,
     force = float(pairs._force(torch.tensor([0]), torch.tensor([1])).norm())
     turned = (float(gamma(dim + 1)) * (width + 1) ** 0.5 + lacking) * force
     assert float(found.shift_error[0]) >= less * (float(gamma(4 * dim + rank + 4)) * reach + turned)
+    rises, falls = geometry.bends
+    for bound, sign in ((rises, -1), (falls, 1)):
+        v = (sign * geometry.structure.weights).clamp(min=0).sqrt().unsqueeze(2) * geometry.vectors(torch.float64)
+        tops = torch.linalg.matrix_norm(v, ord=2).square()
+        assert (bound >= less * (tops * (1 - 1e-12) + float(gamma(4 * dim)) * geometry.energies)).all()
     x = torch.ones(1, dim).double()
+    for dtype, unit in UNITS.items():
+        _hold_half_gradients(ellips, x, dtype, unit)
     screened = geometry.score(x + geometry.center, torch.float64)
-    own = int(screened.prediction)
-    slip = float(gamma(4 * dim + rank)) * float((geometry.factor_norms.square() * (x.norm() + far)).sum())
-    assert float(screened.half_gradient_norms[0, 1 - own]) >= slip
-    assert float(geometry.half_gradient_error(x.norm(), *torch.tensor([0, 1]))) >= less * slip
     w, shared = x @ geometry.structure.shared.mT, float(ellips.precision_factors.tril().norm())
     for k in range(2):
         y = w[0] - geometry.whitened[k]
@@ -376,6 +379,61 @@ def test_in_many_dimensions_errors_are_what_theory_asks_for(dim: int, rank: int,
         )
         error += 2 * each * float((strength * lengths) @ along) + float((strength * lengths**2).sum()) * each**2
         assert float(screened.score_errors[0, k]) >= less * error
+
+
+def _hold_half_gradients(ellips: Ellips, x: Tensor, dtype: torch.dtype, unit: Fraction) -> None:
+    """Squares that cancel have what their sums may round added; then what both classes' pulls are off."""
+    geometry: Any = geometry_of(ellips)
+    dim, rank, both = ellips.dim, ellips.scales.shape[1], torch.tensor([0, 1])
+    found = geometry.score(x + geometry.center, dtype)
+    own = int(found.prediction)
+    slip = geometry.half_gradient_error(x.norm(), *both)
+    assert float(slip) >= float(gamma(4 * dim + rank)) * float(geometry.reach(x.norm(), both).sum()) * (1 - 1e-9)
+    w = x[0] @ geometry.structure.shared.mT
+    bends = [geometry.structure.weights[k] * (ellips.directions[k] @ w - geometry.projected[k]) for k in (own, 1 - own)]
+    pulls = [bend @ geometry.vectors(torch.float64)[k] for bend, k in zip(bends, (own, 1 - own), strict=True)]
+    a, rival = geometry.pulled[own] + pulls[0], geometry.pulled[1 - own]
+    reach, bent = float(a.norm() + rival.norm()), float(geometry.vector_norms[1 - own] * bends[1].norm())
+    lost = float(gamma(dim + 2 * rank, unit)) * bent * (bent + 2 * reach) + float(gamma(dim)) * reach**2
+    rest = found.half_gradient_norms[0, 1 - own] - slip
+    rest = rest - float(gamma(1, unit)) * geometry.vector_norms[own] * bends[0].norm()
+    if dim > 50:  # where sums round to all sides, and next to nothing of what they may
+        assert float(rest) ** 2 >= 0.8 * lost + float((a - rival - pulls[1]).norm()) ** 2 * (1 - 1e-12)
+
+
+@pytest.mark.parametrize("along", [0.0, 2.0**-45, 2.0**-20, 1.0])
+@pytest.mark.parametrize("scale", [2.0**10, 2.0**30, 2.0**50])
+def test_scores_have_their_errors_where_what_is_taken_off_is_nearly_nothing(along: float, scale: float) -> None:
+    """All but at right angles to a direction that weighs much: its own error, once or squared, is all there is."""
+    for dim in (2, 3, 7):
+        directions = torch.eye(dim).double()[1].expand(2, 1, dim)
+        ellips = mixture(torch.eye(dim).double(), directions, torch.full((2, 1), scale).double())
+        for size in (1.0, 2.0**-30):
+            _hold_score(ellips, size * (torch.eye(dim)[:1] + along * torch.eye(dim)[1:2]).double())
+
+
+@pytest.mark.parametrize("steep", [20, 60])
+def test_scores_have_their_errors_where_whitening_cancels(steep: int) -> None:
+    """A v is small and ‖A‖‖v‖ is not."""
+    factor = torch.tensor([[1.0, 0.0], [2.0**steep, 1.0]]).double()
+    for power in (0, 10, 40):
+        z = torch.tensor([[2.0**-power, -(2.0 ** (steep - power))]]).double()
+        _hold_score(mixture(factor, torch.zeros(2, 0, 2), torch.zeros(2, 0)), z)
+
+
+def _hold_score(ellips: Ellips, z: Tensor) -> None:
+    geometry, dim = geometry_of(ellips), ellips.dim
+    own = frobenius(matrix(ellips.precision_factors)) ** 2
+    sizes = [own * (1 + pull_strength(ellips, k)) for k in range(2)]
+    norm = length(exact((z - geometry.center)[0])) * (1 - gamma(dim + 4))
+    given = Case(ellips, z, geometry, [precision(ellips, k) for k in range(2)], sizes, norm, [Fraction(0)] * 2)
+    found = geometry.score(z, torch.float64)
+    for k in range(2):
+        away = [p - m for p, m in zip(exact(z[0]), exact(ellips.means[k]), strict=True)]
+        square = dot(away, [dot(row, away) for row in given.powers[k]])
+        error = number(found.score_errors[0, k])
+        assert abs(number(geometry.offsets[k]) - square - number(found.scores[0, k])) <= error
+        assert scores_needed(given, k) <= error
 
 
 @pytest.mark.parametrize("wrong", ["values", "vectors", "lengths"])
