@@ -398,7 +398,24 @@ def _hold_half_gradients(ellips: Ellips, x: Tensor, dtype: torch.dtype, unit: Fr
     rest = found.half_gradient_norms[0, 1 - own] - slip
     rest = rest - float(gamma(1, unit)) * geometry.vector_norms[own] * bends[0].norm()
     if dim > 50:  # where sums round to all sides, and next to nothing of what they may
-        assert float(rest) ** 2 >= 0.8 * lost + float((a - rival - pulls[1]).norm()) ** 2 * (1 - 1e-12)
+        assert float(rest) ** 2 >= 0.7 * lost + float((a - rival - pulls[1]).norm()) ** 2
+
+
+@pytest.mark.parametrize("dtype", UNITS)
+@pytest.mark.parametrize("dim", [1, 2, 5, 9])
+def test_squares_that_cancel_entirely_have_what_their_sums_may_round(dim: int, dtype: torch.dtype) -> None:
+    """Two of three classes are one: what float64 has left of their half gradients' difference is nothing at all."""
+    ellips = Ellips(3, dim, covariance_type="low_rank", rank=0)
+    ellips.precision_factors.copy_(Draw(dim).normal(dim, dim).tril())
+    ellips.means.copy_(Draw(dim + 1).normal(1, dim) * torch.tensor([[1.0], [1.0], [-5.0]]).double())
+    ellips.log_priors[:2] = torch.tensor([-0.5, -1.0]).double()
+    ellips.fitted.fill_(True)
+    geometry, z = geometry_of(ellips), ellips.means[:1] * 1.5
+    found = geometry.score(z, dtype)
+    assert found.prediction == 0
+    slip = geometry.half_gradient_error((z - geometry.center).norm(), torch.tensor(0), torch.tensor(1))
+    rest, reach = float(found.half_gradient_norms[0, 1] - slip), 2 * float(geometry.pulled[0].norm())
+    assert float(gamma(dim + 1)) * reach**2 * (1 - 1e-9) <= rest**2 <= 40 * float(gamma(dim + 1)) * reach**2 + 1e-30
 
 
 @pytest.mark.parametrize("along", [0.0, 2.0**-45, 2.0**-20, 1.0])
