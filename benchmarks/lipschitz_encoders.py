@@ -1,14 +1,19 @@
 """What 1-Lipschitz encoders of two architectures reach in the same time, and what staying orthogonal costs.
 
     python -m benchmarks.lipschitz_encoders [--quick] [--json FILE] [--cifar FOLDER] [--minutes M] [--full]
+        [--keep FOLDER]
 
 LipNeXt (orthogonal products and shifts) against deel-torchlip's layers, on scikit-learn's digits or, with ``--cifar``,
 on CIFAR-10 as image files (``train/<class>``, ``test/<class>``). Both have the same objective, augmentation and batch
 size, and take turns, some steps each, until each has trained for ``--minutes``; learning rates follow the share of the
-time that has gone. ``--full`` means 90 minutes instead of 15 and trains LipNeXt at three more margins, too, for the
-frontier between accuracy and radius. Each network is exported and proven. Two classifiers stand on its features: its
-own linear one with the certificate of pairwise margins, and Gaussians with exact radii, whose regularisation is chosen
-on the validation split for each radius by itself. All accuracies are those of the test split. Ratios:
+time that has gone. On CIFAR-10 torch.compile translates LipNeXt if there is a C++ compiler, and translating counts as
+training; torchlip's layers are slower translated than not. ``--full`` means 90 minutes instead of 15 and trains LipNeXt
+at three more margins, too, for the frontier between accuracy and radius. Each network is exported and proven;
+``--keep`` keeps the files. Two classifiers stand on its features: its own linear one with the certificate of pairwise
+margins, and Gaussians with exact radii, whose regularisation is chosen on the validation split for each radius by
+itself. All accuracies are those of the test split. ``points_ahead`` tells for each radius by how many points the
+Gaussians of the first LipNeXt are above its own margin, and above what the frontier has at their clean accuracy.
+Ratios:
 
 - ``certified_36_over_torchlip``: certified accuracy at 36/255 by pairwise margins, LipNeXt's over torchlip's.
 - ``ellips_over_margin_36``, ``..._mean_radius``: on LipNeXt's features, the Gaussians chosen for 36/255 over its own
@@ -19,6 +24,8 @@ on the validation split for each radius by itself. All accuracies are those of t
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
 import sys
 import tempfile
 import time
@@ -27,6 +34,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,7 +57,7 @@ from ellips.splits import digits_part
 
 RADII = (36 / 255, 0.25, 72 / 255, 108 / 255, 0.5, 1.0)
 SHOWN = (0.0, *RADII)
-SEARCH = {"pooling": (0.5, 0.8, 0.95, 1.0), "shrinkage": (0.03, 0.1, 0.3, 0.6, 0.8)}
+SEARCH = {"pooling": (0.5, 0.8, 0.95, 1.0), "shrinkage": (0.03, 0.1, 0.3, 0.6, 0.8, 0.9)}
 WARMUP = 0.03  # of the time
 TURN = 20  # steps before the other one's turn
 BATCH = 500  # images that are evaluated at once
@@ -67,6 +75,7 @@ class Task:
         training: What both trainings are given besides.
         batch_size: Images for each step.
         margins: Of the frontier, for ``--full``.
+        compiled: Whether torch.compile translates LipNeXt.
     """
 
     parts: Parts
@@ -75,6 +84,7 @@ class Task:
     training: dict[str, Any]
     batch_size: int
     margins: tuple[float, ...]
+    compiled: bool = False
 
 
 def digits_task() -> Task:
@@ -86,7 +96,7 @@ def digits_task() -> Task:
             "lipnext": LipNeXtArchitecture((1, 8, 8), (2,), (64,), (4,), 0.25, 16),
             "torchlip": LipschitzArchitecture((1, 8, 8), (), (128, 128), 16),
         },
-        {"lipnext": 5e-3, "torchlip": 5e-3},
+        {"lipnext": 2e-2, "torchlip": 5e-3},
         {"objective": "emma", "temperature": 4.0, "margin": 1.0, "noise": 0.1},
         64,
         (0.5, 1.5, 2.0),
@@ -107,10 +117,11 @@ def cifar_task(folder: Path) -> Task:
             "lipnext": LipNeXtArchitecture((3, 32, 32), (4,), (192,), (8,), 0.25, 64),
             "torchlip": LipschitzArchitecture((3, 32, 32), (32, 64, 96), (), 64),
         },
-        {"lipnext": 1e-3, "torchlip": 2e-3},
+        {"lipnext": 1.5e-2, "torchlip": 2e-3},
         {"objective": "emma", "temperature": 4.0, "margin": 0.5, "noise": 0.0, "flip": True, "shift": 2},
         128,
         (0.25, 0.75, 1.0),
+        compiled=shutil.which(os.environ.get("CXX", "g++")) is not None,
     )
 
 
@@ -132,10 +143,12 @@ class Contender:
             task.architectures[name],
             learning_rate=task.rates[name],
             export_name=name,
+            compile=task.compiled and name == "lipnext",
             **{**task.training, **changes},
         )
         parameters = self.module.parameters()
-        self.optimizer = torch.optim.AdamW(parameters, lr=1e-4) if free else self.module.make_optimizer()
+        self.reduced = torch.bfloat16 if task.parts["train"][0].shape[1] > 1 else torch.float32  # of the products
+        self.optimizer = torch.optim.AdamW(parameters, lr=1e-4) if free else self.module.make_optimizer(self.reduced)
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
         self.images, self.labels = task.parts["train"]
         self.batch_size = task.batch_size
@@ -158,7 +171,7 @@ class Contender:
         rows = next(self.rows)
         images = self.module.changed(self.images[rows].float() / 255, step_generator(torch.device("cpu"), self.steps))
         self.optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.images.shape[1] > 1):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.reduced is torch.bfloat16):
             loss = self.module.loss(self.module(images), self.labels[rows])
         loss.backward()
         self.optimizer.step()
@@ -208,7 +221,7 @@ def gaussians(task: Task, features: dict[str, Tensor], constant: float) -> dict[
     moments = ClassMoments(int(labels["train"].max()) + 1, features["train"].shape[1])
     moments.update(features["train"], labels["train"])
     found, known = {}, {}
-    for limit in RADII:
+    for limit in SHOWN:
         search = RegularizationSearch(limit * constant, **SEARCH)
         best, _ = select_regularization(moments.compute(), features["val"], labels["val"], search)
         if best.regularization not in known:
@@ -242,7 +255,34 @@ def step_ratio(task: Task, rounds: int) -> tuple[float, dict[str, list[float]]]:
     return median_ratio(times["plain"], times["orthogonal"]), times
 
 
-def measure(task: Task, minutes: float, rounds: int, frontier: bool) -> tuple[dict[str, float], dict[str, Any]]:
+def ahead(networks: dict[str, Any]) -> dict[str, dict[str, float | None]]:
+    """Compare the Gaussians of the first LipNeXt, at the radius they were chosen for, with linear classifiers.
+
+    Args:
+        networks: What :func:`evaluate` returns, by name.
+
+    Returns:
+        For each radius points above its own margin, and above the line through the margins of every LipNeXt, clean
+        against certified accuracy, at the Gaussians' clean accuracy; None where that lies beyond all of them.
+    """
+    own, gaussians = networks["lipnext"]["margin"], networks["lipnext"]["ellips_chosen_for"]
+    lines = [each["margin"]["certified_accuracy"] for name, each in networks.items() if name.startswith("lipnext")]
+    found = {}
+    for radius, chosen in gaussians.items():
+        clean, certified = (chosen["certified_accuracy"][key] for key in ("0", radius))
+        points = sorted((line["0"], line[radius]) for line in lines)
+        within = points[0][0] <= clean <= points[-1][0]
+        there = float(np.interp(clean, *zip(*points, strict=True))) if within else None
+        found[radius] = {
+            "over_own_margin": round(certified - own["certified_accuracy"][radius], 2),
+            "over_frontier": None if there is None else round(certified - there, 2),
+        }
+    return found
+
+
+def measure(
+    task: Task, minutes: float, rounds: int, frontier: bool, keep: Path | None
+) -> tuple[dict[str, float], dict[str, Any]]:
     """Train, evaluate and time.
 
     Returns:
@@ -255,7 +295,9 @@ def measure(task: Task, minutes: float, rounds: int, frontier: bool) -> tuple[di
     over_plain, times = step_ratio(task, rounds)
     train(list(contenders.values()))
     with tempfile.TemporaryDirectory() as folder:
-        found = {name: evaluate(task, each, Path(folder)) for name, each in contenders.items()}
+        for name, each in contenders.items():
+            each.module.export_name = name
+        found = {name: evaluate(task, each, keep or Path(folder)) for name, each in contenders.items()}
     first = f"{RADII[0]:.4g}"
     ours, theirs = found["lipnext"], found["torchlip"]
     margin, ellips = ours["margin"], ours["ellips"]
@@ -266,7 +308,7 @@ def measure(task: Task, minutes: float, rounds: int, frontier: bool) -> tuple[di
         "orthogonal_over_plain_step": over_plain,
     }
     spread = {name: [min(values), sorted(values)[rounds // 2], max(values)] for name, values in times.items()}
-    return ratios, {"networks": found, "step_seconds_min_median_max": spread}
+    return ratios, {"networks": found, "points_ahead": ahead(found), "step_seconds_min_median_max": spread}
 
 
 def _over(first: float, second: float) -> float:
@@ -279,17 +321,21 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--cifar", type=Path, default=None, metavar="FOLDER", help="CIFAR-10 as image files")
     parser.add_argument("--minutes", type=float, default=None, help="of training for each network; 15 unless given")
     parser.add_argument("--full", action="store_true", help="90 minutes, and the frontier of four margins")
+    parser.add_argument("--keep", type=Path, default=None, metavar="FOLDER", help="for the exported networks")
     given: argparse.Namespace = parser.parse_args(args)
+    if given.keep is not None:
+        given.keep.mkdir(parents=True, exist_ok=True)
     minutes = given.minutes or (90.0 if given.full else 0.1 if given.quick else 15.0)
     rounds = 5 if given.quick else 31
     task = digits_task() if given.cifar is None else cifar_task(given.cifar)
-    ratios, measurements = measure(task, minutes, rounds, given.full)
+    ratios, measurements = measure(task, minutes, rounds, given.full, given.keep)
     settings = {
         "data": "digits" if given.cifar is None else "CIFAR-10 as image files",
         "minutes": minutes,
         "quick": given.quick,
         "batch_size": task.batch_size,
         "rates": task.rates,
+        "compiled": task.compiled,
         "architectures": {name: each.to_record() for name, each in task.architectures.items()},
         **task.training,
     }

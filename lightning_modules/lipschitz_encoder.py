@@ -17,7 +17,7 @@ from ellips.encoders import (
     LipschitzArchitecture,
     LipschitzEncoder,
     MarginClassifier,
-    OrthogonalAdam,
+    OrthogonalMuon,
 )
 from ellips.encoders.augmentation import add_noise, cut_out, flip_and_shift, step_generator
 from ellips.encoders.lipschitz import export_encoder
@@ -40,7 +40,7 @@ class LipschitzEncoderTraining(EncoderTraining):
     comes out is for :class:`ellips.encoders.LipschitzEncoder`, with Gaussians fitted to its features;
     ``<export_name>-head.safetensors`` is the linear classifier, for :class:`ellips.encoders.LinearHead`.
 
-    Matrices that have to stay orthogonal do so by :class:`ellips.encoders.OrthogonalAdam`, with a learning rate that
+    Matrices that have to stay orthogonal do so by :class:`ellips.encoders.OrthogonalMuon`, with a learning rate that
     rises and falls along lines; architectures without them have Adam with a one-cycle schedule.
 
     Logged: ``train/loss``; ``val/accuracy`` and ``val/certified_accuracy/linear@<radius>`` of the linear classifier.
@@ -61,8 +61,8 @@ class LipschitzEncoderTraining(EncoderTraining):
         flip: Mirror training images left to right at random.
         shift: Move training images by up to so many pixels.
         cutout: Side, in pixels, of a square to blank in each training image; 0: none.
-        learning_rate: Peak of the schedule; for orthogonal matrices an angle, about.
-        other_rate: Factor of the learning rate for what is no orthogonal matrix, if there are any.
+        learning_rate: Peak of the schedule; for orthogonal matrices the angle of a step, 0.02 or so at any width.
+        other_rate: Factor of the learning rate for what is no orthogonal matrix, where there are any.
         radii: Radii above 0, in ascending order, at which validation logs the certified accuracy.
         compile: Let torch.compile translate the encoder.
         export_name: Stem of the files written to the run folder at the end of fit.
@@ -89,7 +89,7 @@ class LipschitzEncoderTraining(EncoderTraining):
         shift: int = 0,
         cutout: int = 0,
         learning_rate: float = 5e-3,
-        other_rate: float = 3.0,
+        other_rate: float = 0.1,
         radii: Sequence[float] = (0.25, 0.5, 1.0),
         compile: bool = False,
         export_name: str = "encoder",
@@ -191,8 +191,12 @@ class LipschitzEncoderTraining(EncoderTraining):
             self.log(f"val/{name}", value, prog_bar=name == "accuracy", rank_zero_only=False, sync_dist=False)
         self.certified.reset()
 
-    def make_optimizer(self) -> torch.optim.Optimizer:
-        """Return Adam, on the manifold where the architecture has one, at its peak rate."""
+    def make_optimizer(self, dtype: torch.dtype = torch.float32) -> torch.optim.Optimizer:
+        """Return Muon on the manifold where the architecture has one, and Adam elsewhere, at the peak rate.
+
+        Args:
+            dtype: Of the products by which Muon chooses its direction.
+        """
         matrices = self.architecture.manifold(self.encoder)
         known = {id(parameter) for parameter in matrices}
         others = [parameter for parameter in self.parameters() if id(parameter) not in known]
@@ -202,12 +206,12 @@ class LipschitzEncoderTraining(EncoderTraining):
             {"params": matrices, "orthogonal": True},
             {"params": others, "lr": self.other_rate * self.learning_rate},
         ]
-        return OrthogonalAdam(groups, lr=self.learning_rate)
+        return OrthogonalMuon(groups, lr=self.learning_rate, dtype=dtype)
 
     def configure_optimizers(self) -> Any:  # noqa: ANN401 - one of the many types that Lightning takes
         """Return the optimiser with its schedule."""
-        optimizer = self.make_optimizer()
-        return (self.linear_decay if isinstance(optimizer, OrthogonalAdam) else self.one_cycle)(optimizer)
+        optimizer = self.make_optimizer(torch.bfloat16 if "bf16" in str(self.trainer.precision) else torch.float32)
+        return (self.linear_decay if isinstance(optimizer, OrthogonalMuon) else self.one_cycle)(optimizer)
 
     def export(self, path: Path) -> dict[str, Any]:
         """Write the encoder in plain layers and prove it; the record has both constants."""

@@ -12,7 +12,7 @@ from ellips.encoders.lipnext import LipNeXt, LipNeXtArchitecture
 from ellips.encoders.lipschitz import LipschitzArchitecture, LipschitzEncoder, export_encoder
 from ellips.encoders.liresnet import LiResNetArchitecture, import_liresnet
 from ellips.encoders.margin_classifier import MarginClassifier
-from ellips.encoders.orthogonal import OrthogonalAdam
+from ellips.encoders.orthogonal import OrthogonalMuon
 from ellips.encoders.preprocessing import Preprocess
 from ellips.encoders.registry import RegisteredEncoder, registered_encoders
 
@@ -32,7 +32,7 @@ __all__ = [
     "LipschitzArchitecture",
     "LipschitzEncoder",
     "MarginClassifier",
-    "OrthogonalAdam",
+    "OrthogonalMuon",
     "Preprocess",
     "RegisteredEncoder",
     "ResidualDenoiser",

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ellips.encoders import FrozenEncoder, LipNeXt, LipNeXtArchitecture, LipschitzEncoder, OrthogonalAdam
+from ellips.encoders import FrozenEncoder, LipNeXt, LipNeXtArchitecture, LipschitzEncoder, OrthogonalMuon
 from ellips.encoders.lipnext import partial_absolute, pooled, shift, singular_value_product, space_to_depth
 from ellips.encoders.lipschitz import export_encoder, prove, read_architecture
 from ellips.encoders.orthogonal import polar
@@ -34,7 +34,7 @@ def trained() -> LipNeXt:
     network = TINY.trainable()
     matrices = TINY.manifold(network)
     others = [stage.positions for stage in network.stages]
-    optimizer = OrthogonalAdam([{"params": matrices, "orthogonal": True}, {"params": others}], lr=0.03)
+    optimizer = OrthogonalMuon([{"params": matrices, "orthogonal": True}, {"params": others}], lr=0.03)
     images, labels = torch.rand(40, 1, 4, 4), torch.arange(40) % 6
     first = last = 0.0
     for step in range(42):  # two steps after the last polar one

@@ -7,8 +7,9 @@ import scipy.linalg
 import torch
 from torch import Tensor, nn
 
-from ellips.encoders import OrthogonalAdam
+from ellips.encoders import OrthogonalMuon
 from ellips.encoders.orthogonal import (
+    equalised,
     orthogonality_error,
     polar,
     polar_step,
@@ -58,11 +59,42 @@ def test_the_polar_factor_is_scipys_and_newton_schulz_leads_there() -> None:
     torch.testing.assert_close(matrices, nearest, atol=1e-13, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_all_planes_are_turned_by_about_one_angle(dtype: torch.dtype) -> None:
+    """Whatever the sizes of the gradients and of their planes, down to a hundredth of the largest."""
+    basis = random_orthogonal(3, 12)
+    angles = torch.tensor([1.0, 0.5, 0.2, 0.1, 0.05, 0.02])
+    planes = torch.block_diag(*(angle * torch.tensor([[0.0, 1.0], [-1.0, 0.0]]) for angle in angles))
+    tangent = torch.tensor([1e-12, 1.0, 1e12])[:, None, None] * (basis @ planes @ basis.mT)
+    tangent = (tangent - tangent.mT) / 2
+    turned = equalised(tangent, dtype=dtype)
+    assert turned.dtype == torch.float32
+    assert torch.equal(turned, -turned.mT)
+    values = torch.linalg.svdvals(turned)
+    assert 0.65 < float(values.min()) <= float(values.max()) < 1.2
+    for index in range(3):  # downhill
+        assert float((turned[index] * tangent[index]).sum()) > 0.6 * float(torch.linalg.svdvals(tangent[index]).sum())
+
+
+def test_where_there_is_no_gradient_nothing_turns() -> None:
+    assert torch.equal(equalised(torch.zeros(2, 3, 3)), torch.zeros(2, 3, 3))
+
+
+def test_a_step_turns_by_the_learning_rate_whatever_the_width() -> None:
+    for width in (4, 64):
+        matrices = nn.Parameter(random_orthogonal(2, width).double())
+        start = matrices.detach().clone()
+        matrices.grad = torch.randn_like(matrices)
+        OrthogonalMuon([{"params": [matrices], "orthogonal": True}], lr=0.02, polar_interval=10**9).step()
+        moved = torch.linalg.matrix_norm(matrices.detach() - start, 2)
+        assert 0.6 * 0.02 < float(moved.min()) <= float(moved.max()) < 1.2 * 0.02
+
+
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-9), (torch.float32, 3e-6)])
 def test_matrices_stay_orthogonal_whatever_the_gradients_are(dtype: torch.dtype, limit: float) -> None:
     matrices = nn.Parameter(polar(random_orthogonal(2, 3, 8).to(dtype)))
     start = matrices.detach().clone()
-    optimizer = OrthogonalAdam([{"params": [matrices], "orthogonal": True}], lr=0.02, weight_decay=0.5)
+    optimizer = OrthogonalMuon([{"params": [matrices], "orthogonal": True}], lr=0.02, weight_decay=0.5)
     for step in range(100):
         matrices.grad = 10.0 ** (step % 5) * torch.randn_like(matrices)
         optimizer.step()
@@ -83,7 +115,7 @@ def test_it_finds_the_rotation_that_is_known_to_be_nearest() -> None:
 
 def nearest_from(start: Tensor, given: Tensor, wanted: Tensor) -> Tensor:
     matrix = nn.Parameter(start)
-    optimizer = OrthogonalAdam([{"params": [matrix], "orthogonal": True}], lr=0.05)
+    optimizer = OrthogonalMuon([{"params": [matrix], "orthogonal": True}], lr=0.05)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.001, 150)
 
     def closure() -> Tensor:
@@ -102,7 +134,7 @@ def test_other_groups_are_those_of_adam() -> None:
     first = nn.Parameter(torch.randn(4))
     second = nn.Parameter(first.detach().clone())
     matrix = nn.Parameter(random_orthogonal(3))
-    ours = OrthogonalAdam([{"params": [matrix], "orthogonal": True}, {"params": [first]}], lr=0.1, weight_decay=0.1)
+    ours = OrthogonalMuon([{"params": [matrix], "orthogonal": True}, {"params": [first]}], lr=0.1, weight_decay=0.1)
     adam = torch.optim.AdamW([second], lr=0.1, betas=(0.9, 0.99), weight_decay=0.1)
     for _ in range(5):
         matrix.grad = torch.randn(3, 3)
@@ -116,15 +148,15 @@ def test_other_groups_are_those_of_adam() -> None:
 def test_it_goes_on_from_its_state() -> None:
     gradients = torch.randn(6, 2, 4, 4)
 
-    def walked(steps: range, matrices: nn.Parameter, optimizer: OrthogonalAdam) -> Tensor:
+    def walked(steps: range, matrices: nn.Parameter, optimizer: OrthogonalMuon) -> Tensor:
         for step in steps:
             matrices.grad = gradients[step].clone()
             optimizer.step()
         return matrices.detach().clone()
 
-    def fresh(start: Tensor) -> tuple[nn.Parameter, OrthogonalAdam]:
+    def fresh(start: Tensor) -> tuple[nn.Parameter, OrthogonalMuon]:
         matrices = nn.Parameter(start.clone())
-        return matrices, OrthogonalAdam([{"params": [matrices], "orthogonal": True}], lr=0.1)
+        return matrices, OrthogonalMuon([{"params": [matrices], "orthogonal": True}], lr=0.1)
 
     start = random_orthogonal(2, 4)
     whole = walked(range(6), *fresh(start))
@@ -137,4 +169,4 @@ def test_it_goes_on_from_its_state() -> None:
 
 def test_a_polar_step_never_is_refused() -> None:
     with pytest.raises(ValueError, match="polar_interval"):
-        OrthogonalAdam([nn.Parameter(torch.eye(2))], polar_interval=0)
+        OrthogonalMuon([nn.Parameter(torch.eye(2))], polar_interval=0)
