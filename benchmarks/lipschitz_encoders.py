@@ -4,15 +4,15 @@
         [--keep FOLDER]
 
 LipNeXt (orthogonal products and shifts) against deel-torchlip's layers, on scikit-learn's digits or, with ``--cifar``,
-on CIFAR-10 as image files (``train/<class>``, ``test/<class>``). Both have the same objective, augmentation and batch
-size, and take turns, some steps each, until each has trained for ``--minutes``; learning rates follow the share of the
-time that has gone. On CIFAR-10 torch.compile translates LipNeXt if there is a C++ compiler, and translating counts as
-training; torchlip's layers are slower translated than not. ``--full`` means 90 minutes instead of 15 and trains LipNeXt
-at three more margins, too, for the frontier between accuracy and radius. Each network is exported and proven;
-``--keep`` keeps the files. Two classifiers stand on its features: its own linear one with the certificate of pairwise
-margins, and Gaussians with exact radii, whose regularisation is chosen on the validation split for each radius by
-itself. All accuracies are those of the test split. ``points_ahead`` tells for each radius by how many points the
-Gaussians of the first LipNeXt are above its own margin, and above what the frontier has at their clean accuracy.
+on CIFAR-10 as image files (``train/<class>``, ``test/<class>``). Both have the same objective and augmentation, each a
+batch size that suits it, and take turns, some steps each, until each has trained for ``--minutes``; learning rates
+follow the share of the time that has gone. On CIFAR-10 torch.compile translates LipNeXt if there is a C++ compiler, and
+translating counts as training; torchlip's layers are slower translated than not. ``--full`` means 90 minutes instead of
+15 and trains LipNeXt at three more margins, too, for the frontier between accuracy and radius. Each network is exported
+and proven; ``--keep`` keeps the files. Two classifiers stand on its features: its own linear one with the certificate
+of pairwise margins, and Gaussians with exact radii, whose regularisation is chosen on the validation split for each
+radius by itself. All accuracies are those of the test split. ``points_ahead`` tells for each radius by how many points
+the Gaussians of the first LipNeXt are above its own margin, and above what the frontier has at their clean accuracy.
 Ratios:
 
 - ``certified_36_over_torchlip``: certified accuracy at 36/255 by pairwise margins, LipNeXt's over torchlip's.
@@ -73,7 +73,7 @@ class Task:
         architectures: LipNeXt and torchlip's, of about as many weights.
         rates: Their peak learning rates.
         training: What both trainings are given besides.
-        batch_size: Images for each step.
+        batch_sizes: Images for each step.
         margins: Of the frontier, for ``--full``.
         compiled: Whether torch.compile translates LipNeXt.
     """
@@ -82,7 +82,7 @@ class Task:
     architectures: dict[str, EncoderArchitecture]
     rates: dict[str, float]
     training: dict[str, Any]
-    batch_size: int
+    batch_sizes: dict[str, int]
     margins: tuple[float, ...]
     compiled: bool = False
 
@@ -98,13 +98,13 @@ def digits_task() -> Task:
         },
         {"lipnext": 2e-2, "torchlip": 5e-3},
         {"objective": "emma", "temperature": 4.0, "margin": 1.0, "noise": 0.1},
-        64,
+        {"lipnext": 64, "torchlip": 64},
         (0.5, 1.5, 2.0),
     )
 
 
 def cifar_task(folder: Path) -> Task:
-    """CIFAR-10 as image files, with the settings of ``configs/encoders/cifar10_lipschitz.yaml``."""
+    """CIFAR-10 as image files, with the settings of ``configs/encoders/cifar10_lipnext.yaml``."""
     data = ImageFolderDataModule(FrozenEncoder(torch.nn.Flatten()), folder, val_fraction=0.1)
     parts: Parts = {}
     split: Split
@@ -117,9 +117,9 @@ def cifar_task(folder: Path) -> Task:
             "lipnext": LipNeXtArchitecture((3, 32, 32), (4,), (192,), (8,), 0.25, 64),
             "torchlip": LipschitzArchitecture((3, 32, 32), (32, 64, 96), (), 64),
         },
-        {"lipnext": 1.5e-2, "torchlip": 2e-3},
+        {"lipnext": 1.2e-2, "torchlip": 2e-3},
         {"objective": "emma", "temperature": 4.0, "margin": 0.5, "noise": 0.0, "flip": True, "shift": 2},
-        128,
+        {"lipnext": 256, "torchlip": 128},
         (0.25, 0.75, 1.0),
         compiled=shutil.which(os.environ.get("CXX", "g++")) is not None,
     )
@@ -151,7 +151,7 @@ class Contender:
         self.optimizer = torch.optim.AdamW(parameters, lr=1e-4) if free else self.module.make_optimizer(self.reduced)
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
         self.images, self.labels = task.parts["train"]
-        self.batch_size = task.batch_size
+        self.batch_size = task.batch_sizes[name]
         self.budget, self.spent, self.steps = budget, 0.0, 0
         self.rows = self._rows()
 
@@ -333,7 +333,7 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
         "data": "digits" if given.cifar is None else "CIFAR-10 as image files",
         "minutes": minutes,
         "quick": given.quick,
-        "batch_size": task.batch_size,
+        "batch_sizes": task.batch_sizes,
         "rates": task.rates,
         "compiled": task.compiled,
         "architectures": {name: each.to_record() for name, each in task.architectures.items()},

@@ -19,7 +19,7 @@ def test_both_architectures_are_trained_proven_and_certified(tmp_path: Path, mon
         "lipnext": LipNeXtArchitecture((1, 8, 8), (2,), (16,), (1,), 0.25, 10),
         "torchlip": LipschitzArchitecture((1, 8, 8), (), (16,), 10),
     }
-    task = lipschitz_encoders.Task(task.parts, small, task.rates, task.training, task.batch_size, (0.5,))
+    task = lipschitz_encoders.Task(task.parts, small, task.rates, task.training, task.batch_sizes, (0.5,))
     monkeypatch.setattr(lipschitz_encoders, "digits_task", lambda: task)
     monkeypatch.setattr(lipschitz_encoders, "SEARCH", {"pooling": (1.0,), "shrinkage": (0.1, 0.5)})
     monkeypatch.setattr(lipschitz_encoders, "RADII", (36 / 255, 1.0))

@@ -42,7 +42,7 @@ def test_a_flat_configuration_is_that_of_the_lipschitz_encoder(capsys: pytest.Ca
         ("digits_denoiser", "DenoiserTraining", "sigma"),
         ("cifar10_denoiser_gpu", "DenoiserTraining", "sigma"),
         ("digits_lipnext", "LipschitzEncoderTraining", "margin"),
-        ("cifar10_lipschitz", "LipschitzEncoderTraining", "margin"),
+        ("cifar10_lipnext", "LipschitzEncoderTraining", "margin"),
     ],
 )
 def test_a_configuration_names_its_training(
@@ -80,7 +80,7 @@ def test_what_a_configuration_leaves_out_is_the_default_of_its_own_training(
 
 
 @pytest.mark.parametrize(
-    "name", ["cifar10_noise", "cifar10_clean", "cifar10_adversarial", "cifar10_denoiser", "cifar10_lipschitz"]
+    "name", ["cifar10_noise", "cifar10_clean", "cifar10_adversarial", "cifar10_denoiser", "cifar10_lipnext"]
 )
 def test_any_training_on_cifar10_takes_image_files(capsys: pytest.CaptureFixture[str], name: str) -> None:
     with pytest.raises(SystemExit) as stop:
@@ -92,7 +92,7 @@ def test_any_training_on_cifar10_takes_image_files(capsys: pytest.CaptureFixture
     assert "download" not in data["init_args"]
 
 
-@pytest.mark.parametrize(("name", "width"), [("cifar10_lipschitz_gpu", 512), ("cifar10_lipschitz_8gpus", 2048)])
+@pytest.mark.parametrize(("name", "width"), [("cifar10_lipnext_gpu", 512), ("cifar10_lipnext_8gpus", 2048)])
 def test_larger_lipschitz_encoders_fit_together(capsys: pytest.CaptureFixture[str], name: str, width: int) -> None:
     given = printed(capsys, *arguments(f"encoders/{name}"), "--trainer.accelerator=cpu")
     sizes = given["init_args"]["architecture"]["init_args"]
