@@ -9,10 +9,11 @@ batch size that suits it, and take turns, some steps each, until each has traine
 follow the share of the time that has gone. On CIFAR-10 torch.compile translates LipNeXt if there is a C++ compiler, and
 translating counts as training; torchlip's layers are slower translated than not. ``--full`` means 90 minutes instead of
 15 and trains LipNeXt at three more margins, too, for the frontier between accuracy and radius. Each network is exported
-and proven; ``--keep`` keeps the files. Two classifiers stand on its features: its own linear one with the certificate
-of pairwise margins, and Gaussians with exact radii, whose regularisation is chosen on the validation split for each
-radius by itself. All accuracies are those of the test split. ``points_ahead`` tells for each radius by how many points
-the Gaussians of the first LipNeXt are above its own margin, and above what the frontier has at their clean accuracy.
+and proven; ``--keep`` keeps the files. Two kinds of classifiers stand on its features: its own linear one with the
+certificate of pairwise margins, and Gaussians with exact radii, fitted with several regularisations or trained on those
+radii, of which each radius has its own, chosen on the validation split. All accuracies are those of the test split.
+``points_ahead`` tells for each radius by how many points the Gaussians of the first LipNeXt are above its own margin,
+and above what the frontier has at their clean accuracy.
 Ratios:
 
 - ``certified_36_over_torchlip``: certified accuracy at 36/255 by pairwise margins, LipNeXt's over torchlip's.
@@ -34,12 +35,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks._common import interleaved_seconds, make_parser, median_ratio, report
-from ellips import Ellips
+from benchmarks._lipschitz import ahead, gaussians, summary
 from ellips.datamodules import ImageFolderDataModule, Split
 from ellips.encoders import (
     EncoderArchitecture,
@@ -50,14 +50,9 @@ from ellips.encoders import (
     LipschitzEncoder,
 )
 from ellips.encoders.augmentation import step_generator
-from ellips.gaussians.moments import ClassMoments
 from ellips.lightning_modules import LipschitzEncoderTraining
-from ellips.regularization_search import RegularizationSearch, select_regularization
 from ellips.splits import digits_part
 
-RADII = (36 / 255, 0.25, 72 / 255, 108 / 255, 0.5, 1.0)
-SHOWN = (0.0, *RADII)
-SEARCH = {"pooling": (0.5, 0.8, 0.95, 1.0), "shrinkage": (0.03, 0.1, 0.3, 0.6, 0.8, 0.9)}
 WARMUP = 0.03  # of the time
 TURN = 20  # steps before the other one's turn
 BATCH = 500  # images that are evaluated at once
@@ -203,36 +198,16 @@ def evaluate(task: Task, contender: Contender, folder: Path) -> dict[str, Any]:
     classifier = contender.module.classifier
     with torch.no_grad():
         prediction, radius = classifier.certify(LinearHead(path.with_stem(f"{path.stem}-head"))(features["test"]))
-    labels = task.parts["test"][1]
+    labels = {part: labels for part, (_, labels) in task.parts.items()}
     constant = record["proven_constant"]
     return {
         "steps": contender.steps,
         "seconds": contender.spent,
         "weights": sum(parameter.numel() for parameter in contender.module.encoder.parameters()),
         "constant_before_division": record["proven_constant_before_division"],
-        "margin": summary(prediction, radius / constant, labels),
-        **gaussians(task, features, constant),
+        "margin": summary(prediction, radius / constant, labels["test"]),
+        "ellips_chosen_for": gaussians(features, labels, constant),
     }
-
-
-def gaussians(task: Task, features: dict[str, Tensor], constant: float) -> dict[str, Any]:
-    """Fit Gaussians, choose their regularisation for each radius on the validation split, certify the test split."""
-    labels = {part: labels for part, (_, labels) in task.parts.items()}
-    moments = ClassMoments(int(labels["train"].max()) + 1, features["train"].shape[1])
-    moments.update(features["train"], labels["train"])
-    found, known = {}, {}
-    for limit in SHOWN:
-        search = RegularizationSearch(limit * constant, **SEARCH)
-        best, _ = select_regularization(moments.compute(), features["val"], labels["val"], search)
-        if best.regularization not in known:
-            ellips = Ellips(*moments.compute().mean.shape)
-            ellips.regularization = best.regularization
-            ellips.fit_moments(*moments.compute())
-            with torch.no_grad():
-                certificate = ellips.certify(features["test"])
-            known[best.regularization] = summary(certificate.prediction, certificate.radius / constant, labels["test"])
-        found[f"{limit:.4g}"] = {"regularization": str(best.regularization), **known[best.regularization]}
-    return {"ellips": found[f"{RADII[0]:.4g}"], "ellips_chosen_for": found}
 
 
 @torch.no_grad()
@@ -240,44 +215,11 @@ def _encode(encoder: FrozenEncoder, images: Tensor) -> Tensor:
     return torch.cat([encoder.encode(part.float() / 255) for part in images.split(BATCH)])
 
 
-def summary(prediction: Tensor, radius: Tensor, labels: Tensor) -> dict[str, Any]:
-    """Certified accuracy in per cent at each radius, and the mean radius, 0 where wrong."""
-    right = prediction == labels
-    accuracy = {f"{r:.4g}": round(100 * float((right & (radius >= r)).double().mean()), 2) for r in SHOWN}
-    mean = float(torch.where(right, radius.double(), 0.0).clamp_max(1e3).mean())
-    return {"certified_accuracy": accuracy, "mean_radius": mean}
-
-
 def step_ratio(task: Task, rounds: int) -> tuple[float, dict[str, list[float]]]:
     """Time single steps with orthogonal and with free matrices."""
     contenders = {"orthogonal": Contender(task, "lipnext", 1e9), "plain": Contender(task, "lipnext", 1e9, free=True)}
     times = interleaved_seconds({name: each.step for name, each in contenders.items()}, rounds, warmup=3)
     return median_ratio(times["plain"], times["orthogonal"]), times
-
-
-def ahead(networks: dict[str, Any]) -> dict[str, dict[str, float | None]]:
-    """Compare the Gaussians of the first LipNeXt, at the radius they were chosen for, with linear classifiers.
-
-    Args:
-        networks: What :func:`evaluate` returns, by name.
-
-    Returns:
-        For each radius points above its own margin, and above the line through the margins of every LipNeXt, clean
-        against certified accuracy, at the Gaussians' clean accuracy; None where that lies beyond all of them.
-    """
-    own, gaussians = networks["lipnext"]["margin"], networks["lipnext"]["ellips_chosen_for"]
-    lines = [each["margin"]["certified_accuracy"] for name, each in networks.items() if name.startswith("lipnext")]
-    found = {}
-    for radius, chosen in gaussians.items():
-        clean, certified = (chosen["certified_accuracy"][key] for key in ("0", radius))
-        points = sorted((line["0"], line[radius]) for line in lines)
-        within = points[0][0] <= clean <= points[-1][0]
-        there = float(np.interp(clean, *zip(*points, strict=True))) if within else None
-        found[radius] = {
-            "over_own_margin": round(certified - own["certified_accuracy"][radius], 2),
-            "over_frontier": None if there is None else round(certified - there, 2),
-        }
-    return found
 
 
 def measure(
@@ -298,9 +240,9 @@ def measure(
         for name, each in contenders.items():
             each.module.export_name = name
         found = {name: evaluate(task, each, keep or Path(folder)) for name, each in contenders.items()}
-    first = f"{RADII[0]:.4g}"
+    first = f"{36 / 255:.4g}"
     ours, theirs = found["lipnext"], found["torchlip"]
-    margin, ellips = ours["margin"], ours["ellips"]
+    margin, ellips = ours["margin"], ours["ellips_chosen_for"][first]
     ratios = {
         "certified_36_over_torchlip": _over(*(each["margin"]["certified_accuracy"][first] for each in (ours, theirs))),
         "ellips_over_margin_36": _over(ellips["certified_accuracy"][first], margin["certified_accuracy"][first]),

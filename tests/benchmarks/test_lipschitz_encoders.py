@@ -2,17 +2,21 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from benchmarks import lipschitz_encoders
-from ellips.encoders import LipNeXtArchitecture, LipschitzArchitecture
+from benchmarks import _lipschitz, lipschitz_encoders
+from ellips.encoders import LipNeXtArchitecture, LipschitzArchitecture, LipschitzEncoder
+from ellips.gaussians.moments import ClassMoments
+from ellips.gaussians.regularization import Regularization
+from ellips.losses import CertifiedRadius
 
-pytestmark = pytest.mark.skipif(
+
+@pytest.mark.skipif(
     importlib.util.find_spec("deel") is None, reason="deel-torchlip is not installed (extra `lipschitz`)"
 )
-
-
 def test_both_architectures_are_trained_proven_and_certified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = lipschitz_encoders.digits_task()
     small = {
@@ -21,9 +25,12 @@ def test_both_architectures_are_trained_proven_and_certified(tmp_path: Path, mon
     }
     task = lipschitz_encoders.Task(task.parts, small, task.rates, task.training, task.batch_sizes, (0.5,))
     monkeypatch.setattr(lipschitz_encoders, "digits_task", lambda: task)
-    monkeypatch.setattr(lipschitz_encoders, "SEARCH", {"pooling": (1.0,), "shrinkage": (0.1, 0.5)})
-    monkeypatch.setattr(lipschitz_encoders, "RADII", (36 / 255, 1.0))
+    monkeypatch.setattr(_lipschitz, "SEARCH", {"pooling": (1.0,), "shrinkage": (0.1, 0.5)})
+    monkeypatch.setattr(_lipschitz, "SHOWN", (0.0, 36 / 255, 1.0))
+    monkeypatch.setattr(_lipschitz, "TRAINED", (0.5,))
+    monkeypatch.setattr(_lipschitz, "_STEPS", 3)
     arguments = ["--quick", "--full", "--minutes", "0.01", "--json", str(tmp_path / "result.json")]
+    arguments += ["--keep", str(tmp_path / "kept")]
     result = lipschitz_encoders.main(arguments)
     assert result["ratios"].keys() == {
         "certified_36_over_torchlip",
@@ -36,10 +43,43 @@ def test_both_architectures_are_trained_proven_and_certified(tmp_path: Path, mon
     for found in networks.values():
         assert found["seconds"] >= 0.6
         assert found["steps"] > 0
-        for each in (found["margin"], found["ellips"]):
+        for each in (found["margin"], *found["ellips_chosen_for"].values()):
             values = list(each["certified_accuracy"].values())
             assert values == sorted(values, reverse=True)
             assert 100 >= values[0] > 15
     first = [networks[name]["margin"]["certified_accuracy"]["0.1412"] for name in ("lipnext", "torchlip")]
     assert result["ratios"]["certified_36_over_torchlip"] == pytest.approx(first[0] / first[1])
+    assert result["measurements"]["points_ahead"] == _lipschitz.ahead(networks)
     assert (tmp_path / "result.json").is_file()
+    for name in networks:
+        assert 0.99 < LipschitzEncoder(tmp_path / "kept" / f"{name}.safetensors").constant <= 1.00001
+
+
+def line(clean: float, certified: float) -> dict[str, Any]:
+    return {"certified_accuracy": {"0": clean, "0.5": certified}}
+
+
+def test_points_ahead_are_told_on_the_line_through_the_margins() -> None:
+    networks = {
+        "lipnext": {"margin": line(60, 20), "ellips_chosen_for": {"0": line(63, 0), "0.5": line(58, 25)}},
+        "lipnext_2": {"margin": line(50, 30)},
+        "lipnext_0.2": {"margin": line(62, 10)},
+        "torchlip": {"margin": line(58, 90)},
+    }
+    assert _lipschitz.ahead(networks) == {
+        "0": {"over_own_margin": 3, "over_frontier": None},
+        "0.5": {"over_own_margin": 5, "over_frontier": 3},
+    }
+
+
+def test_training_makes_the_radius_larger_that_it_asks_for() -> None:
+    torch.manual_seed(0)
+    labels = torch.arange(600) % 3
+    features = torch.nn.functional.one_hot(labels, 4).float() + 0.5 * torch.randn(600, 4)
+    moments = ClassMoments(3, 4)
+    moments.update(features, labels)
+    start = _lipschitz.fitted(moments.compute(), Regularization(0.8, 0.6))
+    ellips = _lipschitz.trained(moments.compute(), {"train": features}, {"train": labels}, 2.0)
+    loss = CertifiedRadius(2.0, gaussians="fitted")
+    with torch.no_grad():
+        assert loss(features, labels, ellips, 0) < loss(features, labels, start, 0) - 0.001
