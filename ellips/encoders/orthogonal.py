@@ -97,7 +97,8 @@ def equalised(tangent: Tensor, iterations: int = 5, dtype: torch.dtype = torch.f
         square = turned @ turned.mT
         turned = first * turned + (third * square + fifth * (square @ square)) @ turned
     turned = turned.to(tangent)
-    return (turned - turned.mT) / 2
+    skew: Tensor = (turned - turned.mT) / 2
+    return skew
 
 
 class OrthogonalMuon(torch.optim.AdamW):
@@ -154,7 +155,7 @@ class OrthogonalMuon(torch.optim.AdamW):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        gradients = {}
+        gradients: dict[Tensor, Tensor | None] = {}
         for group in self.param_groups:
             if group["orthogonal"]:
                 self._turn(group)
