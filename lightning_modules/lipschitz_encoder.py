@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -64,7 +66,7 @@ class LipschitzEncoderTraining(EncoderTraining):
         learning_rate: Peak of the schedule; for orthogonal matrices the angle of a step, 0.02 or so at any width.
         other_rate: Factor of the learning rate for what is no orthogonal matrix, where there are any.
         radii: Radii above 0, in ascending order, at which validation logs the certified accuracy.
-        compile: Let torch.compile translate the encoder.
+        compile: Let torch.compile translate the encoder; on a CPU it needs a C++ compiler.
         export_name: Stem of the files written to the run folder at the end of fit.
 
     Raises:
@@ -137,8 +139,22 @@ class LipschitzEncoderTraining(EncoderTraining):
         self.export_name = export_name
         self.certified = CertifiedAccuracy((0.0, *self.radii))
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        self.compiled = compile
         if compile:
             self.encoder.compile()
+
+    def on_fit_start(self) -> None:
+        """Refuse to translate for a CPU where nothing can.
+
+        Raises:
+            RuntimeError: If there is no C++ compiler.
+        """
+        compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+        if self.compiled and self.device.type == "cpu" and sys.platform != "win32" and shutil.which(compiler) is None:
+            raise RuntimeError(
+                f"Expected a C++ compiler for compile=True on a CPU but found no {compiler}; install one, name one in "
+                "CXX, or give --model.compile=false, which is slower."
+            )
 
     def forward(self, images: Tensor) -> Tensor:
         """Return scores ``(N, K)`` of images ``(N, C, H, W)``."""

@@ -103,6 +103,12 @@ def test_a_training_that_was_cut_off_ends_as_an_undisturbed_one(folder: Path) ->
     assert len(list(whole.model.classifier.parameters())) == 2
 
 
+def test_a_cpu_without_a_compiler_is_told_before_the_first_step(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(RuntimeError, match=r"no-such-compiler.*--model\.compile=false"):
+        train_encoder([*FIT_SMALL, "--name=uncompiled", "--trainer.max_epochs=1", "--model.compile=true"])
+
+
 def test_the_gaussians_own_radius_can_be_trained() -> None:
     torch.manual_seed(0)
     losses = [ScoreCrossEntropy(weight=0.3), CertifiedRadius(0.5, weight=2.0)]
