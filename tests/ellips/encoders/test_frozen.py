@@ -261,7 +261,13 @@ def test_a_shipped_name_is_an_encoder_with_its_architecture(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "features"),
-    [("cifar10_noise", 128), ("cifar10_clean", 128), ("cifar10_adversarial", 128), ("cifar10_lipschitz", 64)],
+    [
+        ("cifar10_noise", 128),
+        ("cifar10_clean", 128),
+        ("cifar10_adversarial", 128),
+        ("cifar10_lipschitz", 64),
+        ("cifar10_lipnext", 64),
+    ],
 )
 def test_a_shipped_encoder_brings_the_classifier_it_was_trained_with(name: str, features: int) -> None:
     record, head = shipped_provenance(name), LinearHead(name)
