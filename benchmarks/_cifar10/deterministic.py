@@ -11,7 +11,6 @@ from torch import Tensor
 
 from benchmarks._cifar10.data import LIPSCHITZ, Setting, linear_certificate, series
 from benchmarks._cifar10.store import Store, spread_rows
-from benchmarks.lipschitz_encoders import SEARCH
 from ellips import EllipsHead
 from ellips.audit import AttackSettings, audit_series
 from ellips.certificates import Certificate
@@ -24,6 +23,7 @@ from ellips.regularization_search import RegularizationSearch, select_regulariza
 from ellips.types import Series
 
 RADII = (36 / 255, 0.25, 72 / 255, 108 / 255, 0.5, 1.0)
+SEARCH = {"pooling": (0.5, 0.8, 0.95, 1.0), "shrinkage": (0.03, 0.1, 0.3, 0.6, 0.8)}
 CHUNK = 250  # images in each file of the attacks
 
 
