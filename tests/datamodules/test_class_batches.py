@@ -215,7 +215,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         for here, there in zip(alone["losses"], result["losses"], strict=True):
             assert here.keys() == there.keys() == {"CodingRateReduction", "Isotropy", "ClassMMD", "loss"}
             for name, value in here.items():
-                assert there[name] == pytest.approx(value, rel=1e-5, abs=1e-5), name
+                assert there[name] == pytest.approx(value, rel=1e-4, abs=1e-4), name  # 2e-5 by rounding, seen with AMX
         for name, value in alone["state"].items():
             difference = float((result["state"][name].double() - value.double()).norm())
             assert difference <= 1e-5 * max(1.0, float(value.double().norm())), name
