@@ -40,6 +40,10 @@ TINY = Sizes(
 )
 
 
+# A whole run; where bfloat16 is slow it takes minutes.
+pytestmark = pytest.mark.timeout(900)
+
+
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten classes of coloured noise, 32x32, that differ in their mean."""
