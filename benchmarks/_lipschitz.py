@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
+from itertools import product, starmap
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -13,7 +16,6 @@ from ellips.gaussians import Moments
 from ellips.gaussians.moments import ClassMoments
 from ellips.gaussians.regularization import Regularization
 from ellips.losses import CertifiedRadius
-from ellips.regularization_search import RegularizationSearch, select_regularization
 
 SHOWN = (0.0, 36 / 255, 0.25, 72 / 255, 108 / 255, 0.5, 1.0)
 SEARCH = {"pooling": (0.5, 0.8, 0.95, 1.0), "shrinkage": (0.03, 0.1, 0.3, 0.6, 0.8, 0.9)}
@@ -37,20 +39,22 @@ def gaussians(features: Parts, labels: Parts, constant: float) -> dict[str, Any]
     collected = ClassMoments(int(labels["train"].max()) + 1, features["train"].shape[1])
     collected.update(features["train"], labels["train"])
     moments = collected.compute()
-    made = {f"trained up to {radius:g}": trained(moments, features, labels, radius * constant) for radius in TRAINED}
-    for limit in SHOWN:
-        search = RegularizationSearch(limit * constant, **SEARCH)
-        best, _ = select_regularization(moments, features["val"], labels["val"], search)
-        made[str(best.regularization)] = fitted(moments, best.regularization)
-    held_out = {name: _certified(ellips, features["val"], labels["val"], constant) for name, ellips in made.items()}
-    found: dict[str, Any] = {}
+    regularizations = starmap(Regularization, product(SEARCH["pooling"], SEARCH["shrinkage"]))
+    made = {str(regularization): fitted(moments, regularization) for regularization in regularizations}
+    made |= {f"trained up to {radius:g}": trained(moments, features, labels, radius * constant) for radius in TRAINED}
+
+    @cache
+    def certified(name: str, part: str) -> dict[str, Any]:
+        with torch.no_grad():
+            certificate = made[name].certify(features[part])
+        return summary(certificate.prediction, certificate.radius / constant, labels[part])
+
+    found = {}
     for radius in (f"{limit:.4g}" for limit in SHOWN):
-        name = max(held_out, key=lambda each: held_out[each]["certified_accuracy"][radius])
-        found[radius] = {
-            "gaussians": name,
-            "validation": held_out[name]["certified_accuracy"][radius],
-            **_certified(made[name], features["test"], labels["test"], constant),
-        }
+        name, best = max(
+            ((name, certified(name, "val")["certified_accuracy"][radius]) for name in made), key=itemgetter(1)
+        )
+        found[radius] = {"gaussians": name, "validation": best, **certified(name, "test")}
     return found
 
 
@@ -77,12 +81,6 @@ def trained(moments: Moments, features: Parts, labels: Parts, radius: float) -> 
     return ellips
 
 
-@torch.no_grad()
-def _certified(ellips: Ellips, features: Tensor, labels: Tensor, constant: float) -> dict[str, Any]:
-    certificate = ellips.certify(features)
-    return summary(certificate.prediction, certificate.radius / constant, labels)
-
-
 def summary(prediction: Tensor, radius: Tensor, labels: Tensor) -> dict[str, Any]:
     """Return certified accuracy in per cent at each radius, and the mean radius, 0 where wrong."""
     right = prediction == labels
@@ -95,7 +93,7 @@ def ahead(networks: dict[str, Any]) -> dict[str, dict[str, float | None]]:
     """Compare the Gaussians of the first LipNeXt, at the radius they were chosen for, with linear classifiers.
 
     Args:
-        networks: What :func:`evaluate` returns, by name.
+        networks: What :func:`benchmarks.lipschitz_encoders.evaluate` returns, by name.
 
     Returns:
         For each radius points above its own margin, and above the line through the margins of every LipNeXt, clean

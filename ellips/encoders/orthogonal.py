@@ -79,8 +79,8 @@ def equalised(tangent: Tensor, iterations: int = 5, dtype: torch.dtype = torch.f
     """Turn skew-symmetric matrices all planes by about the same angle, 1: the singular values' own factor is taken off.
 
     Newton–Schulz iterations with the polynomial of Muon (Jordan et al. 2024), which is not meant to converge: singular
-    values end between 0.68 and 1.14, but for those that were under a thousandth of the Frobenius norm. It is odd, so
-    that what was skew stays skew.
+    values end between 0.68 and 1.21, but for those that were under two thousandths of the Frobenius norm. It is odd,
+    so that what was skew stays skew.
 
     Args:
         tangent: Skew-symmetric, shape ``(..., n, n)``; where all of it is 0 it stays so.
@@ -175,7 +175,7 @@ class OrthogonalMuon(torch.optim.AdamW):
             product = matrices.mT @ matrices.grad
             tangent = (product - product.mT) / 2
             state = self.state[matrices]
-            if not state:
+            if "momentum" not in state:
                 state |= {"step": torch.tensor(0.0), "momentum": torch.zeros_like(tangent)}  # AdamW expects a "step"
             state["step"] += 1
             average = state["momentum"]

@@ -40,10 +40,6 @@ TINY = Sizes(
 )
 
 
-# A whole run; where bfloat16 is slow it takes minutes.
-pytestmark = pytest.mark.timeout(900)
-
-
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten classes of coloured noise, 32x32, that differ in their mean."""
@@ -108,6 +104,7 @@ def test_more_images_take_nothing_away(
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(900)  # minutes, where bfloat16 is slow
 def test_a_whole_run_ends_with_a_page_of_every_kind_of_claim(pictures: Path, tmp_path: Path) -> None:
     result = cifar10.main(arguments(pictures, tmp_path))
     text = (tmp_path / "cifar10.md").read_text(encoding="utf-8")

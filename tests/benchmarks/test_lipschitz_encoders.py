@@ -83,3 +83,33 @@ def test_training_makes_the_radius_larger_that_it_asks_for() -> None:
     loss = CertifiedRadius(2.0, gaussians="fitted")
     with torch.no_grad():
         assert loss(features, labels, ellips, 0) < loss(features, labels, start, 0) - 0.001
+
+
+def test_no_step_within_its_radius_changes_what_trained_gaussians_predict() -> None:
+    """Steps to the nearest other class along the gradient of its lead, and 200 at random, for every latent."""
+    torch.manual_seed(0)
+    labels = torch.arange(150) % 3
+    features = torch.nn.functional.one_hot(labels, 4).double() + 0.5 * torch.randn(150, 4, dtype=torch.float64)
+    moments = ClassMoments(3, 4)
+    moments.update(features, labels)
+    ellips = _lipschitz.trained(moments.compute(), {"train": features}, {"train": labels}, 1.0)
+    with torch.no_grad():
+        certificate = ellips.certify(features)
+    at = features.clone()
+    for step in (0.3, 0.3, 0.2, 0.1, 0.1):  # of the radius: never beyond it
+        at.requires_grad_()
+        scores = ellips(at)
+        own = scores.gather(1, certificate.prediction[:, None])
+        lead = (own - scores).scatter(1, certificate.prediction[:, None], torch.inf).amin(1)
+        (gradient,) = torch.autograd.grad(lead.sum(), at)
+        way = torch.nn.functional.normalize(gradient, dim=1)
+        at = (at - step * (1 - 1e-9) * certificate.radius[:, None] * way).detach()
+        with torch.no_grad():
+            assert torch.equal(ellips(at).argmax(1), certificate.prediction)
+    away = torch.nn.functional.normalize(torch.randn(200, 150, 4, dtype=torch.float64), dim=2)
+    with torch.no_grad():
+        there = ellips((features + (1 - 1e-9) * certificate.radius[:, None] * away).flatten(0, 1)).argmax(1)
+        assert torch.equal(there.view(200, 150), certificate.prediction.expand(200, -1))
+        # Not so a little farther: the attack reaches what is to be reached.
+        beyond = features + 1.5 * (at - features)
+        assert (ellips(beyond).argmax(1) != certificate.prediction).double().mean() > 0.5

@@ -59,6 +59,7 @@ def fit(
         default_root_dir=folder,
         callbacks=[losses, *(callbacks or [])],
         num_sanity_val_steps=0,
+        precision="64-true",  # in float32 processors round sums over other batches apart by up to 2e-5
         **({"devices": 1} | options),
     )
     trainer.fit(module, data, ckpt_path=ckpt_path)
