@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +23,14 @@ _DIRECTIONS = ((1, 1), (-1, 1), (1, 2), (-1, 2))  # by how many pixels, along wh
 class LipNeXtArchitecture(EncoderArchitecture):
     """Layers of a LipNeXt encoder: stages of blocks, L2 pooling, a last layer.
 
-    A stage makes channels of squares of ``patch`` times ``patch`` pixels, pads them with zeros to its width, and goes
-    through its blocks. With the maps x as rows of C channels a block is ``|·|_β( S(x R^T) B^T + p )``: R and B
-    orthogonal, S a shift of five groups of channels around the torus (not at all, down, up, right, left), p a position
-    that is added, ``|·|_β`` the absolute value on a share β of the channels. The paper's ``M R^T S(R (x + p)) + b`` is
-    the same set of functions, with B = M R^T and what its p and b come to at the end in one.
+    A stage pools: it takes the L2 norm of each channel over squares of ``pool`` times ``pool`` pixels. It makes channels
+    of squares of ``patch`` times ``patch`` pixels, pads them with zeros to its width, and goes through its blocks. With
+    the maps x as rows of C channels a block of two products is ``|S(x R^T) B^T + p|_β``: R and B orthogonal, S a shift
+    of five groups of channels around the torus (not at all, down, up, right, left), p a position that is added,
+    ``|·|_β`` the absolute value on a share β of the channels. The paper's ``M R^T S(R (x + p)) + b`` is the same set of
+    functions, with B = M R^T and what its p and b come to at the end in one. A block of one product is
+    ``|x B^T + p|_β``, with S between two blocks: but for the absolute values, R is one with the B before it. So that S
+    moves channels with and without them, it has five groups of each.
 
     Attributes:
         image_shape: Channels, height and width of the images.
@@ -36,6 +39,10 @@ class LipNeXtArchitecture(EncoderArchitecture):
         depths: Blocks of each stage.
         absolute_share: β, the share of the channels whose absolute value is taken.
         feature_dim: Width of the features, at most the last stage's.
+        products: Orthogonal products of a block: 2 as in the paper, or 1; twice as many blocks of one cost the same.
+        pools: Side of the squares that each stage pools first; () for none, as in the paper.
+        regions: At the end is pooled over each of ``regions`` times ``regions`` parts of the maps, and features are
+            made of all parts; 1 in the paper. Its square divides ``feature_dim``.
 
     Raises:
         ValueError: If the sizes do not fit each other.
@@ -50,23 +57,28 @@ class LipNeXtArchitecture(EncoderArchitecture):
     depths: tuple[int, ...] = (6,)
     absolute_share: float = 0.25
     feature_dim: int = 64
+    products: int = 2
+    pools: tuple[int, ...] = ()
+    regions: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        sizes = (*self.patches, *self.widths, *self.depths)
-        if not len(self.patches) == len(self.widths) == len(self.depths) > 0 or min(sizes) < 1:
+        lists = (self.patches, self.widths, self.depths, self.every_pool)
+        if len({len(sizes) for sizes in lists}) > 1 or not self.patches or min(map(min, lists)) < 1:
             raise ValueError(
-                "Expected as many positive `patches` as `widths` and `depths`, one of each per stage, but got "
-                f"{self.patches}, {self.widths} and {self.depths}."
+                "Expected as many positive `patches` as `widths`, `depths` and, if any, `pools`, one of each per "
+                f"stage, but got {self.patches}, {self.widths}, {self.depths} and {self.pools}."
             )
+        if self.products not in (1, 2):
+            raise ValueError(f"Expected `products` to be 1 or 2 but got {self.products!r}.")
         if not 0 < self.absolute_share <= 1:
             raise ValueError(f"Expected `absolute_share` above 0, up to 1, but got {self.absolute_share}.")
         _, height, width = self.image_shape
-        step = math.prod(self.patches)
-        if height % step or width % step:
+        step = math.prod((*self.patches, *self.pools, self.regions))
+        if self.regions < 1 or height % step or width % step:
             raise ValueError(
-                f"Expected the product {step} of `patches` to divide height and width but got {height}x{width}; "
-                "change `patches`."
+                f"Expected `regions` to be positive, and the product {step} of it, `patches` and `pools` to divide "
+                f"height and width, but got {self.regions} and {height}x{width}; change these sizes."
             )
         for patch, inner, outer in zip(self.patches, (self.image_shape[0], *self.widths), self.widths, strict=False):
             if outer < inner * patch**2:
@@ -74,16 +86,28 @@ class LipNeXtArchitecture(EncoderArchitecture):
                     f"Expected a stage to be at least as wide as its squares of {patch}x{patch} pixels of {inner} "
                     f"channels, {inner * patch**2}, but got a width of {outer}; raise it, or make the squares smaller."
                 )
-        if self.feature_dim > self.widths[-1]:
+        if self.feature_dim > self.widths[-1] or self.feature_dim % self.regions**2:
             raise ValueError(
-                f"Expected `feature_dim` to be at most the last width, {self.widths[-1]}, but got {self.feature_dim}."
+                f"Expected `feature_dim` to be at most the last width, {self.widths[-1]}, and a multiple of the square "
+                f"of `regions`, {self.regions**2}, but got {self.feature_dim}."
             )
 
     @property
+    def every_pool(self) -> tuple[int, ...]:
+        """The side of the squares that each stage pools first."""
+        return self.pools or (1,) * len(self.patches)
+
+    @property
     def untold(self) -> str:
-        """The share of absolute values: two networks of the same weights may differ in it alone."""
-        default = LipNeXtArchitecture.absolute_share
-        return "" if self.absolute_share == default else f"absolute_share={self.absolute_share!r}"
+        """The share of absolute values, and what is pooled: two networks of the same weights may differ in them."""
+        told = LipNeXtArchitecture()
+        names = [name for name in ("absolute_share", "pools") if getattr(self, name) != getattr(told, name)]
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> Self:
+        """Return the architecture of a record; one that lacks some of them is from before there were others."""
+        return super().from_record({"products": 2, "pools": (), "regions": 1, **record})
 
     def build(self) -> LipNeXt:
         """Return the plain layers, whose last one is a linear layer, with random orthogonal weights."""
@@ -96,7 +120,7 @@ class LipNeXtArchitecture(EncoderArchitecture):
     def manifold(self, trained: nn.Module) -> list[nn.Parameter]:
         """Return the parameters that are stacks of orthogonal matrices, ``(..., n, n)`` each."""
         network = _require(trained)
-        last = [network.last.weight] if isinstance(network.last, _Rows) else []
+        last = network.last.parameters() if isinstance(network.last, _Rows) else []
         return [*(stage.rotations for stage in network.stages), *last]
 
     @torch.no_grad()
@@ -106,8 +130,7 @@ class LipNeXtArchitecture(EncoderArchitecture):
         for target, stage in zip(plain.stages, network.stages, strict=True):
             target.rotations.copy_(polar(stage.rotations))
             target.positions.copy_(stage.positions)
-        last = network.last
-        rows = polar(last.weight)[: self.feature_dim] if isinstance(last, _Rows) else last.weight
+        rows = network.last.rows(polar) if isinstance(network.last, _Rows) else network.last.weight
         plain.last.weight.copy_(rows)
         return plain.eval()
 
@@ -129,66 +152,87 @@ class LipNeXt(nn.Module):
 
     def __init__(self, architecture: LipNeXtArchitecture, square: bool = False) -> None:
         super().__init__()
-        channels, height, width = architecture.image_shape
+        size = architecture.image_shape
         stages = []
-        for patch, outer, depth in zip(architecture.patches, architecture.widths, architecture.depths, strict=True):
-            height, width = height // patch, width // patch
-            stages.append(_Stage(patch, channels, outer, depth, (height, width), architecture.absolute_share))
-            channels = outer
+        for index in range(len(architecture.depths)):
+            stages.append(_Stage(architecture, index, size))
+            size = stages[-1].size
         self.stages: Sequence[_Stage] = nn.ModuleList(stages)  # type: ignore[assignment]  # torch's has no type inside
-        dim = architecture.feature_dim
-        self.last = _Rows(channels, dim) if square else nn.Linear(channels, dim, bias=False)
-        if not square:
-            with torch.no_grad():
-                self.last.weight.copy_(random_orthogonal(channels)[:dim])
+        self.regions = architecture.regions
+        last = _Rows(size[0], architecture.feature_dim, self.regions**2)
+        self.last = last if square else last.plain()
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images to features."""
         maps = images.permute(0, 2, 3, 1) - _GREY
         for stage in self.stages:
             maps = stage(maps)
-        features: Tensor = self.last(pooled(maps))
+        features: Tensor = self.last(pooled(maps, self.regions, self.regions).flatten(1))
         return features
 
 
 class _Rows(nn.Module):
-    """A linear layer that uses the first rows of an orthogonal matrix."""
+    """A linear layer with orthonormal rows: of each region some rows of an orthogonal matrix, then one for all."""
 
-    def __init__(self, width: int, rows: int) -> None:
+    def __init__(self, width: int, dim: int, regions: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(random_orthogonal(width))
-        self.rows = rows
+        self.weight = nn.Parameter(random_orthogonal(regions, width))
+        self.mixed = nn.Parameter(random_orthogonal(dim)) if regions > 1 else None
+        self.count = dim // regions
+
+    def rows(self, exact: Callable[[Tensor], Tensor] = lambda matrices: matrices) -> Tensor:
+        """Return the matrix, ``(dim, regions * width)``, of matrices as they are or made ``exact``."""
+        rows: Tensor = torch.block_diag(*exact(self.weight)[:, : self.count])
+        return rows if self.mixed is None else exact(self.mixed) @ rows
+
+    @torch.no_grad()
+    def plain(self) -> nn.Linear:
+        """Return a linear layer with that matrix."""
+        rows = self.rows()
+        layer = nn.Linear(rows.shape[1], rows.shape[0], bias=False)
+        layer.weight.copy_(rows)
+        return layer
 
     def forward(self, values: Tensor) -> Tensor:
-        return functional.linear(values, self.weight[: self.rows])
+        return functional.linear(values, self.rows())
 
 
 class _Stage(nn.Module):
     """Squares of pixels to channels, then blocks; all matrices of the stage are one parameter.
 
     Attributes:
-        rotations: Shape ``(depth, 2, C, C)``: R and B of each block.
+        rotations: Shape ``(depth, products, C, C)``: R, where blocks have it, and B of each block.
         positions: Shape ``(depth, H, W, C)``.
     """
 
-    def __init__(
-        self, patch: int, inner: int, outer: int, depth: int, size: tuple[int, int], absolute_share: float
-    ) -> None:
+    def __init__(self, architecture: LipNeXtArchitecture, index: int, size: tuple[int, int, int]) -> None:
         super().__init__()
-        self.patch = patch
-        self.padding = outer - inner * patch**2
-        self.absolute = max(1, round(absolute_share * outer))
+        self.patch, self.pool = architecture.patches[index], architecture.every_pool[index]
+        outer, depth = architecture.widths[index], architecture.depths[index]
+        inner, *sides = size
+        height, width = (side // (self.patch * self.pool) for side in sides)
+        self.size = (outer, height, width)  # of what comes out
+        self.padding = outer - inner * self.patch**2
+        self.absolute = max(1, round(architecture.absolute_share * outer))
         first = random_orthogonal(depth, outer)
-        # At the start M is the identity: what R turns before the shift, B turns back.
-        self.rotations = nn.Parameter(torch.stack([first, first.mT], 1))
-        self.positions = nn.Parameter(torch.zeros(depth, *size, outer))
+        # With two, M is the identity at the start: what R turns before the shift, B turns back.
+        self.rotations = nn.Parameter(torch.stack([first, first.mT][: architecture.products], 1))
+        self.positions = nn.Parameter(torch.zeros(depth, height, width, outer))
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Map ``(N, H, W, C)`` to ``(N, H / patch, W / patch, outer)``."""
+        """Map ``(N, H, W, C)`` to ``(N, H', W', C')``, with the sides divided by ``pool`` and ``patch``."""
+        if self.pool > 1:
+            maps = pooled(maps, maps.shape[1] // self.pool, maps.shape[2] // self.pool)
         maps = functional.pad(space_to_depth(maps, self.patch), (0, self.padding))
-        for (before, after), position in zip(self.rotations, self.positions, strict=True):
-            turned = functional.linear(shift(functional.linear(maps, before)), after)
-            maps = partial_absolute(turned + position.to(turned.dtype), self.absolute)
+        blocks = len(self.rotations)
+        for block, (products, position) in enumerate(zip(self.rotations, self.positions, strict=True), 1):
+            *before, after = products
+            for product in before:
+                maps = shift(functional.linear(maps, product))
+            maps = functional.linear(maps, after)
+            # Blocks of one product have their shift in front of the next one.
+            activation = partial_absolute if before or block == blocks else absolute_and_shift
+            maps = activation(maps + position.to(maps.dtype), self.absolute)
         return maps
 
 
@@ -213,9 +257,37 @@ def shift(maps: Tensor) -> Tensor:
     Args:
         maps: Shape ``(N, H, W, C)``; the first group has what does not divide by five.
     """
-    moved = maps.shape[-1] // 5
-    still, *groups = maps.split([maps.shape[-1] - 4 * moved, *[moved] * 4], -1)
-    return torch.cat([still, *(group.roll(*way) for group, way in zip(groups, _DIRECTIONS, strict=True))], -1)
+    return torch.cat(_moved(maps.split(_groups(maps.shape[-1], maps.shape[-1] // 5), -1)), -1)
+
+
+def absolute_and_shift(maps: Tensor, count: int) -> Tensor:
+    """Take the absolute value of the first ``count`` channels, then move five groups of them and five of the others.
+
+    A contraction, number by number. One split and one join do for both, and groups that move have a multiple of eight
+    channels where that leaves any, as the registers of processors do: both make it faster.
+
+    Args:
+        maps: Shape ``(N, H, W, C)``.
+        count: At most C.
+    """
+    first, rest = (_groups(channels, _aligned(channels // 5)) for channels in (count, maps.shape[-1] - count))
+    pieces = maps.split([*first, *rest], -1)
+    absolute = [piece.abs() for piece in pieces[: len(first)]]
+    return torch.cat([*_moved(absolute), *_moved(pieces[len(first) :])], -1)
+
+
+def _groups(channels: int, moved: int) -> list[int]:
+    """Return the sizes of the group that stands still and of the four that move, without empty ones."""
+    return [size for size in (channels - 4 * moved, *[moved] * 4) if size]
+
+
+def _aligned(size: int) -> int:
+    return size - size % 8 if size > 8 else size
+
+
+def _moved(groups: Sequence[Tensor]) -> list[Tensor]:
+    ways = zip(groups[1:], _DIRECTIONS, strict=False)  # none, where there are too few channels for five groups
+    return [*groups[:1], *(group.roll(*way) for group, way in ways)]
 
 
 def partial_absolute(values: Tensor, count: int) -> Tensor:
@@ -226,19 +298,23 @@ def partial_absolute(values: Tensor, count: int) -> Tensor:
     return torch.cat([first.abs(), rest], -1)
 
 
-def pooled(maps: Tensor) -> Tensor:
-    """Return the L2 norm over space of each channel, at least in float32: 1-Lipschitz by the triangle inequality.
+def pooled(maps: Tensor, rows: int = 1, columns: int = 1) -> Tensor:
+    """Return the L2 norm of each channel over parts of the space, at least in float32.
 
-    Its gradient has norm 1, and is 0 where all pixels are 0.
+    1-Lipschitz by the triangle inequality, part by part. Its gradient has norm 1, and is 0 where all pixels are 0.
 
     Args:
         maps: Shape ``(N, H, W, C)``.
+        rows: Parts side by side along the height, which they divide.
+        columns: Along the width.
 
     Returns:
-        Shape ``(N, C)``.
+        Shape ``(N, rows, columns, C)``.
     """
     wide = maps if maps.dtype in (torch.float32, torch.float64) else maps.float()
-    norms: Tensor = torch.linalg.vector_norm(wide.flatten(1, 2), dim=1)
+    count, height, width, channels = maps.shape
+    parts = wide.reshape(count, rows, height // rows, columns, width // columns, channels)
+    norms: Tensor = torch.linalg.vector_norm(parts, dim=(2, 4))
     return norms
 
 
@@ -250,7 +326,7 @@ def singular_value_product(network: LipNeXt) -> float:
     """
     matrices = [matrix for stage in network.stages for matrix in stage.rotations.flatten(0, 1)]
     last = network.last
-    matrices.append(last.weight[: last.rows] if isinstance(last, _Rows) else last.weight)
+    matrices.append(last.rows() if isinstance(last, _Rows) else last.weight)
     return math.prod(matrix_norm(matrix.detach()) for matrix in matrices)
 
 
