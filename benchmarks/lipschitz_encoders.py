@@ -109,12 +109,14 @@ def cifar_task(folder: Path) -> Task:
     return Task(
         parts,
         {
-            "lipnext": LipNeXtArchitecture((3, 32, 32), (4,), (192,), (8,), 0.25, 64),
+            "lipnext": LipNeXtArchitecture(
+                (3, 32, 32), (4, 1, 1), (192, 384, 384), (3, 3, 3), 0.25, 64, products=1, pools=(1, 2, 2)
+            ),
             "torchlip": LipschitzArchitecture((3, 32, 32), (32, 64, 96), (), 64),
         },
-        {"lipnext": 1.2e-2, "torchlip": 2e-3},
+        {"lipnext": 2e-2, "torchlip": 2e-3},
         {"objective": "emma", "temperature": 4.0, "margin": 0.5, "noise": 0.0, "flip": True, "shift": 2},
-        {"lipnext": 256, "torchlip": 128},
+        {"lipnext": 384, "torchlip": 128},
         (0.25, 0.75, 1.0),
         compiled=shutil.which(os.environ.get("CXX", "g++")) is not None,
     )
