@@ -65,7 +65,7 @@ class Task:
 
     Attributes:
         parts: Images and labels.
-        architectures: LipNeXt and torchlip's, of about as many weights.
+        architectures: LipNeXt and torchlip's.
         rates: Their peak learning rates.
         training: What both trainings are given besides.
         batch_sizes: Images for each step.

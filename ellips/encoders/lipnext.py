@@ -23,12 +23,12 @@ _DIRECTIONS = ((1, 1), (-1, 1), (1, 2), (-1, 2))  # by how many pixels, along wh
 class LipNeXtArchitecture(EncoderArchitecture):
     """Layers of a LipNeXt encoder: stages of blocks, L2 pooling, a last layer.
 
-    A stage pools: it takes the L2 norm of each channel over squares of ``pool`` times ``pool`` pixels. It makes channels
-    of squares of ``patch`` times ``patch`` pixels, pads them with zeros to its width, and goes through its blocks. With
-    the maps x as rows of C channels a block of two products is ``|S(x R^T) B^T + p|_β``: R and B orthogonal, S a shift
-    of five groups of channels around the torus (not at all, down, up, right, left), p a position that is added,
-    ``|·|_β`` the absolute value on a share β of the channels. The paper's ``M R^T S(R (x + p)) + b`` is the same set of
-    functions, with B = M R^T and what its p and b come to at the end in one. A block of one product is
+    A stage pools: it takes the L2 norm of each channel over squares of ``pool`` times ``pool`` pixels. It makes
+    channels of squares of ``patch`` times ``patch`` pixels, pads them with zeros to its width, and goes through its
+    blocks. With the maps x as rows of C channels a block of two products is ``|S(x R^T) B^T + p|_β``: R and B
+    orthogonal, S a shift of five groups of channels around the torus (not at all, down, up, right, left), p a position
+    that is added, ``|·|_β`` the absolute value on a share β of the channels. The paper's ``M R^T S(R (x + p)) + b`` is
+    the same set of functions, with B = M R^T and what its p and b come to at the end in one. A block of one product is
     ``|x B^T + p|_β``, with S between two blocks: but for the absolute values, R is one with the B before it. So that S
     moves channels with and without them, it has five groups of each.
 

@@ -92,12 +92,16 @@ def test_any_training_on_cifar10_takes_image_files(capsys: pytest.CaptureFixture
     assert "download" not in data["init_args"]
 
 
-@pytest.mark.parametrize(("name", "width"), [("cifar10_lipnext_gpu", 512), ("cifar10_lipnext_8gpus", 2048)])
-def test_larger_lipschitz_encoders_fit_together(capsys: pytest.CaptureFixture[str], name: str, width: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "widths"), [("cifar10_lipnext_gpu", (512, 1024, 1024)), ("cifar10_lipnext_8gpus", (2048,))]
+)
+def test_larger_lipschitz_encoders_fit_together(
+    capsys: pytest.CaptureFixture[str], name: str, widths: tuple[int, ...]
+) -> None:
     given = printed(capsys, *arguments(f"encoders/{name}"), "--trainer.accelerator=cpu")
     sizes = given["init_args"]["architecture"]["init_args"]
     architecture = LipNeXtArchitecture(**{key: tuple(v) if isinstance(v, list) else v for key, v in sizes.items()})
-    assert architecture.widths == (width,)
+    assert architecture.widths == widths
 
 
 def test_what_is_no_training_of_an_encoder_is_refused(
