@@ -27,22 +27,17 @@ def random_orthogonal(*shape: int) -> Tensor:
 
 
 def truncated_exponential(tangent: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Return the matrix exponential's series up to the third power; the error is at most ``‖A‖⁴ e^‖A‖ / 24``.
+    """Return ``exp(A) − I`` by its series up to the third power; the error is at most ``‖A‖⁴ e^‖A‖ / 24``.
 
     Args:
-        tangent: Skew-symmetric matrices, shape ``(..., n, n)``.
-        dtype: Of the products, none of which has the first power; the type given unless named.
+        tangent: Skew-symmetric matrices A, shape ``(..., n, n)``.
+        dtype: Of the products, which the second and the third power are made of; the type given unless named.
     """
-    identity = torch.eye(tangent.shape[-1], dtype=tangent.dtype, device=tangent.device)
-    return identity + _truncated_step(tangent, tangent.dtype if dtype is None else dtype)
-
-
-def _truncated_step(tangent: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return ``A + A²/2 + A³/6``, with two products."""
-    stack = tangent.flatten(0, -3) if tangent.ndim > 2 else tangent[None]
-    reduced = stack.to(dtype)
+    stack = tangent.reshape(-1, *tangent.shape[-2:])
+    reduced = stack.to(stack.dtype if dtype is None else dtype)
+    # A²/2 + A³/6 as (A/2 + A²/6) A.
     higher = torch.baddbmm(reduced, reduced, reduced, beta=0.5, alpha=1 / 6) @ reduced
-    return (stack + higher).view(tangent.shape)
+    return (stack + higher).reshape(tangent.shape)
 
 
 def polar_step(matrices: Tensor) -> Tensor:
@@ -100,7 +95,7 @@ def equalised(tangent: Tensor, iterations: int = 3, dtype: torch.dtype = torch.f
         Shape ``(..., n, n)``, skew-symmetric, of the type given.
     """
     first, third, fifth = 3.4445, -4.7750, 2.0315
-    stack = tangent.flatten(0, -3) if tangent.ndim > 2 else tangent[None]
+    stack = tangent.reshape(-1, *tangent.shape[-2:])
     turned = (stack / _or_one(torch.linalg.matrix_norm(stack, keepdim=True))).to(dtype)
     square = turned @ turned.mT
     fourth = square @ square
@@ -114,7 +109,7 @@ def equalised(tangent: Tensor, iterations: int = 3, dtype: torch.dtype = torch.f
             factor = torch.baddbmm(square, square, square, beta=third, alpha=fifth)
         turned = torch.baddbmm(turned, factor, turned, beta=first)
     wide = turned.to(tangent)
-    skew: Tensor = ((wide - wide.mT) / 2).view(tangent.shape)
+    skew: Tensor = ((wide - wide.mT) / 2).reshape(tangent.shape)
     return skew
 
 
@@ -202,7 +197,6 @@ class OrthogonalMuon(torch.optim.AdamW):
             average = state["momentum"]
             average.lerp_(tangent, 1 - self.momentum)
             turn = equalised(average.lerp(tangent, 1 - self.momentum), dtype=self.dtype)
-            # W exp(A) as W + W (exp(A) - I).
-            matrices += matrices @ _truncated_step(-group["lr"] * turn, self.dtype)
+            matrices += matrices @ truncated_exponential(-group["lr"] * turn, self.dtype)
             if int(state["step"]) % self.polar_interval == 0:
                 matrices.copy_(polar_step(matrices))

@@ -282,8 +282,7 @@ def test_a_file_from_before_blocks_of_one_product_is_read(tmp_path: Path) -> Non
 
 
 def test_networks_of_the_same_weights_are_told_apart_by_what_they_do_with_them(tmp_path: Path) -> None:
-    sizes = {"image_shape": (1, 8, 8), "widths": (9, 40), "depths": (1, 1), "feature_dim": 8}
-    first = LipNeXtArchitecture(patches=(2, 2), **sizes)  # type: ignore[arg-type]
+    first = LipNeXtArchitecture((1, 8, 8), (2, 2), (9, 40), (1, 1), feature_dim=8)
     path, found = tmp_path / "encoder.safetensors", {}
     export_encoder(first.trainable(), first, path)
     state = load_file(path)
