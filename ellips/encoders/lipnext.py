@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ellips.encoders.architecture import EncoderArchitecture
-from ellips.encoders.orthogonal import polar, random_orthogonal
+from ellips.encoders.mirrored import MirroredLipNeXt
+from ellips.encoders.orthogonal import OrthonormalRows, polar, random_orthogonal
+from ellips.encoders.spatial import GREY, absolute_and_shift, partial_absolute, pooled, shift, space_to_depth
 from ellips.lipschitz.spectral.norms import matrix_norm
-
-_GREY = 0.5  # what is subtracted of pixels: a translation
-_DIRECTIONS = ((1, 1), (-1, 1), (1, 2), (-1, 2))  # by how many pixels, along which axis of (N, H, W, C)
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,10 @@ class LipNeXtArchitecture(EncoderArchitecture):
         pools: Side of the squares that each stage pools first; () for none, as in the paper.
         regions: At the end is pooled over each of ``regions`` times ``regions`` parts of the maps, and features are
             made of all parts; 1 in the paper. Its square divides ``feature_dim``.
+        mirrored: Make features that are the same for an image and its mirror image, by :class:`MirroredLipNeXt`, which
+            trains with half the work in products. Channels come in pairs that are pooled together at the end, so that
+            ``feature_dim`` is at most half the last width. Blocks have one product, squares an even side and are made
+            in the first stage alone; ``regions`` is 1.
 
     Raises:
         ValueError: If the sizes do not fit each other.
@@ -60,6 +63,7 @@ class LipNeXtArchitecture(EncoderArchitecture):
     products: int = 2
     pools: tuple[int, ...] = ()
     regions: int = 1
+    mirrored: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -91,6 +95,27 @@ class LipNeXtArchitecture(EncoderArchitecture):
                 f"Expected `feature_dim` to be at most the last width, {self.widths[-1]}, and a multiple of the square "
                 f"of `regions`, {self.regions**2}, but got {self.feature_dim}."
             )
+        if self.mirrored:
+            self._require_halves()
+
+    def _require_halves(self) -> None:
+        first, *others = self.patches
+        if (self.products, self.regions, self.every_pool[0]) != (1, 1, 1) or first % 2 or any(x != 1 for x in others):
+            raise ValueError(
+                "Expected a `mirrored` network to have `products` = 1, `regions` = 1, a first one of `pools` of 1, and "
+                "`patches` that are even in the first stage and 1 in others, but got "
+                f"{self.products}, {self.regions}, {self.pools} and {self.patches}."
+            )
+        if any(width % 2 for width in self.widths) or 2 * self.feature_dim > self.widths[-1]:
+            raise ValueError(
+                "Expected a `mirrored` network to have even `widths`, and a last one of at least twice `feature_dim`, "
+                f"{2 * self.feature_dim}, but got {self.widths}."
+            )
+
+    def absolute_channels(self, width: int) -> int:
+        """Return how many of a stage's channels the absolute value is taken of; an even number if ``mirrored``."""
+        step = 2 if self.mirrored else 1
+        return step * max(1, round(self.absolute_share * (width // step)))
 
     @property
     def every_pool(self) -> tuple[int, ...]:
@@ -107,31 +132,31 @@ class LipNeXtArchitecture(EncoderArchitecture):
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Self:
         """Return the architecture of a record; one that lacks some of them is from before there were others."""
-        return super().from_record({"products": 2, "pools": (), "regions": 1, **record})
+        return super().from_record({"products": 2, "pools": (), "regions": 1, "mirrored": False, **record})
 
     def build(self) -> LipNeXt:
         """Return the plain layers, whose last one is a linear layer, with random orthogonal weights."""
         return LipNeXt(self)
 
-    def trainable(self) -> LipNeXt:
+    def trainable(self) -> LipNeXt | MirroredLipNeXt:
         """Return the layers as they are trained: all matrices square and orthogonal."""
-        return LipNeXt(self, square=True)
+        return MirroredLipNeXt(self) if self.mirrored else LipNeXt(self, square=True)
 
     def manifold(self, trained: nn.Module) -> list[nn.Parameter]:
         """Return the parameters that are stacks of orthogonal matrices, ``(..., n, n)`` each."""
         network = _require(trained)
-        last = network.last.parameters() if isinstance(network.last, _Rows) else []
+        last = network.last.parameters() if isinstance(network.last, OrthonormalRows) else []
         return [*(stage.rotations for stage in network.stages), *last]
 
     @torch.no_grad()
     def plain(self, trained: nn.Module) -> LipNeXt:
         """Return plain layers with the weights of trained ones, each matrix replaced by the nearest orthogonal one."""
         network, plain = _require(trained), self.build()
-        for target, stage in zip(plain.stages, network.stages, strict=True):
-            target.rotations.copy_(polar(stage.rotations))
-            target.positions.copy_(stage.positions)
-        rows = network.last.rows(polar) if isinstance(network.last, _Rows) else network.last.weight
-        plain.last.weight.copy_(rows)
+        stages, last = network.written_out(polar)
+        for target, (rotations, positions) in zip(plain.stages, stages, strict=True):
+            target.rotations.copy_(rotations)
+            target.positions.copy_(positions)
+        plain.last.weight.copy_(last)
         return plain.eval()
 
     def scaled(self, plain: nn.Module) -> Iterable[nn.Parameter]:
@@ -158,43 +183,28 @@ class LipNeXt(nn.Module):
             stages.append(_Stage(architecture, index, size))
             size = stages[-1].size
         self.stages: Sequence[_Stage] = nn.ModuleList(stages)  # type: ignore[assignment]  # torch's has no type inside
-        self.regions = architecture.regions
-        last = _Rows(size[0], architecture.feature_dim, self.regions**2)
-        self.last = last if square else last.plain()
+        self.regions, self.pairs = architecture.regions, architecture.mirrored
+        dim, parts = architecture.feature_dim, self.regions**2
+        width = size[0] // 2 if self.pairs else size[0]
+        self.last = OrthonormalRows(width, dim, parts) if square else nn.Linear(width * parts, dim, bias=False)
+        if not square:
+            nn.init.orthogonal_(self.last.weight)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images to features."""
-        maps = images.permute(0, 2, 3, 1) - _GREY
+        maps = images.permute(0, 2, 3, 1) - GREY
         for stage in self.stages:
             maps = stage(maps)
+        if self.pairs:
+            maps = maps.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(2, 3)  # a pair of channels is pooled together
         features: Tensor = self.last(pooled(maps, self.regions, self.regions).flatten(1))
         return features
 
-
-class _Rows(nn.Module):
-    """A linear layer with orthonormal rows: of each region some rows of an orthogonal matrix, then one for all."""
-
-    def __init__(self, width: int, dim: int, regions: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(random_orthogonal(regions, width))
-        self.mixed = nn.Parameter(random_orthogonal(dim)) if regions > 1 else None
-        self.count = dim // regions
-
-    def rows(self, exact: Callable[[Tensor], Tensor] = lambda matrices: matrices) -> Tensor:
-        """Return the matrix, ``(dim, regions * width)``, of matrices as they are or made ``exact``."""
-        rows: Tensor = torch.block_diag(*exact(self.weight)[:, : self.count])
-        return rows if self.mixed is None else exact(self.mixed) @ rows
-
     @torch.no_grad()
-    def plain(self) -> nn.Linear:
-        """Return a linear layer with that matrix."""
-        rows = self.rows()
-        layer = nn.Linear(rows.shape[1], rows.shape[0], bias=False)
-        layer.weight.copy_(rows)
-        return layer
-
-    def forward(self, values: Tensor) -> Tensor:
-        return functional.linear(values, self.rows())
+    def written_out(self, exact: Callable[[Tensor], Tensor]) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+        """Return rotations and positions of each stage, and the last matrix, with matrices made ``exact`` first."""
+        last = self.last.rows(exact) if isinstance(self.last, OrthonormalRows) else self.last.weight
+        return [(exact(stage.rotations), stage.positions) for stage in self.stages], last
 
 
 class _Stage(nn.Module):
@@ -209,11 +219,10 @@ class _Stage(nn.Module):
         super().__init__()
         self.patch, self.pool = architecture.patches[index], architecture.every_pool[index]
         outer, depth = architecture.widths[index], architecture.depths[index]
-        inner, *sides = size
-        height, width = (side // (self.patch * self.pool) for side in sides)
+        height, width = (side // (self.patch * self.pool) for side in size[1:])
+        self.channels = size[0] * self.patch**2  # that come in, pixels of squares and their colours
         self.size = (outer, height, width)  # of what comes out
-        self.padding = outer - inner * self.patch**2
-        self.absolute = max(1, round(architecture.absolute_share * outer))
+        self.absolute, self.pairs = architecture.absolute_channels(outer), architecture.mirrored
         first = random_orthogonal(depth, outer)
         # With two, M is the identity at the start: what R turns before the shift, B turns back.
         self.rotations = nn.Parameter(torch.stack([first, first.mT][: architecture.products], 1))
@@ -223,114 +232,45 @@ class _Stage(nn.Module):
         """Map ``(N, H, W, C)`` to ``(N, H', W', C')``, with the sides divided by ``pool`` and ``patch``."""
         if self.pool > 1:
             maps = pooled(maps, maps.shape[1] // self.pool, maps.shape[2] // self.pool)
-        maps = functional.pad(space_to_depth(maps, self.patch), (0, self.padding))
+        maps = space_to_depth(maps, self.patch)
         blocks = len(self.rotations)
         for block, (products, position) in enumerate(zip(self.rotations, self.positions, strict=True), 1):
             *before, after = products
             for product in before:
-                maps = shift(functional.linear(maps, product))
-            maps = functional.linear(maps, after)
+                maps = shift(_product(maps, product))
+            maps = _product(maps, after) + position.to(maps.dtype)
             # Blocks of one product have their shift in front of the next one.
-            activation = partial_absolute if before or block == blocks else absolute_and_shift
-            maps = activation(maps + position.to(maps.dtype), self.absolute)
+            if before or block == blocks:
+                maps = partial_absolute(maps, self.absolute)
+            else:
+                maps = absolute_and_shift(maps, self.absolute, self.pairs)
         return maps
 
-
-def space_to_depth(maps: Tensor, patch: int) -> Tensor:
-    """Make channels of squares of pixels: the same numbers elsewhere, an isometry.
-
-    Args:
-        maps: Shape ``(N, H, W, C)``.
-        patch: Side p of the squares.
-
-    Returns:
-        Shape ``(N, H / p, W / p, p p C)``.
-    """
-    count, height, width, channels = maps.shape
-    split = maps.reshape(count, height // patch, patch, width // patch, patch, channels)
-    return split.permute(0, 1, 3, 2, 4, 5).reshape(count, height // patch, width // patch, patch**2 * channels)
+    def matrices(self) -> list[Tensor]:
+        """Return the matrices in order, ``(1, C, C)`` each; of the first only columns that something comes to."""
+        first, *others = self.rotations.flatten(0, 1).split(1)
+        return [first[..., : self.channels], *others]
 
 
-def shift(maps: Tensor) -> Tensor:
-    """Move five groups of channels around the torus: not at all, down, up, right, left; an isometry.
-
-    Args:
-        maps: Shape ``(N, H, W, C)``; the first group has what does not divide by five.
-    """
-    return torch.cat(_moved(maps.split(_groups(maps.shape[-1], maps.shape[-1] // 5), -1)), -1)
+def _product(maps: Tensor, matrix: Tensor) -> Tensor:
+    """Multiply maps, as if padded with channels of zeros, by a matrix of ``(C, C)``."""
+    channels = maps.shape[-1]
+    return functional.linear(maps, matrix if channels == matrix.shape[-1] else matrix[:, :channels])
 
 
-def absolute_and_shift(maps: Tensor, count: int) -> Tensor:
-    """Take the absolute value of the first ``count`` channels, then move five groups of them and five of the others.
-
-    A contraction, number by number. One split and one join do for both, and groups that move have a multiple of eight
-    channels where that leaves any, as the registers of processors do: both make it faster.
-
-    Args:
-        maps: Shape ``(N, H, W, C)``.
-        count: At most C.
-    """
-    first, rest = (_groups(channels, _aligned(channels // 5)) for channels in (count, maps.shape[-1] - count))
-    pieces = maps.split([*first, *rest], -1)
-    absolute = [piece.abs() for piece in pieces[: len(first)]]
-    return torch.cat([*_moved(absolute), *_moved(pieces[len(first) :])], -1)
-
-
-def _groups(channels: int, moved: int) -> list[int]:
-    """Return the sizes of the group that stands still and of the four that move, without empty ones."""
-    return [size for size in (channels - 4 * moved, *[moved] * 4) if size]
-
-
-def _aligned(size: int) -> int:
-    return size - size % 8 if size > 8 else size
-
-
-def _moved(groups: Sequence[Tensor]) -> list[Tensor]:
-    ways = zip(groups[1:], _DIRECTIONS, strict=False)  # none, where there are too few channels for five groups
-    return [*groups[:1], *(group.roll(*way) for group, way in ways)]
-
-
-def partial_absolute(values: Tensor, count: int) -> Tensor:
-    """Take the absolute value of the first ``count`` channels, the last axis: 1-Lipschitz, number by number."""
-    if count == values.shape[-1]:
-        return values.abs()
-    first, rest = values.split([count, values.shape[-1] - count], -1)
-    return torch.cat([first.abs(), rest], -1)
-
-
-def pooled(maps: Tensor, rows: int = 1, columns: int = 1) -> Tensor:
-    """Return the L2 norm of each channel over parts of the space, at least in float32.
-
-    1-Lipschitz by the triangle inequality, part by part. Its gradient has norm 1, and is 0 where all pixels are 0.
-
-    Args:
-        maps: Shape ``(N, H, W, C)``.
-        rows: Parts side by side along the height, which they divide.
-        columns: Along the width.
-
-    Returns:
-        Shape ``(N, rows, columns, C)``.
-    """
-    wide = maps if maps.dtype in (torch.float32, torch.float64) else maps.float()
-    count, height, width, channels = maps.shape
-    parts = wide.reshape(count, rows, height // rows, columns, width // columns, channels)
-    norms: Tensor = torch.linalg.vector_norm(parts, dim=(2, 4))
-    return norms
-
-
-def singular_value_product(network: LipNeXt) -> float:
+def singular_value_product(network: LipNeXt | MirroredLipNeXt) -> float:
     """Return the product of the largest singular values of all stored matrices, each by one float64 decomposition.
 
     It is a Lipschitz constant of the network in exact arithmetic, raised for rounding; :class:`SpectralProduct` comes
     to it on its own, from the exported operations.
     """
-    matrices = [matrix for stage in network.stages for matrix in stage.rotations.flatten(0, 1)]
     last = network.last
-    matrices.append(last.rows() if isinstance(last, _Rows) else last.weight)
-    return math.prod(matrix_norm(matrix.detach()) for matrix in matrices)
+    rows = last.rows() if isinstance(last, OrthonormalRows) else last.weight
+    stacks = [stack for stage in network.stages for stack in stage.matrices()]
+    return math.prod(max(map(matrix_norm, stack.detach())) for stack in (*stacks, rows[None]))
 
 
-def _require(network: nn.Module) -> LipNeXt:
-    if not isinstance(network, LipNeXt):
+def _require(network: nn.Module) -> LipNeXt | MirroredLipNeXt:
+    if not isinstance(network, LipNeXt | MirroredLipNeXt):
         raise TypeError(f"Expected a LipNeXt network but got {type(network).__name__}.")
     return network

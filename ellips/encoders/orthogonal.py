@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from ellips.validation import at_least, fraction
 
@@ -115,6 +116,31 @@ def equalised(tangent: Tensor, iterations: int = 3, dtype: torch.dtype = torch.f
 
 def _or_one(size: Tensor) -> Tensor:
     return torch.where(size > 0, size, 1.0)
+
+
+class OrthonormalRows(nn.Module):
+    """A linear layer with orthonormal rows: of each part some rows of an orthogonal matrix, then one for all.
+
+    Args:
+        width: Of each part.
+        dim: Rows, at most ``parts`` times ``width``, and a multiple of ``parts``.
+        parts: How many of ``width`` numbers lie side by side in the values.
+    """
+
+    def __init__(self, width: int, dim: int, parts: int = 1) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(random_orthogonal(parts, width))
+        self.mixed = nn.Parameter(random_orthogonal(dim)) if parts > 1 else None
+        self.count = dim // parts
+
+    def rows(self, exact: Callable[[Tensor], Tensor] = lambda matrices: matrices) -> Tensor:
+        """Return the matrix, ``(dim, parts * width)``, of matrices as they are or made ``exact``."""
+        rows: Tensor = torch.block_diag(*exact(self.weight)[:, : self.count])
+        return rows if self.mixed is None else exact(self.mixed) @ rows
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Map ``(N, parts * width)`` to ``(N, dim)``."""
+        return functional.linear(values, self.rows())
 
 
 class OrthogonalMuon(torch.optim.AdamW):

@@ -1,0 +1,197 @@
+"""LipNeXt whose features are the same for an image and its mirror image, trained at half the products.
+
+Each channel has a partner: what it is for an image, the partner is for the mirror image, and the other way round, both
+left to right. Such a network is trained in sums and differences of partners, times √½ each, an isometry, which are
+called even and odd here: its matrices turn even channels among themselves, and odd ones, so that two matrices of half
+the width do for one (Bökman, Nordström and Kahl, ICML 2025). Written out it is a LipNeXt as any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ellips.encoders.orthogonal import OrthonormalRows, random_orthogonal
+from ellips.encoders.spatial import GREY, fast_groups, moved, pooled
+
+if TYPE_CHECKING:
+    from ellips.encoders.lipnext import LipNeXtArchitecture
+
+_ROOT_HALF = 0.5**0.5
+Exact = Callable[[Tensor], Tensor]
+
+
+class MirroredLipNeXt(nn.Module):
+    """The network of :class:`LipNeXtArchitecture` with ``mirrored``, as it is trained.
+
+    Args:
+        architecture: The layers.
+    """
+
+    def __init__(self, architecture: LipNeXtArchitecture) -> None:
+        super().__init__()
+        size = architecture.image_shape
+        stages = []
+        for index in range(len(architecture.depths)):
+            stages.append(_MirroredStage(architecture, index, size))
+            size = stages[-1].size
+        self.stages: Sequence[_MirroredStage] = nn.ModuleList(stages)  # type: ignore[assignment]  # torch's has no type
+        self.last = OrthonormalRows(size[0] // 2, architecture.feature_dim)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images ``(N, C, H, W)`` to features ``(N, feature_dim)``."""
+        pair = _halves_of_squares(images.permute(0, 2, 3, 1) - GREY, self.stages[0].patch)
+        for stage in self.stages:
+            pair = stage(*pair)
+        # Partners together: they change places where the image is mirrored.
+        features: Tensor = self.last(pooled(torch.cat(pair, 2)).flatten(1))
+        return features
+
+    @torch.no_grad()
+    def written_out(self, exact: Exact) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+        """Return rotations and positions of each stage of a LipNeXt that is the same function, and its last matrix.
+
+        Args:
+            exact: What makes the matrices orthogonal first, ``(..., n, n)``.
+        """
+        stages = []
+        places = _places_in_squares(self.stages[0].patch, self.stages[0].channels)
+        for stage in self.stages:
+            stages.append(stage.written_out(places, exact))
+            places = _side_by_side(stage.size[0])
+        return stages, self.last.rows(exact)
+
+
+class _MirroredStage(nn.Module):
+    """A stage in even and odd channels.
+
+    Attributes:
+        rotations: Shape ``(depth, 2, C / 2, C / 2)``: of each block the matrix of even and that of odd channels.
+        groups: Where groups of half the channels move, and how many there are in each.
+        absolute: Of how many of these groups the absolute value is taken: of the first.
+        positions: Shape ``(depth, 2, H, W, C / 2)``: what is added to even channels and to odd ones; what counts of it
+            is the part that a mirror leaves as it is, and the one that it turns round.
+    """
+
+    def __init__(self, architecture: LipNeXtArchitecture, index: int, size: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.patch, self.pool = architecture.patches[index], architecture.every_pool[index]
+        outer, depth = architecture.widths[index], architecture.depths[index]
+        self.channels = size[0] * self.patch**2  # that come in, pixels of squares and their colours
+        height, width = (side // (self.patch * self.pool) for side in size[1:])
+        self.size = (outer, height, width)  # of what comes out
+        half, absolute = outer // 2, architecture.absolute_channels(outer) // 2
+        self.groups, self.absolute = [(0, absolute), *fast_groups(half - absolute, 4)], 1
+        self.rotations = nn.Parameter(random_orthogonal(depth, 2, half))
+        self.positions = nn.Parameter(torch.zeros(depth, 2, height, width, half))
+
+    def forward(self, even: Tensor, odd: Tensor) -> tuple[Tensor, Tensor]:
+        """Map two times ``(N, H, W, C / 2)`` to two times ``(N, H', W', C' / 2)``."""
+        if self.pool > 1:
+            rows, columns = even.shape[1] // self.pool, even.shape[2] // self.pool
+            even, odd = _partners(*(pooled(part, rows, columns) for part in _partners(even, odd)))
+        blocks = len(self.rotations)
+        for block, (products, position) in enumerate(zip(self.rotations, self.positions, strict=True), 1):
+            # Channels that the first block has beyond those that come in begin as zeros.
+            even = functional.linear(even, products[0, :, : even.shape[-1]])
+            odd = functional.linear(odd, products[1, :, : odd.shape[-1]])
+            added = _mirrored_parts(*position.to(even.dtype))
+            even, odd = even + added[0], odd + added[1]
+            even, odd = self._activation(even, odd, shift=block < blocks)
+        return even, odd
+
+    def _activation(self, even: Tensor, odd: Tensor, shift: bool) -> tuple[Tensor, Tensor]:
+        """Take absolute values of the first channels, and move groups of all, as :func:`absolute_and_shift`."""
+        evens, odds = (part.split([size for _, size in self.groups], -1) for part in (even, odd))
+        found = []
+        for index, ((way, _), *pair) in enumerate(zip(self.groups, evens, odds, strict=True)):
+            absolute = index < self.absolute
+            # What is linear and moves partners alike may as well be done to sums and differences.
+            apart = absolute or (shift and way in _SIDEWAYS)
+            parts = _partners(*pair) if apart else pair
+            if absolute:
+                parts = (parts[0].abs(), parts[1].abs())
+            if shift:
+                parts = (moved(parts[0], way), moved(parts[1], _SIDEWAYS.get(way, way)))
+            found.append(_partners(*parts) if apart else parts)
+        evens, odds = zip(*found, strict=True)
+        return torch.cat(evens, -1), torch.cat(odds, -1)
+
+    def matrices(self) -> list[Tensor]:
+        """Return the two matrices of each block; of the first ones only columns that something comes to."""
+        first, *others = self.rotations
+        return [first[..., : self.channels // 2], *others]
+
+    def written_out(self, before: Tensor, exact: Exact) -> tuple[Tensor, Tensor]:
+        """Return rotations ``(depth, 1, C, C)`` and positions ``(depth, H, W, C)`` for all channels.
+
+        Args:
+            before: Shape ``(2, c)``: where partners are among the channels that come in.
+            exact: What makes the matrices orthogonal first.
+        """
+        count, width = len(self.rotations), self.size[0]
+        rotations = self.rotations.new_zeros(count, 1, width, width)
+        positions = self.positions.new_zeros(count, *self.size[1:], width)
+        beyond = torch.arange(2 * before.shape[1], width).view(2, -1)
+        before = torch.cat([before, beyond], 1)
+        for block, ((even, odd), position) in enumerate(zip(exact(self.rotations), self.positions, strict=True)):
+            places = _places_in_groups(self.groups) if block < count - 1 else _side_by_side(width)
+            alike, across = (even + odd) / 2, (even - odd) / 2
+            added = _partners(*_mirrored_parts(*position))
+            for row in (0, 1):
+                for column in (0, 1):
+                    where = places[row][:, None], before[column][None, :]
+                    rotations[block, 0][where] = alike if row == column else across
+                positions[block][..., places[row]] = added[row]
+            before = places
+        return rotations, positions
+
+
+_SIDEWAYS = {3: 4, 4: 3}  # groups that move to the right and to the left, and where their partners do
+
+
+def _partners(even: Tensor, odd: Tensor) -> tuple[Tensor, Tensor]:
+    """Return partners of sums and differences, or these of those: an isometry that is its own inverse."""
+    return (even + odd) * _ROOT_HALF, (even - odd) * _ROOT_HALF
+
+
+def _mirrored_parts(even: Tensor, odd: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what of positions ``(H, W, C / 2)`` stays the same left to right, and what changes its sign."""
+    return (even + even.flip(1)) / 2, (odd - odd.flip(1)) / 2
+
+
+def _halves_of_squares(maps: Tensor, patch: int) -> tuple[Tensor, Tensor]:
+    """Make even and odd channels of squares of pixels, ``(N, H / p, W / p, p p C / 2)`` each: partners are mirrored."""
+    count, height, width, channels = maps.shape
+    squares = maps.reshape(count, height // patch, patch, width // patch, patch, channels)
+    squares = squares.permute(0, 1, 3, 2, 4, 5)
+    left, right = squares.split(patch // 2, -2)
+    even, odd = (part.flatten(3) for part in _partners(left, right.flip(-2)))
+    return even, odd
+
+
+def _places_in_squares(patch: int, channels: int) -> Tensor:
+    """Return where partners of :func:`_halves_of_squares` are among the channels of :func:`space_to_depth`."""
+    places = torch.arange(channels).view(patch, patch, -1)
+    left, right = places.split(patch // 2, 1)
+    return torch.stack([left.flatten(), right.flip(1).flatten()])
+
+
+def _places_in_groups(groups: Sequence[tuple[int, int]]) -> Tensor:
+    """Return where partners have to be among all channels, so that groups of twice the size move as they do."""
+    half = sum(size for _, size in groups)
+    own = torch.arange(half).split([size for _, size in groups])
+    sideways = {way: channels for (way, _), channels in zip(groups, own, strict=True) if way in _SIDEWAYS}
+    order = []
+    for (way, _), channels in zip(groups, own, strict=True):
+        order += [channels, half + (sideways[_SIDEWAYS[way]] if way in _SIDEWAYS else channels)]
+    return torch.cat(order).argsort().view(2, half)
+
+
+def _side_by_side(width: int) -> Tensor:
+    """Return where partners are at the end of a stage, which moves nothing: a pair beside the next one."""
+    return torch.arange(width).view(-1, 2).T
