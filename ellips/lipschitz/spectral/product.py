@@ -138,6 +138,8 @@ class _Bounds:
 
     def _piece(self, origin: Node, end: Node) -> float:
         """Bound the affine piece from ``origin`` to ``end``."""
+        if not origin.numel or not end.numel:
+            return 0.0  # no numbers, no distances
         inside = self._between(origin, end)
         small = min(origin.numel, end.numel) <= self.dense_limit
         if small and origin.numel * end.numel <= _MAX_DENSE_ELEMENTS:

@@ -264,3 +264,22 @@ def test_weights_that_are_computed_leave_room_for_what_float64_loses() -> None:
     for limit in (0, 1024):
         bound = SpectralProduct(dense_limit=limit).constant(Scaled(), torch.rand(1, 3, 2, 2))
         assert 1 + 1.9 * SLACK < bound / truth < 1 + 1e-6  # once for the norm, once for the weights
+
+
+@pytest.mark.parametrize("sizes", [[0, 3], [3, 0], [1, 0, 2]], ids=str)
+@BOTH
+def test_a_piece_without_any_numbers_counts_as_nothing(sizes: list[int], dense_limit: int) -> None:
+    class Split(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            pieces = [2.0 * piece.abs() for piece in images.split(sizes, 1)]
+            return torch.cat([piece.relu() + 1 for piece in pieces], 1).flatten(1)
+
+    class Apart(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            pieces = images.split(sizes, 1)
+            return torch.cat([(3.0 * pieces[0]).flatten(1), pieces[-1].flatten(1)], 1)
+
+    for network, norm in ((Split(), 2.0), (Apart(), 3.0 if sizes[0] else 1.0)):
+        constant = SpectralProduct(dense_limit=dense_limit).constant(network, torch.zeros(1, 3, 2, 2))
+        assert norm <= constant < norm * (1.5 if isinstance(network, Apart) else 1.000001)
+        assert constant * (1 + 1e-5) >= largest_secant(network, (3, 2, 2), steps=20)  # found in float32
