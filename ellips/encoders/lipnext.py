@@ -14,7 +14,15 @@ from torch.nn import functional
 from ellips.encoders.architecture import EncoderArchitecture
 from ellips.encoders.mirrored import MirroredLipNeXt
 from ellips.encoders.orthogonal import OrthonormalRows, polar, random_orthogonal
-from ellips.encoders.spatial import GREY, absolute_and_shift, partial_absolute, pooled, shift, space_to_depth
+from ellips.encoders.spatial import (
+    GREY,
+    StageSizes,
+    absolute_and_shift,
+    partial_absolute,
+    pooled,
+    shift,
+    space_to_depth,
+)
 from ellips.lipschitz.spectral.norms import matrix_norm
 
 
@@ -112,15 +120,23 @@ class LipNeXtArchitecture(EncoderArchitecture):
                 f"{2 * self.feature_dim}, but got {self.widths}."
             )
 
-    def absolute_channels(self, width: int) -> int:
-        """Return how many of a stage's channels the absolute value is taken of; an even number if ``mirrored``."""
-        step = 2 if self.mirrored else 1
-        return step * max(1, round(self.absolute_share * (width // step)))
-
     @property
     def every_pool(self) -> tuple[int, ...]:
         """The side of the squares that each stage pools first."""
         return self.pools or (1,) * len(self.patches)
+
+    @property
+    def stages(self) -> list[StageSizes]:
+        """The sizes of each stage."""
+        channels, height, breadth = self.image_shape
+        found = []
+        for patch, pool, width, depth in zip(self.patches, self.every_pool, self.widths, self.depths, strict=True):
+            channels, height, breadth = channels * patch**2, height // (pool * patch), breadth // (pool * patch)
+            step = 2 if self.mirrored else 1  # channels come in pairs
+            absolute = step * max(1, round(self.absolute_share * (width // step)))
+            found.append(StageSizes(patch, pool, channels, width, height, breadth, depth, absolute))
+            channels = width
+        return found
 
     @property
     def untold(self) -> str:
@@ -140,7 +156,7 @@ class LipNeXtArchitecture(EncoderArchitecture):
 
     def trainable(self) -> LipNeXt | MirroredLipNeXt:
         """Return the layers as they are trained: all matrices square and orthogonal."""
-        return MirroredLipNeXt(self) if self.mirrored else LipNeXt(self, square=True)
+        return MirroredLipNeXt(self.stages, self.feature_dim) if self.mirrored else LipNeXt(self, trained=True)
 
     def manifold(self, trained: nn.Module) -> list[nn.Parameter]:
         """Return the parameters that are stacks of orthogonal matrices, ``(..., n, n)`` each."""
@@ -172,22 +188,21 @@ class LipNeXt(nn.Module):
 
     Args:
         architecture: The layers.
-        square: Hold a square matrix for the last layer, as training does, instead of the rows that count.
+        trained: Hold a square matrix for the last layer instead of the rows that count, and multiply no matrix by the
+            zeros that first blocks are padded with. Plain layers do: so their features and constants are what they
+            were when files were made of them.
     """
 
-    def __init__(self, architecture: LipNeXtArchitecture, square: bool = False) -> None:
+    def __init__(self, architecture: LipNeXtArchitecture, trained: bool = False) -> None:
         super().__init__()
-        size = architecture.image_shape
-        stages = []
-        for index in range(len(architecture.depths)):
-            stages.append(_Stage(architecture, index, size))
-            size = stages[-1].size
-        self.stages: Sequence[_Stage] = nn.ModuleList(stages)  # type: ignore[assignment]  # torch's has no type inside
+        stages = architecture.stages
+        built = nn.ModuleList(_Stage(sizes, architecture, padded=not trained) for sizes in stages)
+        self.stages: Sequence[_Stage] = built  # type: ignore[assignment]  # torch's has no type inside
         self.regions, self.pairs = architecture.regions, architecture.mirrored
         dim, parts = architecture.feature_dim, self.regions**2
-        width = size[0] // 2 if self.pairs else size[0]
-        self.last = OrthonormalRows(width, dim, parts) if square else nn.Linear(width * parts, dim, bias=False)
-        if not square:
+        width = stages[-1].width // 2 if self.pairs else stages[-1].width
+        self.last = OrthonormalRows(width, dim, parts) if trained else nn.Linear(width * parts, dim, bias=False)
+        if not trained:
             nn.init.orthogonal_(self.last.weight)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -215,24 +230,22 @@ class _Stage(nn.Module):
         positions: Shape ``(depth, H, W, C)``.
     """
 
-    def __init__(self, architecture: LipNeXtArchitecture, index: int, size: tuple[int, int, int]) -> None:
+    def __init__(self, sizes: StageSizes, architecture: LipNeXtArchitecture, padded: bool) -> None:
         super().__init__()
-        self.patch, self.pool = architecture.patches[index], architecture.every_pool[index]
-        outer, depth = architecture.widths[index], architecture.depths[index]
-        height, width = (side // (self.patch * self.pool) for side in size[1:])
-        self.channels = size[0] * self.patch**2  # that come in, pixels of squares and their colours
-        self.size = (outer, height, width)  # of what comes out
-        self.absolute, self.pairs = architecture.absolute_channels(outer), architecture.mirrored
-        first = random_orthogonal(depth, outer)
+        self.sizes, self.absolute, self.pairs = sizes, sizes.absolute, architecture.mirrored
+        self.padding = sizes.width - sizes.channels if padded else 0
+        first = random_orthogonal(sizes.depth, sizes.width)
         # With two, M is the identity at the start: what R turns before the shift, B turns back.
         self.rotations = nn.Parameter(torch.stack([first, first.mT][: architecture.products], 1))
-        self.positions = nn.Parameter(torch.zeros(depth, height, width, outer))
+        self.positions = nn.Parameter(torch.zeros(sizes.depth, sizes.height, sizes.breadth, sizes.width))
 
     def forward(self, maps: Tensor) -> Tensor:
         """Map ``(N, H, W, C)`` to ``(N, H', W', C')``, with the sides divided by ``pool`` and ``patch``."""
-        if self.pool > 1:
-            maps = pooled(maps, maps.shape[1] // self.pool, maps.shape[2] // self.pool)
-        maps = space_to_depth(maps, self.patch)
+        if self.sizes.pool > 1:
+            maps = pooled(maps, maps.shape[1] // self.sizes.pool, maps.shape[2] // self.sizes.pool)
+        maps = space_to_depth(maps, self.sizes.patch)
+        if self.padding:
+            maps = functional.pad(maps, (0, self.padding))
         blocks = len(self.rotations)
         for block, (products, position) in enumerate(zip(self.rotations, self.positions, strict=True), 1):
             *before, after = products
@@ -249,7 +262,7 @@ class _Stage(nn.Module):
     def matrices(self) -> list[Tensor]:
         """Return the matrices in order, ``(1, C, C)`` each; of the first only columns that something comes to."""
         first, *others = self.rotations.flatten(0, 1).split(1)
-        return [first[..., : self.channels], *others]
+        return [first[..., : self.sizes.channels + self.padding], *others]
 
 
 def _product(maps: Tensor, matrix: Tensor) -> Tensor:

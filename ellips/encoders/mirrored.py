@@ -9,17 +9,13 @@ the width do for one (Bökman, Nordström and Kahl, ICML 2025). Written out it i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ellips.encoders.orthogonal import OrthonormalRows, random_orthogonal
-from ellips.encoders.spatial import GREY, fast_groups, moved, pooled
-
-if TYPE_CHECKING:
-    from ellips.encoders.lipnext import LipNeXtArchitecture
+from ellips.encoders.spatial import GREY, StageSizes, fast_groups, moved, pooled
 
 _ROOT_HALF = 0.5**0.5
 Exact = Callable[[Tensor], Tensor]
@@ -29,22 +25,19 @@ class MirroredLipNeXt(nn.Module):
     """The network of :class:`LipNeXtArchitecture` with ``mirrored``, as it is trained.
 
     Args:
-        architecture: The layers.
+        stages: Sizes of each stage, of all channels; the first makes squares of an even side, and the others none.
+        feature_dim: Width of the features, at most half the last width.
     """
 
-    def __init__(self, architecture: LipNeXtArchitecture) -> None:
+    def __init__(self, stages: Sequence[StageSizes], feature_dim: int) -> None:
         super().__init__()
-        size = architecture.image_shape
-        stages = []
-        for index in range(len(architecture.depths)):
-            stages.append(_MirroredStage(architecture, index, size))
-            size = stages[-1].size
-        self.stages: Sequence[_MirroredStage] = nn.ModuleList(stages)  # type: ignore[assignment]  # torch's has no type
-        self.last = OrthonormalRows(size[0] // 2, architecture.feature_dim)
+        built = nn.ModuleList(_MirroredStage(sizes) for sizes in stages)
+        self.stages: Sequence[_MirroredStage] = built  # type: ignore[assignment]  # torch's has no type inside
+        self.last = OrthonormalRows(stages[-1].width // 2, feature_dim)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images ``(N, C, H, W)`` to features ``(N, feature_dim)``."""
-        pair = _halves_of_squares(images.permute(0, 2, 3, 1) - GREY, self.stages[0].patch)
+        pair = _halves_of_squares(images.permute(0, 2, 3, 1) - GREY, self.stages[0].sizes.patch)
         for stage in self.stages:
             pair = stage(*pair)
         # Partners together: they change places where the image is mirrored.
@@ -59,10 +52,10 @@ class MirroredLipNeXt(nn.Module):
             exact: What makes the matrices orthogonal first, ``(..., n, n)``.
         """
         stages = []
-        places = _places_in_squares(self.stages[0].patch, self.stages[0].channels)
+        places = _places_in_squares(self.stages[0].sizes)
         for stage in self.stages:
             stages.append(stage.written_out(places, exact))
-            places = _side_by_side(stage.size[0])
+            places = _side_by_side(stage.sizes.width)
         return stages, self.last.rows(exact)
 
 
@@ -77,22 +70,18 @@ class _MirroredStage(nn.Module):
             is the part that a mirror leaves as it is, and the one that it turns round.
     """
 
-    def __init__(self, architecture: LipNeXtArchitecture, index: int, size: tuple[int, int, int]) -> None:
+    def __init__(self, sizes: StageSizes) -> None:
         super().__init__()
-        self.patch, self.pool = architecture.patches[index], architecture.every_pool[index]
-        outer, depth = architecture.widths[index], architecture.depths[index]
-        self.channels = size[0] * self.patch**2  # that come in, pixels of squares and their colours
-        height, width = (side // (self.patch * self.pool) for side in size[1:])
-        self.size = (outer, height, width)  # of what comes out
-        half, absolute = outer // 2, architecture.absolute_channels(outer) // 2
+        self.sizes = sizes
+        half, absolute = sizes.width // 2, sizes.absolute // 2
         self.groups, self.absolute = [(0, absolute), *fast_groups(half - absolute, 4)], 1
-        self.rotations = nn.Parameter(random_orthogonal(depth, 2, half))
-        self.positions = nn.Parameter(torch.zeros(depth, 2, height, width, half))
+        self.rotations = nn.Parameter(random_orthogonal(sizes.depth, 2, half))
+        self.positions = nn.Parameter(torch.zeros(sizes.depth, 2, sizes.height, sizes.breadth, half))
 
     def forward(self, even: Tensor, odd: Tensor) -> tuple[Tensor, Tensor]:
         """Map two times ``(N, H, W, C / 2)`` to two times ``(N, H', W', C' / 2)``."""
-        if self.pool > 1:
-            rows, columns = even.shape[1] // self.pool, even.shape[2] // self.pool
+        if self.sizes.pool > 1:
+            rows, columns = self.sizes.height, self.sizes.breadth
             even, odd = _partners(*(pooled(part, rows, columns) for part in _partners(even, odd)))
         blocks = len(self.rotations)
         for block, (products, position) in enumerate(zip(self.rotations, self.positions, strict=True), 1):
@@ -124,7 +113,7 @@ class _MirroredStage(nn.Module):
     def matrices(self) -> list[Tensor]:
         """Return the two matrices of each block; of the first ones only columns that something comes to."""
         first, *others = self.rotations
-        return [first[..., : self.channels // 2], *others]
+        return [first[..., : self.sizes.channels // 2], *others]
 
     def written_out(self, before: Tensor, exact: Exact) -> tuple[Tensor, Tensor]:
         """Return rotations ``(depth, 1, C, C)`` and positions ``(depth, H, W, C)`` for all channels.
@@ -133,9 +122,9 @@ class _MirroredStage(nn.Module):
             before: Shape ``(2, c)``: where partners are among the channels that come in.
             exact: What makes the matrices orthogonal first.
         """
-        count, width = len(self.rotations), self.size[0]
+        count, width = self.sizes.depth, self.sizes.width
         rotations = self.rotations.new_zeros(count, 1, width, width)
-        positions = self.positions.new_zeros(count, *self.size[1:], width)
+        positions = self.positions.new_zeros(count, self.sizes.height, self.sizes.breadth, width)
         beyond = torch.arange(2 * before.shape[1], width).view(2, -1)
         before = torch.cat([before, beyond], 1)
         for block, ((even, odd), position) in enumerate(zip(exact(self.rotations), self.positions, strict=True)):
@@ -174,10 +163,10 @@ def _halves_of_squares(maps: Tensor, patch: int) -> tuple[Tensor, Tensor]:
     return even, odd
 
 
-def _places_in_squares(patch: int, channels: int) -> Tensor:
+def _places_in_squares(sizes: StageSizes) -> Tensor:
     """Return where partners of :func:`_halves_of_squares` are among the channels of :func:`space_to_depth`."""
-    places = torch.arange(channels).view(patch, patch, -1)
-    left, right = places.split(patch // 2, 1)
+    places = torch.arange(sizes.channels).view(sizes.patch, sizes.patch, -1)
+    left, right = places.split(sizes.patch // 2, 1)
     return torch.stack([left.flatten(), right.flip(1).flatten()])
 
 

@@ -2,11 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 GREY = 0.5  # what is subtracted of pixels: a translation
 _DIRECTIONS = ((1, 1), (-1, 1), (1, 2), (-1, 2))  # by how many pixels, along which axis of (N, H, W, C)
+
+
+@dataclass(frozen=True)
+class StageSizes:
+    """Sizes of a stage of blocks.
+
+    Attributes:
+        patch: Side of the squares of pixels that channels are made of.
+        pool: Side of the squares that norms are taken over before.
+        channels: That squares have, before zeros are added.
+        width: Channels of the blocks.
+        height: Of the maps of the blocks.
+        breadth: Of these, too.
+        depth: Blocks.
+        absolute: Channels that the absolute value is taken of.
+    """
+
+    patch: int
+    pool: int
+    channels: int
+    width: int
+    height: int
+    breadth: int
+    depth: int
+    absolute: int
 
 
 def space_to_depth(maps: Tensor, patch: int) -> Tensor:

@@ -172,11 +172,11 @@ def test_orthogonal_products_are_isometries_and_blocks_contractions(
         stage.rotations.data = polar(stage.rotations.data)
         left, right = maps(channels, (height, width)), maps(channels, (height, width)).flip(0)
         assert (lengths(stage(left) - stage(right)) <= lengths(left - right) * (1 + 1e-12)).all()
-        channels, height, width = stage.size
+        channels, height, width = stage.sizes.width, stage.sizes.height, stage.sizes.breadth
         assert stage(left).shape == (5, height, width, channels)
         stage.absolute = 0
         result = lengths(stage(left) - stage(right))
-        if stage.pool == 1:  # else norms, which tell less than what they are norms of
+        if stage.sizes.pool == 1:  # else norms, which tell less than what they are norms of
             torch.testing.assert_close(result, lengths(left - right), rtol=1e-12, atol=0)
 
 

@@ -93,12 +93,13 @@ def test_stages_are_contractions_and_isometries_where_nothing_is_folded(architec
     network = network_of(architecture)
     for stage in network.stages:
         stage.rotations.data = polar(stage.rotations.data)
-        sides = [side * stage.pool for side in stage.size[1:]]
-        left, right = torch.randn(2, 2, 9, *sides, stage.channels // 2, dtype=torch.float64)
+        sizes = stage.sizes
+        sides = [side * sizes.pool for side in (sizes.height, sizes.breadth)]
+        left, right = torch.randn(2, 2, 9, *sides, sizes.channels // 2, dtype=torch.float64)
         before = lengths(left - right)
         assert (lengths(torch.stack(stage(*left)) - torch.stack(stage(*right))) <= before * (1 + 1e-12)).all()
-        assert stage(*left)[0].shape == (9, *stage.size[1:], stage.size[0] // 2)
-        if stage.pool == 1:  # else norms, which tell less than what they are norms of
+        assert stage(*left)[0].shape == (9, sizes.height, sizes.breadth, sizes.width // 2)
+        if sizes.pool == 1:  # else norms, which tell less than what they are norms of
             stage.absolute = 0
             after = lengths(torch.stack(stage(*left)) - torch.stack(stage(*right)))
             torch.testing.assert_close(after, before, rtol=1e-12, atol=0)
