@@ -110,7 +110,13 @@ def cifar_task(folder: Path) -> Task:
         parts,
         {
             "lipnext": LipNeXtArchitecture(
-                (3, 32, 32), (4, 1, 1), (192, 384, 384), (3, 3, 3), 0.25, 64, 1, (1, 2, 2), mirrored=True
+                image_shape=(3, 32, 32),
+                patches=(4, 1, 1),
+                widths=(192, 384, 384),
+                depths=(3, 3, 3),
+                products=1,
+                pools=(1, 2, 2),
+                mirrored=True,
             ),
             "torchlip": LipschitzArchitecture((3, 32, 32), (32, 64, 96), (), 64),
         },

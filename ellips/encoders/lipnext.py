@@ -232,7 +232,7 @@ class _Stage(nn.Module):
 
     def __init__(self, sizes: StageSizes, architecture: LipNeXtArchitecture, padded: bool) -> None:
         super().__init__()
-        self.sizes, self.absolute, self.pairs = sizes, sizes.absolute, architecture.mirrored
+        self.sizes, self.pairs = sizes, architecture.mirrored
         self.padding = sizes.width - sizes.channels if padded else 0
         first = random_orthogonal(sizes.depth, sizes.width)
         # With two, M is the identity at the start: what R turns before the shift, B turns back.
@@ -254,9 +254,9 @@ class _Stage(nn.Module):
             maps = _product(maps, after) + position.to(maps.dtype)
             # Blocks of one product have their shift in front of the next one.
             if before or block == blocks:
-                maps = partial_absolute(maps, self.absolute)
+                maps = partial_absolute(maps, self.sizes.absolute)
             else:
-                maps = absolute_and_shift(maps, self.absolute, self.pairs)
+                maps = absolute_and_shift(maps, self.sizes.absolute, self.pairs)
         return maps
 
     def matrices(self) -> list[Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ellips.encoders.orthogonal import OrthonormalRows, random_orthogonal
-from ellips.encoders.spatial import GREY, StageSizes, fast_groups, moved, pooled
+from ellips.encoders.spatial import GREY, StageSizes, fast_groups, moved, pooled, space_to_depth
 
 _ROOT_HALF = 0.5**0.5
 Exact = Callable[[Tensor], Tensor]
@@ -64,8 +64,6 @@ class _MirroredStage(nn.Module):
 
     Attributes:
         rotations: Shape ``(depth, 2, C / 2, C / 2)``: of each block the matrix of even and that of odd channels.
-        groups: Where groups of half the channels move, and how many there are in each.
-        absolute: Of how many of these groups the absolute value is taken: of the first.
         positions: Shape ``(depth, 2, H, W, C / 2)``: what is added to even channels and to odd ones; what counts of it
             is the part that a mirror leaves as it is, and the one that it turns round.
     """
@@ -73,10 +71,15 @@ class _MirroredStage(nn.Module):
     def __init__(self, sizes: StageSizes) -> None:
         super().__init__()
         self.sizes = sizes
-        half, absolute = sizes.width // 2, sizes.absolute // 2
-        self.groups, self.absolute = [(0, absolute), *fast_groups(half - absolute, 4)], 1
+        half = sizes.width // 2
         self.rotations = nn.Parameter(random_orthogonal(sizes.depth, 2, half))
         self.positions = nn.Parameter(torch.zeros(sizes.depth, 2, sizes.height, sizes.breadth, half))
+
+    @property
+    def groups(self) -> list[tuple[int, int]]:
+        """Where groups of half the channels move, and how many there are in each; the first has absolute values."""
+        absolute = self.sizes.absolute // 2
+        return [(0, absolute), *fast_groups(self.sizes.width // 2 - absolute, 4)]
 
     def forward(self, even: Tensor, odd: Tensor) -> tuple[Tensor, Tensor]:
         """Map two times ``(N, H, W, C / 2)`` to two times ``(N, H', W', C' / 2)``."""
@@ -94,11 +97,12 @@ class _MirroredStage(nn.Module):
         return even, odd
 
     def _activation(self, even: Tensor, odd: Tensor, shift: bool) -> tuple[Tensor, Tensor]:
-        """Take absolute values of the first channels, and move groups of all, as :func:`absolute_and_shift`."""
-        evens, odds = (part.split([size for _, size in self.groups], -1) for part in (even, odd))
+        """Take absolute values of the first channels, and move groups of others, as :func:`absolute_and_shift`."""
+        groups = self.groups
+        evens, odds = (part.split([size for _, size in groups], -1) for part in (even, odd))
         found = []
-        for index, ((way, _), *pair) in enumerate(zip(self.groups, evens, odds, strict=True)):
-            absolute = index < self.absolute
+        for index, ((way, _), *pair) in enumerate(zip(groups, evens, odds, strict=True)):
+            absolute = index == 0
             # What is linear and moves partners alike may as well be done to sums and differences.
             apart = absolute or (shift and way in _SIDEWAYS)
             parts = _partners(*pair) if apart else pair
@@ -155,9 +159,7 @@ def _mirrored_parts(even: Tensor, odd: Tensor) -> tuple[Tensor, Tensor]:
 
 def _halves_of_squares(maps: Tensor, patch: int) -> tuple[Tensor, Tensor]:
     """Make even and odd channels of squares of pixels, ``(N, H / p, W / p, p p C / 2)`` each: partners are mirrored."""
-    count, height, width, channels = maps.shape
-    squares = maps.reshape(count, height // patch, patch, width // patch, patch, channels)
-    squares = squares.permute(0, 1, 3, 2, 4, 5)
+    squares = space_to_depth(maps, patch).unflatten(-1, (patch, patch, -1))
     left, right = squares.split(patch // 2, -2)
     even, odd = (part.flatten(3) for part in _partners(left, right.flip(-2)))
     return even, odd

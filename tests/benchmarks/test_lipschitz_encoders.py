@@ -20,7 +20,7 @@ from ellips.losses import CertifiedRadius
 def test_both_architectures_are_trained_proven_and_certified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = lipschitz_encoders.digits_task()
     small = {
-        "lipnext": LipNeXtArchitecture((1, 8, 8), (2, 1), (16, 16), (1, 1), 0.25, 10, products=1, pools=(1, 2)),
+        "lipnext": LipNeXtArchitecture((1, 8, 8), (2, 1), (16, 20), (1, 1), 0.25, 10, 1, (1, 2), mirrored=True),
         "torchlip": LipschitzArchitecture((1, 8, 8), (), (16,), 10),
     }
     task = lipschitz_encoders.Task(task.parts, small, task.rates, task.training, task.batch_sizes, (0.5,))

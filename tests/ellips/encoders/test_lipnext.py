@@ -35,7 +35,7 @@ def lengths(values: Tensor) -> Tensor:
 
 @pytest.fixture(scope="module", params=["two_products", "one_product", "pooled_between", "mirrored"])
 def tiny(request: pytest.FixtureRequest) -> LipNeXtArchitecture:
-    """Blocks of two products, and of one; with pooling between stages and at the end over four parts."""
+    """Blocks of two products, and of one; pooling between stages and at the end over four parts; mirrored."""
     one = replace(TINY, products=1)
     every = {"two_products": TINY, "one_product": one, "pooled_between": POOLED, "mirrored": MIRRORED}
     return every[request.param]
@@ -174,7 +174,7 @@ def test_orthogonal_products_are_isometries_and_blocks_contractions(
         assert (lengths(stage(left) - stage(right)) <= lengths(left - right) * (1 + 1e-12)).all()
         channels, height, width = stage.sizes.width, stage.sizes.height, stage.sizes.breadth
         assert stage(left).shape == (5, height, width, channels)
-        stage.absolute = 0
+        stage.sizes = replace(stage.sizes, absolute=0)
         result = lengths(stage(left) - stage(right))
         if stage.sizes.pool == 1:  # else norms, which tell less than what they are norms of
             torch.testing.assert_close(result, lengths(left - right), rtol=1e-12, atol=0)
@@ -265,7 +265,9 @@ def test_a_network_of_two_stages_is_proven_whatever_its_weights_are(changes: dic
             parameter.add_(0.1 * torch.randn_like(parameter))
     constant = prove(plain, architecture)
     product = singular_value_product(plain)
-    assert 1.5 < constant <= product * (1 + 1e-6)  # operations that are taken together come to less, but for rounding
+    # Operations that are taken together come to less. The mirrored network has none that do, and 1e-7 of room for
+    # rounding where its pairs are moved before they are pooled.
+    assert 1.5 < constant <= product * (1 + 1e-6 * architecture.mirrored)
     each = SpectralProduct(dense_limit=1).constant(plain, torch.zeros(1, *architecture.image_shape))
     assert each == pytest.approx(product, rel=1e-8)
     wide = plain.double()

@@ -283,3 +283,10 @@ def test_a_piece_without_any_numbers_counts_as_nothing(sizes: list[int], dense_l
         constant = SpectralProduct(dense_limit=dense_limit).constant(network, torch.zeros(1, 3, 2, 2))
         assert norm <= constant < norm * (1.5 if isinstance(network, Apart) else 1.000001)
         assert constant * (1 + 1e-5) >= largest_secant(network, (3, 2, 2), steps=20)  # found in float32
+
+
+def test_what_comes_of_no_numbers_alone_has_no_constant() -> None:
+    with pytest.raises(UnprovenOperationError, match="range of numbers"):
+        SpectralProduct().constant(
+            lambda images: images[:, :0].flatten(1).sum(1, keepdim=True), torch.zeros(1, 3, 2, 2)
+        )
