@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 
 def step_generator(device: torch.device, *numbers: int) -> torch.Generator:
@@ -26,16 +25,25 @@ def add_noise(images: Tensor, sigma: float, generator: torch.Generator) -> Tenso
 def flip_and_shift(images: Tensor, flip: bool, shift: int, generator: torch.Generator) -> Tensor:
     """Mirror each image left to right with probability 1/2 and move it by up to ``shift`` pixels (He et al. 2016).
 
+    What comes in at an edge is the image's reflection: a black border is far from any image, in ℓ2 norms above all.
+
     Args:
         images: Shape ``(N, C, H, W)``.
         flip: Whether to mirror.
-        shift: Largest move along height and width; pixels that come in are 0.
+        shift: Largest move along height and width, below both.
         generator: On the images' device.
 
     Returns:
         Shape ``(N, C, H, W)``, channels last in memory.
+
+    Raises:
+        ValueError: If images are too small to be moved so far.
     """
     count, _, height, width = images.shape
+    if shift >= min(height, width):
+        raise ValueError(f"Expected a shift below {min(height, width)}, the images' shorter side, but got {shift}.")
+    if not flip and not shift:
+        return images
     device = images.device
     rows = torch.arange(height, device=device).expand(count, -1)
     columns = torch.arange(width, device=device).expand(count, -1)
@@ -43,14 +51,17 @@ def flip_and_shift(images: Tensor, flip: bool, shift: int, generator: torch.Gene
         mirrored = torch.rand(count, 1, generator=generator, device=device) < 0.5
         columns = torch.where(mirrored, columns.flip(1), columns)
     if shift:
-        images = functional.pad(images, (shift,) * 4)
-        moves = torch.randint(2 * shift + 1, (2, count, 1), generator=generator, device=device)
-        rows, columns = rows + moves[0], columns + moves[1]
-    elif not flip:
-        return images
+        moves = torch.randint(-shift, shift + 1, (2, count, 1), generator=generator, device=device)
+        rows, columns = _reflected(rows + moves[0], height), _reflected(columns + moves[1], width)
     which = torch.arange(count, device=device)[:, None, None]
     picked: Tensor = images.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None, :]]
     return picked.permute(0, 3, 1, 2)
+
+
+def _reflected(places: Tensor, size: int) -> Tensor:
+    """Return where places from ``1 - size`` to ``2 size - 2`` are after reflection at the first and the last one."""
+    last = size - 1
+    return last - (last - places.abs()).abs()
 
 
 def cut_out(images: Tensor, side: int, generator: torch.Generator) -> Tensor:

@@ -31,18 +31,25 @@ def test_noise_has_the_deviation_that_is_asked_for_and_is_not_cut_off() -> None:
 
 
 def test_every_image_is_one_of_the_possible_views_and_all_of_them_occur() -> None:
-    image = torch.rand(2, 5, 4)
-    images = image.expand(600, -1, -1, -1)
-    moved = flip_and_shift(images, True, 1, step_generator(CPU, 0))
+    image = torch.rand(2, 5, 6)
+    images = image.expand(2000, -1, -1, -1)
+    moved = flip_and_shift(images, True, 2, step_generator(CPU, 0))
     views = [
-        functional.pad(view, (1, 1, 1, 1))[:, down : down + 5, right : right + 4]
+        functional.pad(view, (2, 2, 2, 2), mode="reflect")[:, down : down + 5, right : right + 6]
         for view in (image, image.flip(2))
-        for down in range(3)
-        for right in range(3)
+        for down in range(5)
+        for right in range(5)
     ]
     counts = [sum(torch.equal(one, view) for one in moved) for view in views]
-    assert sum(counts) == 600
-    assert min(counts) > 600 / len(views) / 3
+    assert sum(counts) == 2000
+    assert min(counts) > 2000 / len(views) / 3
+
+
+def test_an_image_is_moved_by_less_than_its_own_size() -> None:
+    images = torch.rand(30, 1, 3, 4)
+    assert flip_and_shift(images, False, 2, step_generator(CPU, 0)).shape == images.shape
+    with pytest.raises(ValueError, match="Expected a shift below 3, the images' shorter side, but got 3"):
+        flip_and_shift(images, False, 3, step_generator(CPU, 0))
 
 
 def test_mirroring_and_moving_can_each_be_left_out() -> None:
