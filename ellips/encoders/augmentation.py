@@ -25,7 +25,7 @@ def add_noise(images: Tensor, sigma: float, generator: torch.Generator) -> Tenso
 def flip_and_shift(images: Tensor, flip: bool, shift: int, generator: torch.Generator) -> Tensor:
     """Mirror each image left to right with probability 1/2 and move it by up to ``shift`` pixels (He et al. 2016).
 
-    What comes in at an edge is the image's reflection: a black border is far from any image, in ℓ2 norms above all.
+    What comes in at an edge is the image's reflection; with black there, 1-Lipschitz encoders certify less.
 
     Args:
         images: Shape ``(N, C, H, W)``.
