@@ -19,7 +19,7 @@ from ellips.losses import CertifiedRadius
 
 SHOWN = (0.0, 36 / 255, 0.25, 72 / 255, 108 / 255, 0.5, 1.0)
 SEARCH = {"pooling": (0.5, 0.8, 0.95, 1.0), "shrinkage": (0.03, 0.1, 0.3, 0.6, 0.8, 0.9)}
-TRAINED = (0.4, 0.8, 2.0)  # up to which radius training counts
+TRAINED = ((0.4, None), (2.0, None), (36 / 255, 0.1), (0.25, 0.2), (0.5, 0.3))  # radius and width of their loss
 _START = Regularization(0.8, 0.6)  # of Gaussians that are trained
 _STEPS, _BATCH, _RATE = 200, 500, 2e-3
 Parts = dict[str, Tensor]  # of train, val and test
@@ -41,7 +41,9 @@ def gaussians(features: Parts, labels: Parts, constant: float) -> dict[str, Any]
     moments = collected.compute()
     regularizations = starmap(Regularization, product(SEARCH["pooling"], SEARCH["shrinkage"]))
     made = {str(regularization): fitted(moments, regularization) for regularization in regularizations}
-    made |= {f"trained up to {radius:g}": trained(moments, features, labels, radius * constant) for radius in TRAINED}
+    for radius, width in TRAINED:
+        loss = CertifiedRadius(radius * constant, gaussians="fitted", width=width)
+        made[f"trained for {radius:.4g}, width {width}"] = trained(moments, features, labels, loss)
 
     @cache
     def certified(name: str, part: str) -> dict[str, Any]:
@@ -65,10 +67,9 @@ def fitted(moments: Moments, regularization: Regularization) -> Ellips:
     return ellips.fit_moments(*moments)
 
 
-def trained(moments: Moments, features: Parts, labels: Parts, radius: float) -> Ellips:
-    """Return Gaussians trained on what is reported: the hinge on their own exact radius, up to ``radius``."""
+def trained(moments: Moments, features: Parts, labels: Parts, loss: CertifiedRadius) -> Ellips:
+    """Return Gaussians trained on what is reported: their own exact radius."""
     ellips = fitted(moments, _START).trainable_()
-    loss = CertifiedRadius(radius, gaussians="fitted")
     optimizer = torch.optim.Adam(ellips.parameters(), lr=_RATE)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, _STEPS)
     generator = torch.Generator().manual_seed(0)

@@ -117,6 +117,7 @@ def cifar_task(folder: Path) -> Task:
                 products=1,
                 pools=(1, 2, 2),
                 mirrored=True,
+                reflecting=True,
             ),
             "torchlip": LipschitzArchitecture((3, 32, 32), (32, 64, 96), (), 64),
         },

@@ -54,6 +54,8 @@ class LipNeXtArchitecture(EncoderArchitecture):
             trains with half the work in products. Channels come in pairs that are pooled together at the end, so that
             ``feature_dim`` is at most half the last width. Blocks have one product, squares an even side and are made
             in the first stage alone; ``regions`` is 1.
+        reflecting: Between blocks, what channels lose at an edge comes into those that move the other way, as waves are
+            reflected at a wall, not in at the opposite edge. Blocks have one product.
 
     Raises:
         ValueError: If the sizes do not fit each other.
@@ -72,6 +74,7 @@ class LipNeXtArchitecture(EncoderArchitecture):
     pools: tuple[int, ...] = ()
     regions: int = 1
     mirrored: bool = False
+    reflecting: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -83,6 +86,8 @@ class LipNeXtArchitecture(EncoderArchitecture):
             )
         if self.products not in (1, 2):
             raise ValueError(f"Expected `products` to be 1 or 2 but got {self.products!r}.")
+        if self.reflecting and self.products != 1:
+            raise ValueError(f"Expected a `reflecting` network to have `products` = 1 but got {self.products!r}.")
         if not 0 < self.absolute_share <= 1:
             raise ValueError(f"Expected `absolute_share` above 0, up to 1, but got {self.absolute_share}.")
         _, height, width = self.image_shape
@@ -140,15 +145,16 @@ class LipNeXtArchitecture(EncoderArchitecture):
 
     @property
     def untold(self) -> str:
-        """The share of absolute values, and what is pooled: two networks of the same weights may differ in them."""
+        """Absolute values, what is pooled, and edges: two networks of the same weights may differ in them."""
         told = LipNeXtArchitecture()
-        names = [name for name in ("absolute_share", "pools") if getattr(self, name) != getattr(told, name)]
+        names = [name for name in ("absolute_share", "pools", "reflecting") if getattr(self, name) != getattr(told, name)]
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Self:
         """Return the architecture of a record; one that lacks some of them is from before there were others."""
-        return super().from_record({"products": 2, "pools": (), "regions": 1, "mirrored": False, **record})
+        before = {"products": 2, "pools": (), "regions": 1, "mirrored": False, "reflecting": False}
+        return super().from_record({**before, **record})
 
     def build(self) -> LipNeXt:
         """Return the plain layers, whose last one is a linear layer, with random orthogonal weights."""
@@ -156,7 +162,9 @@ class LipNeXtArchitecture(EncoderArchitecture):
 
     def trainable(self) -> LipNeXt | MirroredLipNeXt:
         """Return the layers as they are trained: all matrices square and orthogonal."""
-        return MirroredLipNeXt(self.stages, self.feature_dim) if self.mirrored else LipNeXt(self, trained=True)
+        if self.mirrored:
+            return MirroredLipNeXt(self.stages, self.feature_dim, self.reflecting)
+        return LipNeXt(self, trained=True)
 
     def manifold(self, trained: nn.Module) -> list[nn.Parameter]:
         """Return the parameters that are stacks of orthogonal matrices, ``(..., n, n)`` each."""
@@ -196,7 +204,7 @@ class LipNeXt(nn.Module):
     def __init__(self, architecture: LipNeXtArchitecture, trained: bool = False) -> None:
         super().__init__()
         stages = architecture.stages
-        built = nn.ModuleList(_Stage(sizes, architecture, padded=not trained) for sizes in stages)
+        built = nn.ModuleList(_Stage(sizes, architecture, trained) for sizes in stages)
         self.stages: Sequence[_Stage] = built  # type: ignore[assignment]  # torch's has no type inside
         self.regions, self.pairs = architecture.regions, architecture.mirrored
         dim, parts = architecture.feature_dim, self.regions**2
@@ -228,12 +236,22 @@ class _Stage(nn.Module):
     Attributes:
         rotations: Shape ``(depth, products, C, C)``: R, where blocks have it, and B of each block.
         positions: Shape ``(depth, H, W, C)``.
+        places: Of plain layers that reflect: which of the ``H W C`` numbers comes where between blocks, so that one
+            operation moves all of them.
     """
 
-    def __init__(self, sizes: StageSizes, architecture: LipNeXtArchitecture, padded: bool) -> None:
+    places: Tensor | None
+
+    def __init__(self, sizes: StageSizes, architecture: LipNeXtArchitecture, trained: bool) -> None:
         super().__init__()
-        self.sizes, self.pairs = sizes, architecture.mirrored
-        self.padding = sizes.width - sizes.channels if padded else 0
+        self.sizes, self.pairs, self.reflecting = sizes, architecture.mirrored, architecture.reflecting
+        self.padding = 0 if trained else sizes.width - sizes.channels
+        places = None
+        if self.reflecting and not trained:
+            places = torch.arange(sizes.height * sizes.breadth * sizes.width)
+            places = places.view(1, sizes.height, sizes.breadth, sizes.width)
+            places = absolute_and_shift(places, sizes.absolute, self.pairs, reflecting=True).flatten()
+        self.register_buffer("places", places, persistent=False)
         first = random_orthogonal(sizes.depth, sizes.width)
         # With two, M is the identity at the start: what R turns before the shift, B turns back.
         self.rotations = nn.Parameter(torch.stack([first, first.mT][: architecture.products], 1))
@@ -255,8 +273,11 @@ class _Stage(nn.Module):
             # Blocks of one product have their shift in front of the next one.
             if before or block == blocks:
                 maps = partial_absolute(maps, self.sizes.absolute)
+            elif self.places is None:
+                maps = absolute_and_shift(maps, self.sizes.absolute, self.pairs, self.reflecting)
             else:
-                maps = absolute_and_shift(maps, self.sizes.absolute, self.pairs)
+                maps = partial_absolute(maps, self.sizes.absolute)
+                maps = maps.flatten(1).index_select(1, self.places).view(maps.shape)
         return maps
 
     def matrices(self) -> list[Tensor]:

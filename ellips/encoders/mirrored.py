@@ -15,7 +15,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ellips.encoders.orthogonal import OrthonormalRows, random_orthogonal
-from ellips.encoders.spatial import GREY, StageSizes, fast_groups, moved, pooled, space_to_depth
+from ellips.encoders.spatial import (
+    GREY,
+    StageSizes,
+    exchanged,
+    fast_groups,
+    moved,
+    moved_groups,
+    pooled,
+    space_to_depth,
+)
 
 _ROOT_HALF = 0.5**0.5
 Exact = Callable[[Tensor], Tensor]
@@ -27,11 +36,12 @@ class MirroredLipNeXt(nn.Module):
     Args:
         stages: Sizes of each stage, of all channels; the first makes squares of an even side, and the others none.
         feature_dim: Width of the features, at most half the last width.
+        reflecting: Whether channels that move are reflected at edges.
     """
 
-    def __init__(self, stages: Sequence[StageSizes], feature_dim: int) -> None:
+    def __init__(self, stages: Sequence[StageSizes], feature_dim: int, reflecting: bool = False) -> None:
         super().__init__()
-        built = nn.ModuleList(_MirroredStage(sizes) for sizes in stages)
+        built = nn.ModuleList(_MirroredStage(sizes, reflecting) for sizes in stages)
         self.stages: Sequence[_MirroredStage] = built  # type: ignore[assignment]  # torch's has no type inside
         self.last = OrthonormalRows(stages[-1].width // 2, feature_dim)
 
@@ -68,9 +78,9 @@ class _MirroredStage(nn.Module):
             is the part that a mirror leaves as it is, and the one that it turns round.
     """
 
-    def __init__(self, sizes: StageSizes) -> None:
+    def __init__(self, sizes: StageSizes, reflecting: bool) -> None:
         super().__init__()
-        self.sizes = sizes
+        self.sizes, self.reflecting = sizes, reflecting
         half = sizes.width // 2
         self.rotations = nn.Parameter(random_orthogonal(sizes.depth, 2, half))
         self.positions = nn.Parameter(torch.zeros(sizes.depth, 2, sizes.height, sizes.breadth, half))
@@ -98,21 +108,29 @@ class _MirroredStage(nn.Module):
 
     def _activation(self, even: Tensor, odd: Tensor, shift: bool) -> tuple[Tensor, Tensor]:
         """Take absolute values of the first channels, and move groups of others, as :func:`absolute_and_shift`."""
-        groups = self.groups
-        evens, odds = (part.split([size for _, size in groups], -1) for part in (even, odd))
-        found = []
-        for index, ((way, _), *pair) in enumerate(zip(groups, evens, odds, strict=True)):
-            absolute = index == 0
-            # What is linear and moves partners alike may as well be done to sums and differences.
-            apart = absolute or (shift and way in _SIDEWAYS)
-            parts = _partners(*pair) if apart else pair
-            if absolute:
-                parts = (parts[0].abs(), parts[1].abs())
-            if shift:
-                parts = (moved(parts[0], way), moved(parts[1], _SIDEWAYS.get(way, way)))
-            found.append(_partners(*parts) if apart else parts)
-        evens, odds = zip(*found, strict=True)
+        sizes = [size for _, size in self.groups]
+        evens, odds = list(even.split(sizes, -1)), list(odd.split(sizes, -1))
+        # What is linear and moves partners alike may as well be done to sums and differences.
+        first, second = _partners(evens[0], odds[0])
+        evens[0], odds[0] = _partners(first.abs(), second.abs())
+        if shift:
+            ways = [way for way, _ in self.groups]
+            alike = [0 if way in _SIDEWAYS else way for way in ways]
+            evens, odds = (moved_groups(parts, alike, self.reflecting) for parts in (evens, odds))
+            for index, way in enumerate(ways):
+                if way in _SIDEWAYS:
+                    parts = self._sideways(way, *_partners(evens[index], odds[index]))
+                    evens[index], odds[index] = _partners(*parts)
         return torch.cat(evens, -1), torch.cat(odds, -1)
+
+    def _sideways(self, way: int, own: Tensor, partner: Tensor) -> tuple[Tensor, Tensor]:
+        """Move a group to the right or to the left, and its partners the other way."""
+        if not self.reflecting:
+            return moved(own, way), moved(partner, _SIDEWAYS[way])
+        if way == _RIGHT:
+            return exchanged(own, partner, axis=2)
+        partner, own = exchanged(partner, own, axis=2)
+        return own, partner
 
     def matrices(self) -> list[Tensor]:
         """Return the two matrices of each block; of the first ones only columns that something comes to."""
@@ -144,7 +162,8 @@ class _MirroredStage(nn.Module):
         return rotations, positions
 
 
-_SIDEWAYS = {3: 4, 4: 3}  # groups that move to the right and to the left, and where their partners do
+_RIGHT, _LEFT = 3, 4
+_SIDEWAYS = {_RIGHT: _LEFT, _LEFT: _RIGHT}  # groups that move so, and where their partners do
 
 
 def _partners(even: Tensor, odd: Tensor) -> tuple[Tensor, Tensor]:
@@ -179,7 +198,9 @@ def _places_in_groups(groups: Sequence[tuple[int, int]]) -> Tensor:
     sideways = {way: channels for (way, _), channels in zip(groups, own, strict=True) if way in _SIDEWAYS}
     order = []
     for (way, _), channels in zip(groups, own, strict=True):
-        order += [channels, half + (sideways[_SIDEWAYS[way]] if way in _SIDEWAYS else channels)]
+        partners = half + (sideways[_SIDEWAYS[way]] if way in _SIDEWAYS else channels)
+        # Partners have the same place in opposite groups: where edges reflect, one becomes the other.
+        order += [partners, channels] if way == _LEFT else [channels, partners]
     return torch.cat(order).argsort().view(2, half)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -67,7 +68,43 @@ def moved(group: Tensor, way: int) -> Tensor:
     return group.roll(*_DIRECTIONS[way - 1]) if way else group
 
 
-def absolute_and_shift(maps: Tensor, count: int, pairs: bool = False) -> Tensor:
+def exchanged(forward: Tensor, backward: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """Move two groups of channels along an axis, where what leaves one at an edge comes into the other there.
+
+    So waves are reflected at a wall. The same numbers elsewhere: an isometry of both together.
+
+    Args:
+        forward: Shape ``(N, H, W, C)``; moves by one pixel.
+        backward: The same shape; moves by one the other way.
+        axis: 1 or 2.
+
+    Returns:
+        Both after the move.
+    """
+    last = forward.shape[axis] - 1
+    first, rest = backward.split([1, last], axis)
+    most, end = forward.split([last, 1], axis)
+    return torch.cat([first, most], axis), torch.cat([rest, end], axis)
+
+
+def moved_groups(pieces: Sequence[Tensor], ways: Sequence[int], reflecting: bool = False) -> list[Tensor]:
+    """Move groups of channels, each by :func:`moved`; or reflect them, by :func:`exchanged` with the opposite one.
+
+    Args:
+        pieces: Shape ``(N, H, W, C_i)`` each; opposite groups stand beside each other, and are of one size.
+        ways: Where each moves.
+        reflecting: Whether to reflect.
+    """
+    if not reflecting:
+        return [moved(piece, way) for piece, way in zip(pieces, ways, strict=True)]
+    found = list(pieces)
+    for index, way in enumerate(ways):
+        if way in (1, 3):
+            found[index : index + 2] = exchanged(*pieces[index : index + 2], axis=_DIRECTIONS[way - 1][1])
+    return found
+
+
+def absolute_and_shift(maps: Tensor, count: int, pairs: bool = False, reflecting: bool = False) -> Tensor:
     """Take the absolute value of the first ``count`` channels, and move groups of channels.
 
     A contraction, number by number. One split and one join do for both, and groups that move have a multiple of eight
@@ -78,6 +115,7 @@ def absolute_and_shift(maps: Tensor, count: int, pairs: bool = False) -> Tensor:
         count: At most C.
         pairs: Move groups of pairs, a fourth of the channels without absolute value in each direction; C and ``count``
             are even. Else five groups of the channels with absolute value and five of the others.
+        reflecting: Reflect what moves out at an edge, into the group that moves the other way, not around the torus.
     """
     rest = maps.shape[-1] - count
     absolute = [(0, count)] if pairs else fast_groups(count, 5)
@@ -85,7 +123,7 @@ def absolute_and_shift(maps: Tensor, count: int, pairs: bool = False) -> Tensor:
     pieces = maps.split([size for _, size in (*absolute, *others)], -1)
     folded = [piece.abs() for piece in pieces[: len(absolute)]]
     ways = [way for way, _ in (*absolute, *others)]
-    return torch.cat([moved(*each) for each in zip((*folded, *pieces[len(folded) :]), ways, strict=True)], -1)
+    return torch.cat(moved_groups((*folded, *pieces[len(folded) :]), ways, reflecting), -1)
 
 
 def fast_groups(channels: int, parts: int) -> list[tuple[int, int]]:

@@ -17,6 +17,7 @@ from ellips.losses.groups import class_blocks
 from ellips.validation import one_of, positive
 
 Gaussians = Literal["batch", "fitted"]
+_TAIL = 10.0  # widths beyond ε from where the sigmoid, below 5e-5, is constant
 
 
 def batch_moments(latents: Tensor, labels: Tensor, num_classes: int) -> Moments:
@@ -125,11 +126,15 @@ class ScoreCrossEntropy(MixtureLoss):
 
 
 class CertifiedRadius(MixtureLoss):
-    """Hinge on the certified radius: ``mean max(0, ε − R_i)``, so that training optimises what is reported.
+    """Hinge on the certified radius, or the share of images that are not certified, so that training optimises it.
+
+    The hinge is ``mean max(0, ε − R_i)``. With a ``width`` w it is ``mean sigmoid((ε − R_i) / w)``: for small w the
+    share of images that are not certified at ε, so that neither those far beyond it nor hopeless ones count, which the
+    hinge gives most weight. It needs Gaussians that are good already, such as fitted ones.
 
     ``R_i`` is the radius around a correctly classified latent. Where the prediction is wrong it is continued below
     zero by the first-order distance to the boundary with the class that is predicted, ``m / (2‖b‖)`` with margin m < 0,
-    which meets the radius at m = 0. Images whose radius exceeds ε no longer count.
+    which meets the radius at m = 0. Images whose radius exceeds ε, or ε + 10 w, no longer count.
 
     The radius is in units of the latents, so a projector that may scale them can meet any ε by scaling: use it with
     latents on the unit ball (``latent_norm="ball"``), or beside losses that hold the scale.
@@ -140,9 +145,10 @@ class CertifiedRadius(MixtureLoss):
         gaussians: See :class:`MixtureLoss`.
         weight: See :class:`LatentLoss`.
         start_step: See :class:`LatentLoss`.
+        width: w, in latent space; None: the hinge.
 
     Raises:
-        ValueError: If ``radius`` is not positive or ``method`` is not differentiable.
+        ValueError: If ``radius`` or ``width`` is not positive or ``method`` is not differentiable.
     """
 
     def __init__(
@@ -152,17 +158,22 @@ class CertifiedRadius(MixtureLoss):
         gaussians: Gaussians = "batch",
         weight: float = 1.0,
         start_step: int = 0,
+        width: float | None = None,
     ) -> None:
         super().__init__(gaussians, weight, start_step)
-        positive(radius=radius)
+        positive(radius=radius, width=width)
         one_of(("exact", "pairwise"), method=method)
         self.radius = float(radius)
         self.method: Literal["exact", "pairwise"] = method
+        self.width = None if width is None else float(width)
 
     def compute(self, latents: Tensor, labels: Tensor, mixture: Mixture | None, step: int) -> Tensor:
-        """Return the mean hinge over the batch."""
-        signed = signed_radius(self.resolve(latents, labels, mixture), latents, labels, self.method, self.radius)
-        return (self.radius - signed).clamp(min=0).mean().to(latents.dtype)
+        """Return the mean hinge or sigmoid over the batch."""
+        ceiling = self.radius + _TAIL * (self.width or 0.0)
+        signed = signed_radius(self.resolve(latents, labels, mixture), latents, labels, self.method, ceiling)
+        lack = self.radius - signed
+        counted = lack.clamp(min=0) if self.width is None else torch.sigmoid(lack / self.width)
+        return counted.mean().to(latents.dtype)
 
 
 def signed_radius(

@@ -27,7 +27,7 @@ def test_both_architectures_are_trained_proven_and_certified(tmp_path: Path, mon
     monkeypatch.setattr(lipschitz_encoders, "digits_task", lambda: task)
     monkeypatch.setattr(_lipschitz, "SEARCH", {"pooling": (1.0,), "shrinkage": (0.1, 0.5)})
     monkeypatch.setattr(_lipschitz, "SHOWN", (0.0, 36 / 255, 1.0))
-    monkeypatch.setattr(_lipschitz, "TRAINED", (0.5,))
+    monkeypatch.setattr(_lipschitz, "TRAINED", ((0.5, None), (0.5, 0.1)))
     monkeypatch.setattr(_lipschitz, "_STEPS", 3)
     arguments = ["--quick", "--full", "--minutes", "0.01", "--json", str(tmp_path / "result.json")]
     arguments += ["--keep", str(tmp_path / "kept")]
@@ -72,15 +72,16 @@ def test_points_ahead_are_told_on_the_line_through_the_margins() -> None:
     }
 
 
-def test_training_makes_the_radius_larger_that_it_asks_for() -> None:
+@pytest.mark.parametrize(("radius", "width"), [(2.0, None), (0.3, 0.1)])
+def test_training_makes_the_radius_larger_that_it_asks_for(radius: float, width: float | None) -> None:
     torch.manual_seed(0)
     labels = torch.arange(600) % 3
     features = torch.nn.functional.one_hot(labels, 4).float() + 0.5 * torch.randn(600, 4)
     moments = ClassMoments(3, 4)
     moments.update(features, labels)
     start = _lipschitz.fitted(moments.compute(), Regularization(0.8, 0.6))
-    ellips = _lipschitz.trained(moments.compute(), {"train": features}, {"train": labels}, 2.0)
-    loss = CertifiedRadius(2.0, gaussians="fitted")
+    loss = CertifiedRadius(radius, gaussians="fitted", width=width)
+    ellips = _lipschitz.trained(moments.compute(), {"train": features}, {"train": labels}, loss)
     with torch.no_grad():
         assert loss(features, labels, ellips, 0) < loss(features, labels, start, 0) - 0.001
 
@@ -92,7 +93,8 @@ def test_no_step_within_its_radius_changes_what_trained_gaussians_predict() -> N
     features = torch.nn.functional.one_hot(labels, 4).double() + 0.5 * torch.randn(150, 4, dtype=torch.float64)
     moments = ClassMoments(3, 4)
     moments.update(features, labels)
-    ellips = _lipschitz.trained(moments.compute(), {"train": features}, {"train": labels}, 1.0)
+    loss = CertifiedRadius(1.0, gaussians="fitted")
+    ellips = _lipschitz.trained(moments.compute(), {"train": features}, {"train": labels}, loss)
     with torch.no_grad():
         certificate = ellips.certify(features)
     at = features.clone()

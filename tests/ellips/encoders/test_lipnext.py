@@ -33,12 +33,20 @@ def lengths(values: Tensor) -> Tensor:
     return values.flatten(1).norm(dim=1)
 
 
-@pytest.fixture(scope="module", params=["two_products", "one_product", "pooled_between", "mirrored"])
+KINDS = {
+    "two_products": TINY,
+    "one_product": replace(TINY, products=1),
+    "pooled_between": POOLED,
+    "mirrored": MIRRORED,
+    "reflecting": replace(TINY, products=1, reflecting=True),
+    "mirrored_reflecting": replace(MIRRORED, reflecting=True),
+}
+
+
+@pytest.fixture(scope="module", params=KINDS)
 def tiny(request: pytest.FixtureRequest) -> LipNeXtArchitecture:
-    """Blocks of two products, and of one; pooling between stages and at the end over four parts; mirrored."""
-    one = replace(TINY, products=1)
-    every = {"two_products": TINY, "one_product": one, "pooled_between": POOLED, "mirrored": MIRRORED}
-    return every[request.param]
+    """Blocks of two products, and of one; pooling between stages and at the end over four parts; mirrored; reflecting."""
+    return KINDS[request.param]
 
 
 @pytest.fixture(scope="module")
@@ -253,6 +261,8 @@ def test_altered_matrices_are_refused(
         {"patches": (1, 2), "pools": (2, 1)},
         {"patches": (2, 1), "pools": (1, 2), "feature_dim": 8, "image_shape": (2, 8, 16), "regions": 2},
         {"patches": (2, 1), "widths": (10, 42), "products": 1, "mirrored": True},
+        {"products": 1, "reflecting": True},
+        {"patches": (2, 1), "widths": (10, 42), "products": 1, "mirrored": True, "reflecting": True},
     ],
     ids=str,
 )
@@ -293,7 +303,8 @@ def test_a_file_from_before_blocks_of_one_product_is_read(tmp_path: Path) -> Non
     network, path = TINY.trainable(), tmp_path / "encoder.safetensors"
     export_encoder(network, TINY, path)
     record = TINY.to_record()
-    assert [record.pop(name) for name in ("products", "pools", "regions", "mirrored")] == [2, (), 1, False]
+    names = ("products", "pools", "regions", "mirrored", "reflecting")
+    assert [record.pop(name) for name in names] == [2, (), 1, False, False]
     save_file(load_file(path), path, {"lipschitz_architecture": json.dumps(record)})
     assert LipschitzEncoder(path).architecture == TINY
 
@@ -332,6 +343,7 @@ def test_networks_of_the_same_weights_are_told_apart_by_what_they_do_with_them(t
         {"regions": 2, "feature_dim": 66},
         {"feature_dim": 193},
         {"mirrored": True},
+        {"reflecting": True},
         {"mirrored": True, "products": 1, "patches": (1,)},
         {"mirrored": True, "products": 1, "widths": (191,)},
         {"mirrored": True, "products": 1, "feature_dim": 97},

@@ -20,9 +20,10 @@ EVERYTHING = LipNeXtArchitecture(
 ARCHITECTURES = {
     "everything": EVERYTHING,
     "all_absolute": replace(EVERYTHING, absolute_share=1.0),
+    "reflecting": replace(EVERYTHING, reflecting=True),
     "nothing_moves": LipNeXtArchitecture((1, 4, 8), (4,), (16,), (2,), 0.5, 3, products=1, mirrored=True),
     "as_for_cifar": LipNeXtArchitecture(
-        (3, 32, 32), (4, 1, 1), (192, 384, 384), (2, 1, 2), 0.25, 64, products=1, pools=(1, 2, 2), mirrored=True
+        (3, 32, 32), (4, 1, 1), (192, 384, 384), (2, 1, 2), 0.25, 64, 1, (1, 2, 2), mirrored=True, reflecting=True
     ),
 }
 

@@ -26,6 +26,14 @@ def make_ellips(covariance_type: str = "full") -> Ellips:
     return ellips.fit(latents, labels)
 
 
+def make_loss(name: str, gaussians: str) -> ScoreCrossEntropy | CertifiedRadius:
+    if name == "entropy":
+        return ScoreCrossEntropy(gaussians)  # type: ignore[arg-type]
+    if name == "sigmoid":
+        return CertifiedRadius(1.0, "exact", gaussians, width=0.3)  # type: ignore[arg-type]
+    return CertifiedRadius(1.0, name, gaussians)  # type: ignore[arg-type]
+
+
 def test_cross_entropy_is_that_of_the_posterior() -> None:
     latents, labels = make_batch(60)
     ellips = Ellips(3, 3).fit(latents, labels)
@@ -74,29 +82,40 @@ def test_the_hinge_is_the_mean_shortfall_of_the_radius(method: str) -> None:
     assert float(value) == pytest.approx(expected / 90, rel=1e-9)
 
 
+@pytest.mark.parametrize("method", ["exact", "pairwise"])
+def test_with_a_width_the_loss_is_the_share_that_is_not_certified(method: str) -> None:
+    latents, labels = make_batch(90, spread=1.2)
+    ellips, target = make_ellips(), 0.6
+    certificate = ellips.certify(latents, method)  # type: ignore[arg-type]
+    certified = (certificate.prediction == labels) & (certificate.radius >= target)
+    share = float((~certified).double().mean())
+    assert 0.1 < share < 0.9
+    narrow = CertifiedRadius(target, method, "fitted", width=1e-6)  # type: ignore[arg-type]
+    assert float(narrow(latents, labels, ellips)) == pytest.approx(share, abs=1e-4)
+    signed = signed_radius(ellips, latents, labels, method)  # type: ignore[arg-type]
+    wide = CertifiedRadius(target, method, "fitted", width=0.2)  # type: ignore[arg-type]
+    expected = torch.sigmoid((target - signed) / 0.2)
+    assert float(wide(latents, labels, ellips)) == pytest.approx(float(expected.mean()), abs=5e-5)
+    assert int((signed > target + 0.2).sum()) > 5  # which the hinge would leave out
+
+
 @pytest.mark.parametrize("covariance_type", ["full", "diagonal"])
 @pytest.mark.parametrize("gaussians", ["batch", "fitted"])
-@pytest.mark.parametrize("loss", ["exact", "pairwise", "entropy"])
+@pytest.mark.parametrize("loss", ["exact", "pairwise", "entropy", "sigmoid"])
 def test_gradients_agree_with_finite_differences(loss: str, gaussians: str, covariance_type: str) -> None:
     latents, labels = make_batch(15, spread=1.2)
     ellips = make_ellips(covariance_type)
-    term = (
-        ScoreCrossEntropy(gaussians)  # type: ignore[arg-type]
-        if loss == "entropy"
-        else CertifiedRadius(1.0, loss, gaussians)  # type: ignore[arg-type]
-    )
+    term = make_loss(loss, gaussians)
     assert torch.autograd.gradcheck(
         lambda z: term(z, labels, ellips), (latents.requires_grad_(),), eps=1e-6, atol=2e-5, rtol=1e-4
     )
 
 
-@pytest.mark.parametrize("loss", ["exact", "pairwise", "entropy"])
+@pytest.mark.parametrize("loss", ["exact", "pairwise", "entropy", "sigmoid"])
 def test_a_trainable_mixture_gets_the_gradient_of_finite_differences(loss: str) -> None:
     latents, labels = make_batch(24, spread=1.2)
     ellips = make_ellips().trainable_()
-    term = (
-        ScoreCrossEntropy("fitted") if loss == "entropy" else CertifiedRadius(1.0, loss, "fitted")  # type: ignore[arg-type]
-    )
+    term = make_loss(loss, "fitted")
     term(latents, labels, ellips).backward()
     for name, parameter in ellips.named_parameters():
         assert parameter.grad is not None
@@ -142,7 +161,8 @@ def test_a_mixture_is_asked_for_and_settings_are_checked() -> None:
     latents, labels = make_batch()
     with pytest.raises(ValueError, match="mixture"):
         ScoreCrossEntropy()(latents, labels)
-    for options in ({"radius": 0.0}, {"radius": 1.0, "method": "theorem"}, {"radius": 1.0, "gaussians": "none"}):
+    wrong = [{"radius": 0.0}, {"radius": 1.0, "method": "theorem"}, {"radius": 1.0, "gaussians": "none"}]
+    for options in (*wrong, {"radius": 1.0, "width": 0.0}, {"radius": 1.0, "width": float("nan")}):
         with pytest.raises(ValueError, match="Expected"):
             CertifiedRadius(**options)  # type: ignore[arg-type]
     assert Objective([ScoreCrossEntropy("fitted")]).needs_fitted_mixture
