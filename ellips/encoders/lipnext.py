@@ -147,8 +147,9 @@ class LipNeXtArchitecture(EncoderArchitecture):
     def untold(self) -> str:
         """Absolute values, what is pooled, and edges: two networks of the same weights may differ in them."""
         told = LipNeXtArchitecture()
-        names = [name for name in ("absolute_share", "pools", "reflecting") if getattr(self, name) != getattr(told, name)]
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+        names = ("absolute_share", "pools", "reflecting")
+        values = {name: getattr(self, name) for name in names if getattr(self, name) != getattr(told, name)}
+        return ", ".join(f"{name}={value!r}" for name, value in values.items())
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Self:

@@ -80,7 +80,8 @@ def _padded_by_mode(node: Node, self: Node, pad: Sequence[int], mode: str, value
     return _padded(node, self, pad, 0.0) if mode == "constant" else _repeated(node)
 
 
-@allow("index_select.default", *(f"{m}_pad{axes}d.default" for m in ("reflection", "replication") for axes in (1, 2, 3)))
+@allow("index_select.default")
+@allow(*(f"{mode}_pad{axes}d.default" for mode in ("reflection", "replication") for axes in (1, 2, 3)))
 def _repeated(node: Node, **_: object) -> Effect:
     """Some of the numbers, one of them at most n times: ``Σ n_i (x_i - y_i)^2 <= n ‖x - y‖^2``, hence sqrt(n)."""
     part = only(node)

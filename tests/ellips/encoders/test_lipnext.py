@@ -45,7 +45,7 @@ KINDS = {
 
 @pytest.fixture(scope="module", params=KINDS)
 def tiny(request: pytest.FixtureRequest) -> LipNeXtArchitecture:
-    """Blocks of two products, and of one; pooling between stages and at the end over four parts; mirrored; reflecting."""
+    """Blocks of two products, and of one; pooling between stages and at the end over four parts; mirrored; edges."""
     return KINDS[request.param]
 
 

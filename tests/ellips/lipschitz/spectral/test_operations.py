@@ -56,6 +56,7 @@ MATRICES = torch.stack([torch.zeros(6, 1), torch.ones(6, 1)])
 VARIANCE = torch.tensor([0.01, 4.0, 100.0, 1.0, 1.0])
 FACTORS = torch.tensor([-3.0, 0.5]).view(2, 1, 1)
 SQUARE, ROWS = constants(6, 6), constants(4, 4)
+PLACES = torch.tensor([7, 47, 7, 0, 3, 7, 47])
 AFFINE: dict[str, Function] = {
     "sum of two": lambda x: x + 3 * x.flip(3),
     "sum that broadcasts": lambda x: torch.add(x, x[:, :1, :1, :1], alpha=2),
@@ -134,6 +135,9 @@ AFFINE: dict[str, Function] = {
     "stacked": lambda x: torch.stack([x, 3 * x], 2),
     "padded": lambda x: functional.pad(x, (2, -1, 0, 3), value=4.0),
     "selected": lambda x: x[:, 1, 1:3, ::2],
+    "rearranged by places": lambda x: x - 2 * x.index_select(3, torch.tensor([5, 0, 2, 1, 4, 3])),
+    "some places twice and some three times": lambda x: x.flatten(1).index_select(1, PLACES),
+    "some places left out, and added": lambda x: x[..., :2] + x.index_select(3, torch.tensor([1, 1])),
     "shuffled": lambda x: functional.pixel_unshuffle(x, 2),
 }  # fmt: skip
 
@@ -359,7 +363,11 @@ def test_numbers_that_are_rolled_come_once_each(roll: Function) -> None:
     assert truth * (1 - 1e-7) <= bound_of(roll, 1024) <= truth * (1 + 1e-6)
 
 
-@pytest.mark.parametrize("roll", [lambda x: x.roll(5), lambda x: x.roll(1, 0)], ids=["all in a row", "the images"])
+@pytest.mark.parametrize(
+    "roll",
+    [lambda x: x.roll(5), lambda x: x.roll(1, 0), lambda x: x.index_select(0, torch.arange(len(x) - 1, -1, -1))],
+    ids=["all in a row", "the images", "the images by places"],
+)
 def test_numbers_that_are_rolled_to_another_image_are_refused(roll: Function) -> None:
     with pytest.raises(UnprovenOperationError, match="Expected"):
         SpectralProduct()(lambda x: roll(x).flatten(1), torch.rand(2, *SHAPE))
@@ -400,7 +408,21 @@ def test_the_projection_on_a_ball_is_divided_by_its_radius(least: float) -> None
     assert jacobian_norm(project, inside) <= bound_of(project) * (1 + 1e-6) <= 1.001 / least
 
 
+def test_places_that_change_change_the_bound() -> None:
+    places = torch.arange(48)
+    prover, images = SpectralProduct(), torch.rand(1, *SHAPE)
+    for repeated in (1, 2, 9):
+        places[:repeated] = 20
+        # Besides those that are written over it, the number that was there before comes once.
+        assert float(prover(lambda x: x.flatten(1).index_select(1, places), images).constant[0]) == pytest.approx(
+            (repeated + 1) ** 0.5
+        )
+
+
 REFUSED: dict[str, Function] = {
+    "places of the image": lambda x: x.index_select(3, (5 * x[0, 0, 0]).long()),
+    "places of the image in a constant": lambda x: torch.eye(6).to(x).index_select(1, (5 * x[0, 0, 0]).long()),
+    "places in their order in the image": lambda x: x.index_select(3, x[0, 0, 0].argsort()),
     "slopes that broadcast": lambda x: aten._prelu_kernel.default(x[:, :1], torch.full((1, 2, 1, 1), 3.0).to(x)),
     "weights of the image": lambda x: functional.linear(x.flatten(1), x.flatten(1)),
     "a bias of the image": lambda x: torch.addmm(x.flatten(1), torch.ones(1, 48).to(x), torch.ones(48, 48).to(x)),
