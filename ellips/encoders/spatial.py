@@ -100,7 +100,8 @@ def moved_groups(pieces: Sequence[Tensor], ways: Sequence[int], reflecting: bool
     found = list(pieces)
     for index, way in enumerate(ways):
         if way in (1, 3):
-            found[index : index + 2] = exchanged(*pieces[index : index + 2], axis=_DIRECTIONS[way - 1][1])
+            opposite = pieces[index + 1]
+            found[index], found[index + 1] = exchanged(pieces[index], opposite, axis=_DIRECTIONS[way - 1][1])
     return found
 
 
