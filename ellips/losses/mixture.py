@@ -129,8 +129,8 @@ class CertifiedRadius(MixtureLoss):
     """Hinge on the certified radius, or the share of images that are not certified, so that training optimises it.
 
     The hinge is ``mean max(0, ε − R_i)``. With a ``width`` w it is ``mean sigmoid((ε − R_i) / w)``: for small w the
-    share of images that are not certified at ε, so that neither those far beyond it nor hopeless ones count, which the
-    hinge gives most weight. It needs Gaussians that are good already, such as fitted ones.
+    share of images that are not certified at ε. Hopeless images pull as little then as those far beyond ε, where the
+    hinge has them pull as much as any; so begin with Gaussians that are good already, such as fitted ones.
 
     ``R_i`` is the radius around a correctly classified latent. Where the prediction is wrong it is continued below
     zero by the first-order distance to the boundary with the class that is predicted, ``m / (2‖b‖)`` with margin m < 0,

@@ -16,7 +16,14 @@ from ellips.encoders import FrozenEncoder, LipNeXt, LipNeXtArchitecture, Lipschi
 from ellips.encoders.lipnext import singular_value_product
 from ellips.encoders.lipschitz import export_encoder, prove, read_architecture
 from ellips.encoders.orthogonal import polar
-from ellips.encoders.spatial import absolute_and_shift, partial_absolute, pooled, shift, space_to_depth
+from ellips.encoders.spatial import (
+    absolute_and_shift,
+    exchanged,
+    partial_absolute,
+    pooled,
+    shift,
+    space_to_depth,
+)
 from ellips.lipschitz import SpectralProduct
 
 TINY = LipNeXtArchitecture((1, 4, 4), (2,), (11,), (2,), 0.3, 6)
@@ -137,6 +144,32 @@ def test_of_pairs_those_without_absolute_value_move_in_four_directions(channels:
     assert len(set(moving)) == 1
     assert all(size % 2 == 0 for size in (still, *moving))
     assert still < 8 or still <= (channels - count) // 4
+
+
+@pytest.mark.parametrize(("axis", "size"), [(1, (4, 6)), (2, (4, 6)), (1, (1, 6)), (2, (4, 1))])
+def test_what_leaves_at_an_edge_comes_into_the_opposite_group_there(axis: int, size: tuple[int, int]) -> None:
+    forward, backward = maps(3, size), maps(3, size) + 10
+    found = exchanged(forward, backward, axis)
+    joined = torch.cat([forward, backward.flip(axis)], axis)  # a way there and back
+    there, back = joined.roll(1, axis).chunk(2, axis)
+    assert torch.equal(found[0], there)
+    assert torch.equal(found[1], back.flip(axis))
+
+
+@pytest.mark.parametrize("pairs", [True, False])
+@pytest.mark.parametrize(("channels", "count"), [(16, 4), (22, 6), (192, 48)])
+def test_reflecting_edges_are_an_isometry_that_agrees_with_the_torus_within(
+    pairs: bool, channels: int, count: int
+) -> None:
+    places = torch.arange(24.0 * channels).view(1, 4, 6, channels) + 1
+    torus, found = (absolute_and_shift(places, count, pairs, edges) for edges in (False, True))
+    assert torch.equal(found.flatten().sort().values, places.flatten())  # every number once
+    assert torch.equal(found[:, 1:-1, 1:-1], torus[:, 1:-1, 1:-1])
+    assert not torch.equal(found, torus)
+    place = (found - 1).long() // channels
+    row, column = place // 6, place % 6
+    far = (row - torch.arange(4).view(-1, 1, 1)).abs() + (column - torch.arange(6).view(-1, 1)).abs()
+    assert far.max() == 1  # nothing comes from the opposite edge
 
 
 @pytest.mark.parametrize("count", [1, 4, 11])
@@ -324,6 +357,20 @@ def test_networks_of_the_same_weights_are_told_apart_by_what_they_do_with_them(t
     assert list(found) == [plain, *told]
     features = list(found.values())
     assert all(not torch.allclose(features[0], other) for other in features[1:])
+
+
+def test_networks_that_differ_in_their_edges_alone_are_told_apart(tmp_path: Path) -> None:
+    path, found = tmp_path / "encoder.safetensors", {}
+    first = KINDS["one_product"]
+    export_encoder(first.trainable(), first, path)
+    state, images = load_file(path), torch.rand(4, *first.image_shape)
+    for reflecting in (False, True):
+        architecture = replace(first, reflecting=reflecting)
+        save_file(state, path, {"lipschitz_architecture": json.dumps(architecture.to_record())})
+        encoder = FrozenEncoder(LipschitzEncoder(path))
+        found[encoder.fingerprint()["architecture"]] = encoder.encode(images)
+    assert [", reflecting=True)" in name for name in found] == [False, True]
+    assert not torch.allclose(*found.values())
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,11 @@ from torch import Tensor
 
 from ellips import Ellips
 from ellips.losses import CertifiedRadius, Objective, ScoreCrossEntropy, signed_radius
-from ellips.losses.mixture import batch_mixture
+from ellips.losses.mixture import Gaussians, batch_mixture
 from tests.ellips.mixtures import quadratic_discriminant
+
+Radius = Literal["exact", "pairwise"]
+Loss = Literal["exact", "pairwise", "entropy", "sigmoid"]
 
 
 def make_batch(n: int = 24, dim: int = 3, spread: float = 2.0) -> tuple[Tensor, Tensor]:
@@ -26,12 +31,12 @@ def make_ellips(covariance_type: str = "full") -> Ellips:
     return ellips.fit(latents, labels)
 
 
-def make_loss(name: str, gaussians: str) -> ScoreCrossEntropy | CertifiedRadius:
+def make_loss(name: Loss, gaussians: Gaussians) -> ScoreCrossEntropy | CertifiedRadius:
     if name == "entropy":
-        return ScoreCrossEntropy(gaussians)  # type: ignore[arg-type]
+        return ScoreCrossEntropy(gaussians)
     if name == "sigmoid":
-        return CertifiedRadius(1.0, "exact", gaussians, width=0.3)  # type: ignore[arg-type]
-    return CertifiedRadius(1.0, name, gaussians)  # type: ignore[arg-type]
+        return CertifiedRadius(1.0, "exact", gaussians, width=0.3)
+    return CertifiedRadius(1.0, name, gaussians)
 
 
 def test_cross_entropy_is_that_of_the_posterior() -> None:
@@ -63,10 +68,10 @@ def test_a_class_missing_from_the_batch_is_named() -> None:
 
 
 @pytest.mark.parametrize("method", ["exact", "pairwise"])
-def test_the_hinge_is_the_mean_shortfall_of_the_radius(method: str) -> None:
+def test_the_hinge_is_the_mean_shortfall_of_the_radius(method: Radius) -> None:
     latents, labels = make_batch(90, spread=1.2)
     ellips, target = make_ellips(), 0.6
-    certificate = ellips.certify(latents, method)  # type: ignore[arg-type]
+    certificate = ellips.certify(latents, method)
     expected = 0.0
     for i in range(90):
         if int(certificate.prediction[i]) == int(labels[i]):
@@ -78,22 +83,22 @@ def test_the_hinge_is_the_mean_shortfall_of_the_radius(method: str) -> None:
         expected += target - float((scores[label] - scores[rival]) / (slope[0] - slope[1]).norm())
     wrong = int((certificate.prediction != labels).sum())
     assert 0 < wrong < 45
-    value = CertifiedRadius(target, method, "fitted")(latents, labels, ellips)  # type: ignore[arg-type]
+    value = CertifiedRadius(target, method, "fitted")(latents, labels, ellips)
     assert float(value) == pytest.approx(expected / 90, rel=1e-9)
 
 
 @pytest.mark.parametrize("method", ["exact", "pairwise"])
-def test_with_a_width_the_loss_is_the_share_that_is_not_certified(method: str) -> None:
+def test_with_a_width_the_loss_is_the_share_that_is_not_certified(method: Radius) -> None:
     latents, labels = make_batch(90, spread=1.2)
     ellips, target = make_ellips(), 0.6
-    certificate = ellips.certify(latents, method)  # type: ignore[arg-type]
+    certificate = ellips.certify(latents, method)
     certified = (certificate.prediction == labels) & (certificate.radius >= target)
     share = float((~certified).double().mean())
     assert 0.1 < share < 0.9
-    narrow = CertifiedRadius(target, method, "fitted", width=1e-6)  # type: ignore[arg-type]
+    narrow = CertifiedRadius(target, method, "fitted", width=1e-6)
     assert float(narrow(latents, labels, ellips)) == pytest.approx(share, abs=1e-4)
-    signed = signed_radius(ellips, latents, labels, method)  # type: ignore[arg-type]
-    wide = CertifiedRadius(target, method, "fitted", width=0.2)  # type: ignore[arg-type]
+    signed = signed_radius(ellips, latents, labels, method)
+    wide = CertifiedRadius(target, method, "fitted", width=0.2)
     expected = torch.sigmoid((target - signed) / 0.2)
     assert float(wide(latents, labels, ellips)) == pytest.approx(float(expected.mean()), abs=5e-5)
     assert int((signed > target + 0.2).sum()) > 5  # which the hinge would leave out
@@ -102,7 +107,7 @@ def test_with_a_width_the_loss_is_the_share_that_is_not_certified(method: str) -
 @pytest.mark.parametrize("covariance_type", ["full", "diagonal"])
 @pytest.mark.parametrize("gaussians", ["batch", "fitted"])
 @pytest.mark.parametrize("loss", ["exact", "pairwise", "entropy", "sigmoid"])
-def test_gradients_agree_with_finite_differences(loss: str, gaussians: str, covariance_type: str) -> None:
+def test_gradients_agree_with_finite_differences(loss: Loss, gaussians: Gaussians, covariance_type: str) -> None:
     latents, labels = make_batch(15, spread=1.2)
     ellips = make_ellips(covariance_type)
     term = make_loss(loss, gaussians)
@@ -112,7 +117,7 @@ def test_gradients_agree_with_finite_differences(loss: str, gaussians: str, cova
 
 
 @pytest.mark.parametrize("loss", ["exact", "pairwise", "entropy", "sigmoid"])
-def test_a_trainable_mixture_gets_the_gradient_of_finite_differences(loss: str) -> None:
+def test_a_trainable_mixture_gets_the_gradient_of_finite_differences(loss: Loss) -> None:
     latents, labels = make_batch(24, spread=1.2)
     ellips = make_ellips().trainable_()
     term = make_loss(loss, "fitted")

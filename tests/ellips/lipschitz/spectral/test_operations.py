@@ -408,6 +408,26 @@ def test_the_projection_on_a_ball_is_divided_by_its_radius(least: float) -> None
     assert jacobian_norm(project, inside) <= bound_of(project) * (1 + 1e-6) <= 1.001 / least
 
 
+def test_places_that_rounding_decides_are_refused() -> None:
+    """0.7 times 10 is 7 in float32 and less in float64: in the proof the two places would not be the same one."""
+    weight = torch.nn.Parameter(torch.tensor([0.7]))
+    wide, narrow = ((kind * 10).long() for kind in (weight.double(), weight))
+    assert (int(wide), int(narrow)) == (6, 7)
+    with pytest.raises(UnprovenOperationError, match="how their computation is rounded"):
+        bound_of(lambda x: x.flatten(1).index_select(1, torch.cat([(weight * 10).long(), torch.tensor([7])])))
+
+
+def test_places_that_every_call_moves_are_refused() -> None:
+    places = torch.arange(48)
+
+    def function(x: Tensor) -> Tensor:
+        places.copy_(places.roll(1) // 2)
+        return x.flatten(1).index_select(1, places)
+
+    with pytest.raises(UnprovenOperationError, match="Expected a function"):
+        bound_of(function)
+
+
 def test_places_that_change_change_the_bound() -> None:
     places = torch.arange(48)
     prover, images = SpectralProduct(), torch.rand(1, *SHAPE)
