@@ -15,16 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ellips.encoders.orthogonal import OrthonormalRows, random_orthogonal
-from ellips.encoders.spatial import (
-    GREY,
-    StageSizes,
-    exchanged,
-    fast_groups,
-    moved,
-    moved_groups,
-    pooled,
-    space_to_depth,
-)
+from ellips.encoders.spatial import GREY, StageSizes, fast_groups, moved_groups, pooled, space_to_depth
 
 _ROOT_HALF = 0.5**0.5
 Exact = Callable[[Tensor], Tensor]
@@ -125,12 +116,9 @@ class _MirroredStage(nn.Module):
 
     def _sideways(self, way: int, own: Tensor, partner: Tensor) -> tuple[Tensor, Tensor]:
         """Move a group to the right or to the left, and its partners the other way."""
-        if not self.reflecting:
-            return moved(own, way), moved(partner, _SIDEWAYS[way])
-        if way == _RIGHT:
-            return exchanged(own, partner, axis=2)
-        partner, own = exchanged(partner, own, axis=2)
-        return own, partner
+        right, left = (own, partner) if way == _RIGHT else (partner, own)
+        right, left = moved_groups((right, left), (_RIGHT, _LEFT), self.reflecting)
+        return (right, left) if way == _RIGHT else (left, right)
 
     def matrices(self) -> list[Tensor]:
         """Return the two matrices of each block; of the first ones only columns that something comes to."""
