@@ -2,6 +2,7 @@
 
     python -m benchmarks.lipschitz_encoders [--quick] [--json FILE] [--cifar FOLDER] [--minutes M] [--full]
         [--keep FOLDER]
+    python -m benchmarks.lipschitz_encoders --cifar FOLDER --encoder cifar10_lipnext
 
 LipNeXt (orthogonal products and shifts) against deel-torchlip's layers, on scikit-learn's digits or, with ``--cifar``,
 on CIFAR-10 as image files (``train/<class>``, ``test/<class>``). Both have the same objective and augmentation, each a
@@ -13,7 +14,8 @@ and proven; ``--keep`` keeps the files. Two kinds of classifiers stand on its fe
 certificate of pairwise margins, and Gaussians with exact radii, fitted with several regularisations or trained on those
 radii, of which each radius has its own, chosen on the validation split. All accuracies are those of the test split.
 ``points_ahead`` tells for each radius by how many points the Gaussians of the first LipNeXt are above its own margin,
-and above what the frontier has at their clean accuracy.
+and above what the frontier has at their clean accuracy. With ``--encoder``, a shipped one or a file that was kept, only
+Gaussians are trained, and what they and its own linear classifier certify is told of that one.
 Ratios:
 
 - ``certified_36_over_torchlip``: certified accuracy at 36/255 by pairwise margins, LipNeXt's over torchlip's.
@@ -50,6 +52,8 @@ from ellips.encoders import (
     LipschitzEncoder,
 )
 from ellips.encoders.augmentation import step_generator
+from ellips.encoders.margin_classifier import margin_radii
+from ellips.encoders.weights import shipped_names
 from ellips.lightning_modules import LipschitzEncoderTraining
 from ellips.splits import digits_part
 
@@ -202,20 +206,44 @@ def evaluate(task: Task, contender: Contender, folder: Path) -> dict[str, Any]:
     """Export and prove a network, and certify the test split by its own classifier and by Gaussians."""
     path = folder / f"{contender.module.export_name}.safetensors"
     record = contender.module.export(path)
-    encoder = FrozenEncoder(LipschitzEncoder(path))
-    features = {part: _encode(encoder, images) for part, (images, _) in task.parts.items()}
-    classifier = contender.module.classifier
-    with torch.no_grad():
-        prediction, radius = classifier.certify(LinearHead(path.with_stem(f"{path.stem}-head"))(features["test"]))
-    labels = {part: labels for part, (_, labels) in task.parts.items()}
-    constant = record["proven_constant"]
     return {
         "steps": contender.steps,
         "seconds": contender.spent,
         "weights": sum(parameter.numel() for parameter in contender.module.encoder.parameters()),
         "constant_before_division": record["proven_constant_before_division"],
-        "margin": summary(prediction, radius / constant, labels["test"]),
-        "ellips_chosen_for": gaussians(features, labels, constant),
+        **certified(task.parts, path),
+    }
+
+
+def certified(parts: Parts, weights: str | Path) -> dict[str, Any]:
+    """Prove an encoder, and certify the test split by its own linear classifier and by Gaussians.
+
+    Args:
+        parts: Images and labels.
+        weights: Of the encoder: a file beside that of its classifier, or the name of a shipped one.
+    """
+    encoder = LipschitzEncoder(weights)
+    frozen = FrozenEncoder(encoder)
+    features = {part: _encode(frozen, images) for part, (images, _) in parts.items()}
+    labels = {part: labels for part, (_, labels) in parts.items()}
+    shipped = str(weights) in shipped_names()
+    head = LinearHead(weights if shipped else Path(weights).with_stem(f"{Path(weights).stem}-head"))
+    directions = head.linear.weight
+    edges = torch.cdist(directions, directions, compute_mode="donot_use_mm_for_euclid_dist")
+    prediction, radius = margin_radii(head(features["test"]), edges)
+    return {
+        "margin": summary(prediction, radius / encoder.constant, labels["test"]),
+        "ellips_chosen_for": gaussians(features, labels, encoder.constant),
+    }
+
+
+def over_margin(found: dict[str, Any]) -> dict[str, float]:
+    """Return the ratios of the Gaussians to the linear classifier, of what :func:`certified` returns."""
+    first = f"{36 / 255:.4g}"
+    margin, ellips = found["margin"], found["ellips_chosen_for"][first]
+    return {
+        "ellips_over_margin_36": _over(ellips["certified_accuracy"][first], margin["certified_accuracy"][first]),
+        "ellips_over_margin_mean_radius": _over(ellips["mean_radius"], margin["mean_radius"]),
     }
 
 
@@ -251,11 +279,9 @@ def measure(
         found = {name: evaluate(task, each, keep or Path(folder)) for name, each in contenders.items()}
     first = f"{36 / 255:.4g}"
     ours, theirs = found["lipnext"], found["torchlip"]
-    margin, ellips = ours["margin"], ours["ellips_chosen_for"][first]
     ratios = {
         "certified_36_over_torchlip": _over(*(each["margin"]["certified_accuracy"][first] for each in (ours, theirs))),
-        "ellips_over_margin_36": _over(ellips["certified_accuracy"][first], margin["certified_accuracy"][first]),
-        "ellips_over_margin_mean_radius": _over(ellips["mean_radius"], margin["mean_radius"]),
+        **over_margin(ours),
         "orthogonal_over_plain_step": over_plain,
     }
     spread = {name: [min(values), sorted(values)[rounds // 2], max(values)] for name, values in times.items()}
@@ -273,15 +299,21 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--minutes", type=float, default=None, help="of training for each network; 15 unless given")
     parser.add_argument("--full", action="store_true", help="90 minutes, and the frontier of four margins")
     parser.add_argument("--keep", type=Path, default=None, metavar="FOLDER", help="for the exported networks")
+    parser.add_argument("--encoder", metavar="NAME", help="a shipped encoder, or a file: train none, evaluate this one")
     given: argparse.Namespace = parser.parse_args(args)
     if given.keep is not None:
         given.keep.mkdir(parents=True, exist_ok=True)
     minutes = given.minutes or (90.0 if given.full else 0.1 if given.quick else 15.0)
     rounds = 5 if given.quick else 31
     task = digits_task() if given.cifar is None else cifar_task(given.cifar)
+    data = "digits" if given.cifar is None else "CIFAR-10 as image files"
+    if given.encoder is not None:
+        found = certified(task.parts, given.encoder)
+        settings = {"data": data, "encoder": given.encoder}
+        return report("lipschitz_encoders", over_margin(found), settings, measurements=found, json_file=given.json)
     ratios, measurements = measure(task, minutes, rounds, given.full, given.keep)
     settings = {
-        "data": "digits" if given.cifar is None else "CIFAR-10 as image files",
+        "data": data,
         "minutes": minutes,
         "quick": given.quick,
         "batch_sizes": task.batch_sizes,

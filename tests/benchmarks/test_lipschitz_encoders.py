@@ -56,7 +56,10 @@ def test_both_architectures_are_trained_proven_and_certified(tmp_path: Path, mon
     assert result["measurements"]["points_ahead"] == _lipschitz.ahead(networks)
     assert (tmp_path / "result.json").is_file()
     for name in networks:
-        assert 0.99 < LipschitzEncoder(tmp_path / "kept" / f"{name}.safetensors").constant <= 1.00001
+        kept = tmp_path / "kept" / f"{name}.safetensors"
+        assert 0.99 < LipschitzEncoder(kept).constant <= 1.00001
+        again = lipschitz_encoders.main(["--quick", "--encoder", str(kept)])
+        assert again["measurements"] == {key: networks[name][key] for key in ("margin", "ellips_chosen_for")}
 
 
 def line(clean: float, certified: float) -> dict[str, Any]:

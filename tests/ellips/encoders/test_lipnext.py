@@ -16,14 +16,7 @@ from ellips.encoders import FrozenEncoder, LipNeXt, LipNeXtArchitecture, Lipschi
 from ellips.encoders.lipnext import singular_value_product
 from ellips.encoders.lipschitz import export_encoder, prove, read_architecture
 from ellips.encoders.orthogonal import polar
-from ellips.encoders.spatial import (
-    absolute_and_shift,
-    exchanged,
-    partial_absolute,
-    pooled,
-    shift,
-    space_to_depth,
-)
+from ellips.encoders.spatial import absolute_and_shift, exchanged, partial_absolute, pooled, shift, space_to_depth
 from ellips.lipschitz import SpectralProduct
 
 TINY = LipNeXtArchitecture((1, 4, 4), (2,), (11,), (2,), 0.3, 6)
